@@ -1,3 +1,11 @@
-//! Shoal's core: every decision, every byte layout, all the mathematics; no I/O, no clock.
+//! Shoal's core: every decision, every byte layout, all the mathematics. No I/O, no clock.
+//!
+//! Begin with [`units`] for the words, [`wire`] for what is said. `ARCHITECTURE.md` tells the life of
+//! a microbatch through all of them.
 
+pub mod compute;
 pub mod config;
+pub mod limits;
+pub mod transport;
+pub mod units;
+pub mod wire;

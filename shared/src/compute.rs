@@ -1,0 +1,158 @@
+//! The one boundary to the mathematics: jobs in, results out.
+//!
+//! The peer decides what is computed and in which order; an implementation owns weights,
+//! gradients and stored border inputs. It is [`crate::model`] in the clients and a fake that
+//! takes time in the simulation. It knows no peers, no rounds' outcome, no network.
+//!
+//! Invariant: jobs are done one at a time in the order given, each gives exactly one [`Done`].
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use crate::transport::MaybeSend;
+use crate::units::{Digest, Round, StageId, StageRange, Step};
+use crate::wire::frame::{Mode, Slot};
+
+/// Where a stage's weights and moments come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StageState {
+    /// The run's seed: round 0.
+    Seed,
+    /// A blob that another seat's [`Done::Snapshot`] gave; its hash was checked, its content not.
+    Blob(Bytes),
+}
+
+/// What enters a seat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Token ids, `[sequences, context + 1]`, row after row; the last column are targets only.
+    pub tokens: Vec<u32>,
+    /// What the seat before sent, in the run's number format; `None` at the head.
+    pub boundary: Option<Bytes>,
+    /// Number of the microbatch's first sample: keys the stochastic rounding.
+    pub first_sample: u64,
+}
+
+/// Work for a seat.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Job {
+    /// Take these stages, and drop all gradients and stored inputs of before.
+    Seat {
+        /// Stages of the seat.
+        stages: StageRange,
+        /// One state a stage, in order.
+        states: Vec<StageState>,
+    },
+    /// Forward through the seat. In [`Mode::Train`] the input is kept for the backward.
+    ///
+    /// The last seat in training only keeps the input: its backward runs the forward anyway.
+    Forward {
+        /// The microbatch.
+        slot: Slot,
+        /// Training or evaluation.
+        mode: Mode,
+        /// What enters.
+        input: Input,
+    },
+    /// Backward through the seat from its kept input; adds to the step's gradients.
+    Backward {
+        /// The microbatch.
+        slot: Slot,
+        /// Gradient of the sum of token losses, in the run's number format; `None` at the last seat.
+        gradient: Option<Bytes>,
+        /// Tokens of the whole step, when this is the step's last microbatch: asks for the norm.
+        step_tokens: Option<u64>,
+    },
+    /// The optimizer's update with the gradients of `step`, which are then cleared.
+    Apply {
+        /// The step that is applied.
+        step: Step,
+        /// What clipping multiplies all gradients by.
+        scale: f32,
+        /// Samples done before this step: sets the learning rate.
+        samples_done: u64,
+        /// Tokens of the whole step: gradients are divided by them.
+        step_tokens: u64,
+    },
+    /// Copy out weights and moments.
+    Snapshot {
+        /// The round whose theta it will be.
+        round: Round,
+    },
+}
+
+/// A stage's weights and moments at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The stage.
+    pub stage: StageId,
+    /// Hash of the agreed part (weights): equal in all replicas at a commit.
+    pub agreed: Digest,
+    /// Weights and moments as one safetensors file; its own hash is the blob's name.
+    pub blob: Bytes,
+}
+
+/// A job's result.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Done {
+    /// The seat holds its stages.
+    Seated,
+    /// A forward.
+    Forward {
+        /// The microbatch.
+        slot: Slot,
+        /// What the next seat receives; `None` at the last seat.
+        boundary: Option<Bytes>,
+        /// Sum of token losses, at the last seat in [`Mode::Evaluate`].
+        loss_sum: Option<f64>,
+    },
+    /// A backward.
+    Backward {
+        /// The microbatch.
+        slot: Slot,
+        /// What the seat before receives; `None` at the head.
+        gradient: Option<Bytes>,
+        /// Sum of token losses, at the last seat.
+        loss_sum: Option<f64>,
+        /// Sum of squared gradients (of the step's mean loss) over the seat, where it was asked for.
+        norm_squared: Option<f64>,
+    },
+    /// An update.
+    Applied {
+        /// The step that was applied.
+        step: Step,
+    },
+    /// Copies of all stages of the seat, in order.
+    Snapshot {
+        /// The round that was asked for.
+        round: Round,
+        /// One a stage.
+        stages: Vec<Snapshot>,
+    },
+    /// A stage met NaN or infinity.
+    NonFinite {
+        /// The microbatch.
+        slot: Slot,
+        /// The first stage of the seat whose output is not finite.
+        stage: StageId,
+        /// Whether the seat's own input was finite: then the fault is this seat's.
+        own: bool,
+    },
+    /// An input does not fit the model: wrong length, a token out of range, a scale that is not finite.
+    Refused {
+        /// What was wrong with it, in words.
+        reason: String,
+    },
+    /// The device is lost or out of memory; no further job can be done.
+    Failed {
+        /// What happened, in words.
+        reason: String,
+    },
+}
+
+/// Does the work of a seat.
+pub trait Compute: MaybeSend + 'static {
+    /// Does one job. Not cancel safe: drive it to its end.
+    fn run(&mut self, job: Job) -> impl Future<Output = Done> + MaybeSend;
+}

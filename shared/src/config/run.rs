@@ -1,0 +1,86 @@
+//! A run's configuration once it is valid: what all sides compute with.
+//!
+//! Made from what a host wrote by [`super::written`], sent to volunteers as JSON, kept in the journal.
+//! Values here are in range; nothing downstream checks them again.
+//!
+//! Invariant: two volunteers with equal `RunConfig` derive the same model, bit for bit.
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{ModelConfig, NumberFormat};
+use crate::units::{Digest, Span};
+
+/// A run, as host and volunteers agree on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// What people call it.
+    pub name: String,
+    /// Everything that is not data or learned follows from it.
+    pub seed: u64,
+    /// The transformer, its cut into stages and its boundary codec.
+    pub model: ModelConfig,
+    /// How boundaries are packed where they cross the network.
+    pub format: NumberFormat,
+    /// Batch sizes, learning rate and length.
+    pub training: TrainingConfig,
+    /// How rounds, seats and durability go.
+    pub schedule: ScheduleConfig,
+}
+
+/// How the model is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingConfig {
+    /// Samples (sequences) a step. A multiple of `microbatches`.
+    pub batch: u32,
+    /// Microbatches a step.
+    pub microbatches: u16,
+    /// Highest learning rate, after warm-up.
+    pub learning_rate: f64,
+    /// Global gradient norm above which gradients are scaled down.
+    pub clip: f64,
+    /// Length of the run in samples: what the learning rate's schedule is laid over. The run ends there.
+    pub samples: u64,
+    /// Samples over which the learning rate rises from 0.
+    pub warmup_samples: u64,
+}
+
+/// How the run is organised.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleConfig {
+    /// Steps a round.
+    pub round_steps: u32,
+    /// Longest a round may take until it is closed with the steps it has.
+    pub round_max: Span,
+    /// Seats that the run waits for; 1 lets a single volunteer hold all stages.
+    pub seats_min: u16,
+    /// Pipelines at most.
+    pub pipelines_max: u16,
+    /// An evaluation each so many rounds; 0 for none.
+    pub eval_rounds: u32,
+    /// Microbatches of held-out data an evaluation.
+    pub eval_microbatches: u16,
+    /// Between checkpoints in the store.
+    pub checkpoint: Span,
+    /// How long a lost last copy is waited for before the run goes back.
+    pub rewind_wait: Span,
+}
+
+impl RunConfig {
+    /// Sequences in one microbatch.
+    pub fn microbatch_sequences(&self) -> u16 {
+        u16::try_from(self.training.batch / u32::from(self.training.microbatches))
+            .expect("a validated batch is at most 65,535 sequences a microbatch")
+    }
+
+    /// Tokens whose loss one step sums up.
+    pub fn step_tokens(&self) -> u64 {
+        u64::from(self.training.batch) * self.model.context as u64
+    }
+
+    /// A name for this configuration: a journal or store made under another one is refused.
+    pub fn digest(&self) -> Digest {
+        let text =
+            serde_json::to_vec(self).expect("a configuration has string keys and finite numbers");
+        Digest::of(&text)
+    }
+}

@@ -1,0 +1,50 @@
+//! Every limit in one place: a name, a number and the reason for it.
+//!
+//! ARCHITECTURE.md lists them for people. A queue, retry or size without an entry here is a bug.
+
+use crate::units::Span;
+
+/// Largest frame between peers. A `base` microbatch of dense f32 (8 x 1,024 x 768 x 4 B = 25 MB) fits.
+pub const FRAME_BYTES_MAX: usize = 32 << 20;
+/// Largest piece of a frame in one data channel message. Every WebRTC stack carries 64 KiB.
+pub const CHUNK_BYTES_MAX: usize = 32 << 10;
+/// Largest JSON message to or from the host: an SDP is a few KB, a welcome with a long configuration 16 KB.
+pub const SIGNAL_BYTES_MAX: usize = 64 << 10;
+/// Bytes of half-received frames that a peer may make us keep.
+pub const REASSEMBLY_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
+/// Piece of a stage's state in one frame: small beside a microbatch, so that microbatches go first.
+pub const STATE_CHUNK_BYTES: usize = 256 << 10;
+/// State chunks that a peer may ask for ahead: fills 80 Mbit/s at 100 ms.
+pub const STATE_CHUNKS_AHEAD: u32 = 8;
+/// Largest blob of one stage: weights and both moments of 350 M parameters.
+pub const STATE_BYTES_MAX: u64 = 4 << 30;
+/// Microbatches a seat keeps unread per neighbour, beyond those the schedule needs.
+pub const CREDIT_SLACK: u32 = 2;
+/// Frames of a future epoch that are kept unread until the host says it is current.
+pub const EARLY_FRAMES_MAX: usize = 64;
+/// Leases the head holds ahead, so that a round trip to the host costs no pause.
+pub const LEASES_AHEAD: usize = 2;
+/// Silence on a link before the neighbour is suspected: never sooner, a busy tab stalls this long.
+pub const SILENCE_MIN: Span = Span::from_secs(2);
+/// ... and never later, so that a loss is noticed within 10 s.
+pub const SILENCE_MAX: Span = Span::from_secs(8);
+/// Between keepalives on a link, and between the host's pings.
+pub const KEEPALIVE: Span = Span::from_secs(1);
+/// How long a link may take to open before it is tried again, or its ends are placed apart.
+pub const LINK_OPEN_MAX: Span = Span::from_secs(8);
+/// Tries to open a link between the same two before they are placed apart.
+pub const LINK_TRIES_MAX: u32 = 3;
+/// How long a volunteer whose connection to the host broke keeps its seat.
+pub const AWAY_MAX: Span = Span::from_secs(8);
+/// How long a line-up may take until all seats are ready.
+pub const READY_MAX: Span = Span::from_secs(60);
+/// How long a pipeline may go without a step before its line-up is renewed.
+pub const STALL_MAX: Span = Span::from_secs(120);
+/// How long the host waits after a restart for the pipelines it knew.
+pub const RESUME_MAX: Span = Span::from_secs(15);
+/// How long a ticket for an upload is good.
+pub const UPLOAD_MAX: Span = Span::from_secs(300);
+/// Volunteers connected to one host process.
+pub const VOLUNTEERS_MAX: usize = 20_000;
+/// Longest name a volunteer may give itself, in characters.
+pub const NAME_CHARS_MAX: usize = 32;

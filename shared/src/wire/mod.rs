@@ -1,0 +1,9 @@
+//! Whatever crosses a boundary between programs, as one type that both sides use.
+//!
+//! [`frame`] is what peers say to each other, [`signal`] what they say to the host, [`chunk`] how frames fit
+//! into data channel messages, [`number`] how a boundary's numbers are packed.
+//!
+//! Invariant: decoding any bytes never panics and allocates no more than its limit.
+
+pub mod frame;
+pub mod signal;

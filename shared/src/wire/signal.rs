@@ -1,0 +1,528 @@
+//! What volunteers and the host say to each other: JSON text over one WebSocket.
+//!
+//! All messages about a seat carry its [`Place`]. The host speaks first ([`Down::Hello`]), the volunteer
+//! answers with [`Up::Join`], and is welcomed or refused.
+//!
+//! Invariant: a message of more than [`SIGNAL_BYTES_MAX`](crate::limits::SIGNAL_BYTES_MAX) bytes is not read.
+
+use serde::{Deserialize, Serialize};
+
+use super::frame::{Mode, Place};
+use crate::config::run::RunConfig;
+use crate::transport::LinkSignal;
+use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageId, StageRange, Step};
+
+/// What a volunteer is and can do, as it says itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// `native` or `browser`.
+    pub kind: VolunteerKind,
+    /// Name of the device, for people.
+    pub device: String,
+    /// Memory it lends, in bytes.
+    pub memory_bytes: u64,
+    /// Microseconds that forward and backward of one block of the run take for one sequence.
+    pub block_us: u64,
+    /// Share of the time it lends, in percent, 10 to 100.
+    pub throttle_percent: u8,
+    /// Whether it wants to be reached through relays only.
+    pub relay_only: bool,
+}
+
+/// Where a volunteer runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolunteerKind {
+    /// The headless client.
+    Native,
+    /// A browser tab.
+    Browser,
+}
+
+/// A stage's state that somebody holds: round, stage and both hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Held {
+    /// The round whose theta it is.
+    pub round: Round,
+    /// The stage.
+    pub stage: StageId,
+    /// Hash of the agreed part.
+    pub agreed: Digest,
+    /// Hash of the whole blob.
+    pub blob: Digest,
+}
+
+/// What a volunteer that was seated when its connection broke brings back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The number it had.
+    pub peer: PeerId,
+    /// Its seat, if it still works in one.
+    pub place: Option<Place>,
+    /// As head: its last report.
+    pub report: Option<Report>,
+    /// As head: leases it holds and has not finished, by step.
+    pub leases: Vec<Lease>,
+    /// Its last `holds`, if no commit answered it yet.
+    pub holds: Option<Holds>,
+}
+
+/// The volunteer's first message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Join {
+    /// [`VERSION`](super::frame::VERSION) of the volunteer's build.
+    pub version: u8,
+    /// Ed25519 public key, 64 hexadecimal digits.
+    pub key: Digest,
+    /// Ed25519 signature over [`join_message`], 128 hexadecimal digits.
+    pub proof: String,
+    /// Number of this session, drawn by the volunteer: two processes never share one.
+    pub session: u64,
+    /// What to call it, on the page.
+    pub name: String,
+    /// What it is and can do.
+    pub capabilities: Capabilities,
+    /// State it has kept.
+    pub kept: Vec<Held>,
+    /// What it was doing when the connection broke.
+    pub resume: Option<Resume>,
+    /// An invitation, where the run asks for one.
+    pub invite: Option<String>,
+}
+
+/// The bytes that [`Join::proof`] signs.
+pub fn join_message(nonce: &Digest, session: u64) -> Vec<u8> {
+    let mut message = b"shoal join ".to_vec();
+    message.extend_from_slice(&nonce.0);
+    message.extend_from_slice(&session.to_le_bytes());
+    message
+}
+
+/// The bytes that a link's `hello` signs: who speaks to whom, over which certificates.
+///
+/// `from_*` is the signing end. Fingerprints are compared as SDP writes them, in upper case.
+pub fn hello_message(
+    from: PeerId,
+    from_fingerprint: &str,
+    to: PeerId,
+    to_fingerprint: &str,
+) -> Vec<u8> {
+    let text = format!(
+        "shoal hello {from} {} {to} {}",
+        from_fingerprint.to_ascii_uppercase(),
+        to_fingerprint.to_ascii_uppercase()
+    );
+    text.into_bytes()
+}
+
+/// A head's account of its round, cumulative.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Line-up and round.
+    pub place: Place,
+    /// Steps done in the round.
+    pub steps: u32,
+    /// Mean token loss of the last step, in nats.
+    pub loss: f64,
+    /// Mean token loss over the round so far, in nats.
+    pub round_loss: f64,
+    /// Microseconds from the round's beginning to the end of its last step.
+    pub elapsed_us: u64,
+    /// Bytes of frames sent between peers by this pipeline's head in the round, payloads only.
+    pub payload_bytes: u64,
+}
+
+/// A seat's results for the end of a round. Provisional until the commit names the attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// Line-up, and the round that was trained; the results are `theta_{round + 1}`.
+    pub place: Place,
+    /// The attempt that [`Down::Begin`] named.
+    pub attempt: Attempt,
+    /// Steps that were applied in the round.
+    pub steps: u32,
+    /// One a stage of the seat.
+    pub stages: Vec<Held>,
+}
+
+/// The samples of exactly one step of one pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Line-up and round.
+    pub place: Place,
+    /// The step.
+    pub step: Step,
+    /// Its samples.
+    pub samples: SampleRange,
+    /// Whether the round ends with this step.
+    pub last: bool,
+}
+
+/// Volunteer to host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Up {
+    /// Let me in.
+    Join(Box<Join>),
+    /// For another volunteer, to open a link.
+    Signal {
+        /// The other end.
+        to: PeerId,
+        /// What it is told.
+        signal: LinkSignal,
+    },
+    /// Links are up and `theta_round` is in place.
+    Ready {
+        /// The seat.
+        place: Place,
+        /// Hashes of its stages' theta.
+        stages: Vec<Held>,
+    },
+    /// After each step, from the head.
+    Report(Report),
+    /// After each round, from each seat.
+    Holds(Holds),
+    /// The mean token loss of an evaluation, from the head.
+    Evaluated {
+        /// Line-up, and the round that was evaluated.
+        place: Place,
+        /// Mean token loss on held-out data, in nats.
+        loss: f64,
+    },
+    /// A copy that the host asked for is complete and checked.
+    Copied {
+        /// What I hold now.
+        held: Held,
+    },
+    /// A copy or a seat's state could not be had from any source I was told.
+    Missing {
+        /// The round.
+        round: Round,
+        /// The stage.
+        stage: StageId,
+    },
+    /// An upload is done.
+    Uploaded {
+        /// The round.
+        round: Round,
+        /// The stage.
+        stage: StageId,
+        /// The ticket it was done with.
+        ticket: String,
+    },
+    /// Something about me changed.
+    Update {
+        /// Share of the time it lends, in percent.
+        throttle_percent: u8,
+        /// Memory it lends, in bytes.
+        memory_bytes: u64,
+        /// Whether it rests: it gives up its seat as in `finish`, and stays connected.
+        paused: bool,
+    },
+    /// A neighbour is silent, or no link to it opens.
+    Suspect {
+        /// My seat.
+        place: Place,
+        /// Whom I suspect.
+        peer: PeerId,
+        /// Why.
+        suspicion: Suspicion,
+    },
+    /// A stage made NaN or infinity, from finite input if `own`.
+    NonFinite {
+        /// My seat.
+        place: Place,
+        /// The stage.
+        stage: StageId,
+        /// Whether the seat's input was finite.
+        own: bool,
+    },
+    /// I leave after this round's commit; please find a replacement.
+    Finish,
+    /// I leave now.
+    Leave {
+        /// Whether it is a reload that comes back.
+        may_return: bool,
+    },
+    /// Answer to [`Down::Ping`].
+    Pong {
+        /// The ping's number.
+        nonce: u64,
+    },
+}
+
+/// Why a neighbour is suspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Suspicion {
+    /// Nothing was heard of it for too long.
+    Silent,
+    /// No link to it opened in time.
+    Unreachable,
+    /// It sent what no correct build sends.
+    Malformed,
+    /// The microbatch it should have sent is long overdue.
+    Slow,
+}
+
+/// Where a stage's state can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// It follows from the run's seed.
+    Seed,
+    /// A peer keeps it.
+    Peer(PeerId),
+    /// The host's store serves it: a path under the host's address.
+    Store(String),
+}
+
+/// One stage's state to get hold of, and where. Sources are tried in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// What is wanted; the blob's hash is checked unless it comes from the seed.
+    pub held: Held,
+    /// Where it can be had.
+    pub sources: Vec<Source>,
+}
+
+/// A neighbour in the pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Its number.
+    pub peer: PeerId,
+    /// Its public key: what its `hello` must be signed with.
+    pub key: Digest,
+}
+
+/// A seat for a volunteer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeatOrder {
+    /// Line-up, and the round to start from.
+    pub place: Place,
+    /// Stages of the seat.
+    pub stages: StageRange,
+    /// The seat before; `None` for the head.
+    pub previous: Option<Neighbour>,
+    /// The seat after; `None` for the last.
+    pub next: Option<Neighbour>,
+    /// Seats in this pipeline behind this one.
+    pub seats_behind: u16,
+    /// Where to get the state of each stage of the seat.
+    pub state: Vec<Fetch>,
+    /// Keys of the peers named as sources.
+    pub keys: Vec<Neighbour>,
+}
+
+/// An ICE server, as `RTCIceServer` in a browser.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IceServer {
+    /// `stun:` or `turn:` addresses.
+    pub urls: Vec<String>,
+    /// User name of a TURN server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Its password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+}
+
+/// The run's data, as the host serves it: token ids, u16 little-endian (u32 when the vocabulary exceeds 65,536).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataInfo {
+    /// Hash over all tokens.
+    pub digest: Digest,
+    /// Tokens to train on, served with Range at `/data/train.bin`.
+    pub train_tokens: u64,
+    /// Tokens held out, served with Range at `/data/validation.bin`.
+    pub validation_tokens: u64,
+}
+
+/// What a volunteer is told at the door.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Its number.
+    pub peer: PeerId,
+    /// The run's configuration.
+    pub config: RunConfig,
+    /// The run's data.
+    pub data: DataInfo,
+    /// ICE servers, with credentials that expire.
+    pub ice_servers: Vec<IceServer>,
+    /// Newest committed round.
+    pub round: Round,
+    /// Whether the seat named in [`Resume`] goes on.
+    pub resumed: bool,
+}
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefuseCode {
+    /// The build speaks another version.
+    Version,
+    /// The volunteer derives other weights from the seed than the host does.
+    SeedHash,
+    /// The proof does not fit the key.
+    Proof,
+    /// The same session is already connected.
+    Session,
+    /// The host holds as many volunteers as it can.
+    Full,
+    /// An invitation is needed, or the one given is not valid.
+    Invite,
+    /// It misbehaved and was removed.
+    Removed,
+    /// The run is over.
+    Over,
+    /// The message could not be read.
+    Malformed,
+}
+
+/// Host to volunteer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Down {
+    /// The host's first message.
+    Hello {
+        /// [`VERSION`](super::frame::VERSION) of the host's build.
+        version: u8,
+        /// To be signed by the volunteer.
+        nonce: Digest,
+        /// Hash of what must follow from the seed.
+        seed_hash: Digest,
+        /// The run's configuration, from which the volunteer computes that hash before it joins.
+        config: Box<RunConfig>,
+    },
+    /// Come in.
+    Welcome(Box<Welcome>),
+    /// Not you, or not now.
+    Refuse {
+        /// Why, for a program.
+        code: RefuseCode,
+        /// What happened and why.
+        text: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Take this seat. Any seat of before is void.
+    Seat(Box<SeatOrder>),
+    /// Give up the seat; keep the copies.
+    Spare {
+        /// The line-up that is over.
+        place: Place,
+    },
+    /// From another volunteer, to open a link.
+    Signal {
+        /// The other end.
+        from: PeerId,
+        /// Its public key.
+        key: Digest,
+        /// What it says.
+        signal: LinkSignal,
+    },
+    /// To the head: all seats are ready, go.
+    Begin {
+        /// Line-up and round.
+        place: Place,
+        /// Training or evaluation.
+        mode: Mode,
+        /// The attempt at this round's end.
+        attempt: Attempt,
+        /// Samples committed before the round.
+        samples_done: u64,
+    },
+    /// To the head: samples for a step.
+    Lease(Lease),
+    /// To the head: finish the step you are in, then end the round.
+    Close {
+        /// Line-up and round.
+        place: Place,
+    },
+    /// The round is committed: `theta_{round}` is what the attempt made of its parent.
+    Commit {
+        /// The new round.
+        round: Round,
+        /// The line-up that trained it.
+        place: Place,
+        /// The attempt that won.
+        attempt: Attempt,
+        /// Hash of each stage.
+        stages: Vec<Held>,
+    },
+    /// Rounds before this one may be dropped.
+    Safe {
+        /// The newest safe round.
+        round: Round,
+    },
+    /// The run went back: rounds after `to` are void.
+    Rewind {
+        /// The newest round that still stands.
+        to: Round,
+    },
+    /// Keep a copy of this.
+    Copy {
+        /// What to keep, and where it can be had.
+        fetch: Fetch,
+        /// Keys of the peers named as sources.
+        keys: Vec<Neighbour>,
+    },
+    /// Send this to the store: `PUT` to `/store/upload/{ticket}`.
+    Upload {
+        /// The state to send.
+        held: Held,
+        /// Good for one upload.
+        ticket: String,
+    },
+    /// Why you wait, or what you do, in words.
+    Reason {
+        /// One sentence.
+        text: String,
+    },
+    /// Are you there?
+    Ping {
+        /// To be sent back.
+        nonce: u64,
+    },
+}
+
+/// Reads a message of either direction.
+///
+/// # Errors
+/// Longer than the limit, or not a message of that direction.
+pub fn decode<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, SignalError> {
+    if text.len() > crate::limits::SIGNAL_BYTES_MAX {
+        return Err(SignalError::TooLarge {
+            len_bytes: text.len(),
+        });
+    }
+    serde_json::from_str(text).map_err(|error| SignalError::Malformed {
+        reason: error.to_string(),
+    })
+}
+
+/// Writes a message of either direction as JSON.
+pub fn encode<T: Serialize>(message: &T) -> String {
+    serde_json::to_string(message).expect("messages have string keys and finite numbers or null")
+}
+
+/// Why text from a volunteer or a host was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignalError {
+    /// Too long to be read.
+    #[error(
+        "message of {len_bytes} bytes exceeds the limit of {}",
+        crate::limits::SIGNAL_BYTES_MAX
+    )]
+    TooLarge {
+        /// How long it was.
+        len_bytes: usize,
+    },
+    /// Not a message.
+    #[error("not a message of this protocol: {reason}")]
+    Malformed {
+        /// What the JSON reader said.
+        reason: String,
+    },
+}
