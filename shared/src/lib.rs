@@ -5,7 +5,9 @@
 
 pub mod compute;
 pub mod config;
+pub mod derive;
 pub mod limits;
+pub mod random;
 pub mod transport;
 pub mod units;
 pub mod wire;
