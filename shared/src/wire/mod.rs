@@ -6,4 +6,5 @@
 //! Invariant: decoding any bytes never panics and allocates no more than its limit.
 
 pub mod frame;
+pub mod number;
 pub mod signal;
