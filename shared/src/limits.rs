@@ -10,6 +10,16 @@ pub const FRAME_BYTES_MAX: usize = 32 << 20;
 pub const CHUNK_BYTES_MAX: usize = 32 << 10;
 /// Largest JSON message to or from the host: an SDP is a few KB, a welcome with a long configuration 16 KB.
 pub const SIGNAL_BYTES_MAX: usize = 64 << 10;
+/// Longest header of a frame: the longest reason or signature, with room.
+pub const HEADER_BYTES_MAX: usize = 512;
+/// Longest reason in a `bye`: a sentence.
+pub const REASON_BYTES_MAX: usize = 256;
+/// Frames of one peer that are half received at a time: the schedule's credit and
+/// [`STATE_CHUNKS_AHEAD`], several times over.
+pub const HALF_FRAMES_MAX: usize = 64;
+/// How far a frame may overtake the oldest one that has not arrived: with the most state chunks ahead
+/// on a link that repeats one message for seconds.
+pub const FRAMES_AHEAD_MAX: u32 = 4096;
 /// Bytes of half-received frames that a peer may make us keep.
 pub const REASSEMBLY_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// Piece of a stage's state in one frame: small beside a microbatch, so that microbatches go first.

@@ -3,11 +3,17 @@
 //! A frame that concerns a microbatch bears its [`Slot`], so that what is late, repeated or from an older
 //! line-up is told by its numbers. Cutting frames into messages is [`super::chunk`]'s business.
 //!
-//! Invariant: decoding any bytes never panics, and allocates at most what the bytes hold.
+//! [`Frame::decode`] is the edge: what it returns has finite numbers, counts above zero and no payload where
+//! none belongs. Whether a payload fits the model is for [`super::payload`] and [`super::number`].
+//!
+//! Invariant: decoding any bytes never panics, and allocates at most [`HEADER_BYTES_MAX`].
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{
+    FRAME_BYTES_MAX, HEADER_BYTES_MAX, REASON_BYTES_MAX, STATE_BYTES_MAX, STATE_CHUNK_BYTES,
+};
 use crate::units::{Epoch, Microbatch, PeerId, PipelineId, Round, StageId, Step};
 
 /// First byte of every frame and of every hello to the host.
@@ -144,4 +150,230 @@ pub struct Frame {
     pub header: Header,
     /// Tensor or state bytes; empty for most.
     pub payload: Bytes,
+}
+
+/// Length of an Ed25519 signature.
+const SIGNATURE_BYTES: usize = 64;
+
+/// Why bytes from a peer were refused. Close the link; never stop the run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Longer than any frame.
+    #[error("frame of {len_bytes} bytes exceeds the limit of {FRAME_BYTES_MAX}")]
+    TooLarge {
+        /// How long it is.
+        len_bytes: usize,
+    },
+    /// No byte at all.
+    #[error("frame is empty")]
+    Empty,
+    /// The other end runs another build.
+    #[error("peer speaks wire version {theirs}, this build speaks {VERSION}")]
+    Version {
+        /// The version it speaks.
+        theirs: u8,
+    },
+    /// Not a header, or one longer than [`HEADER_BYTES_MAX`].
+    #[error("no header can be read: {reason}")]
+    Header {
+        /// What the reader said.
+        reason: String,
+    },
+    /// A header with a value that no correct build sends.
+    #[error("{kind} frame: {rule}")]
+    Value {
+        /// Name of the header.
+        kind: &'static str,
+        /// The rule it breaks.
+        rule: &'static str,
+    },
+    /// A payload whose length does not follow from its header and the run's sizes.
+    #[error("payload of {len_bytes} bytes, must be {expected_bytes}")]
+    Length {
+        /// How long it is.
+        len_bytes: usize,
+        /// How long it must be.
+        expected_bytes: usize,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token {token} is not below the vocabulary's size {vocabulary}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Ids are below this.
+        vocabulary: usize,
+    },
+}
+
+impl StepEnd {
+    /// Clipping only ever scales down.
+    fn is_sound(self) -> bool {
+        (0.0..=1.0).contains(&self.scale)
+    }
+}
+
+impl Header {
+    /// The header's name, for logs.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Forward { .. } => "forward",
+            Self::Backward { .. } => "backward",
+            Self::Apply { .. } => "apply",
+            Self::StateRequest { .. } => "state request",
+            Self::StateChunk { .. } => "state chunk",
+            Self::Credit { .. } => "credit",
+            Self::Keepalive => "keepalive",
+            Self::Bye { .. } => "bye",
+        }
+    }
+
+    /// A `bye` whose reason is cut to what a frame may carry.
+    #[must_use]
+    pub fn bye(reason: &str) -> Self {
+        let reason = reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned();
+        Self::Bye { reason }
+    }
+
+    /// The first rule that this header breaks with a payload of so many bytes.
+    fn broken_rule(&self, payload_bytes: usize) -> Option<&'static str> {
+        let rules: &[(bool, &'static str)] = match self {
+            Self::Hello { signature, .. } => &[
+                (
+                    signature.len() == SIGNATURE_BYTES,
+                    "a signature has 64 bytes",
+                ),
+                (payload_bytes == 0, "has no payload"),
+            ],
+            Self::Forward {
+                slot,
+                microbatches,
+                sequences,
+                previous,
+                ..
+            } => &[
+                (
+                    slot.microbatch.0 < *microbatches,
+                    "the microbatch is one of the step's",
+                ),
+                (*sequences > 0, "has at least one sequence"),
+                (
+                    previous.is_none_or(StepEnd::is_sound),
+                    "the scale lies between 0 and 1",
+                ),
+                (payload_bytes > 0, "has a payload"),
+            ],
+            Self::Backward {
+                mode,
+                loss_sum,
+                norm_squared,
+                ..
+            } => &[
+                (loss_sum.is_finite(), "the loss is finite"),
+                (
+                    norm_squared.is_none_or(|norm| norm.is_finite() && norm >= 0.0),
+                    "the norm is finite and not negative",
+                ),
+                (
+                    (*mode == Mode::Train) == (payload_bytes > 0),
+                    "has a payload in training, none in evaluation",
+                ),
+            ],
+            Self::Apply { end, .. } => &[
+                (end.is_sound(), "the scale lies between 0 and 1"),
+                (payload_bytes == 0, "has no payload"),
+            ],
+            Self::StateRequest { offset, .. } => &[
+                (*offset < STATE_BYTES_MAX, "the offset lies within a blob"),
+                (payload_bytes == 0, "has no payload"),
+            ],
+            Self::StateChunk { offset, total, .. } => &[
+                (
+                    payload_bytes <= STATE_CHUNK_BYTES,
+                    "a chunk is no longer than agreed",
+                ),
+                (*total <= STATE_BYTES_MAX, "a blob is no longer than agreed"),
+                (
+                    offset
+                        .checked_add(payload_bytes as u64)
+                        .is_some_and(|end| end <= *total || *total == 0 && payload_bytes == 0),
+                    "the chunk lies within the blob",
+                ),
+            ],
+            Self::Credit { .. } | Self::Keepalive => &[(payload_bytes == 0, "has no payload")],
+            Self::Bye { reason } => &[
+                (
+                    reason.len() <= REASON_BYTES_MAX,
+                    "a reason is no longer than agreed",
+                ),
+                (payload_bytes == 0, "has no payload"),
+            ],
+        };
+        rules
+            .iter()
+            .find_map(|&(kept, rule)| (!kept).then_some(rule))
+    }
+}
+
+impl From<Header> for Frame {
+    /// A frame without payload.
+    fn from(header: Header) -> Self {
+        Self {
+            header,
+            payload: Bytes::new(),
+        }
+    }
+}
+
+impl Frame {
+    /// Version byte, header, payload.
+    ///
+    /// # Panics
+    /// If the frame is larger than [`FRAME_BYTES_MAX`]: a validated configuration leads to none.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut buffer = Vec::with_capacity(1 + 64 + self.payload.len());
+        buffer.push(VERSION);
+        let mut buffer = postcard::to_extend(&self.header, buffer)
+            .expect("a header holds nothing that postcard cannot write");
+        buffer.extend_from_slice(&self.payload);
+        assert!(
+            buffer.len() <= FRAME_BYTES_MAX,
+            "{} frame of {} bytes",
+            self.header.kind(),
+            buffer.len()
+        );
+        buffer.into()
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote. The payload shares the memory of `bytes`.
+    ///
+    /// # Errors
+    /// Whatever no build of this version sends.
+    pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        if bytes.len() > FRAME_BYTES_MAX {
+            return Err(DecodeError::TooLarge {
+                len_bytes: bytes.len(),
+            });
+        }
+        let (&version, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
+        if version != VERSION {
+            return Err(DecodeError::Version { theirs: version });
+        }
+        let head = &rest[..rest.len().min(HEADER_BYTES_MAX)];
+        let (header, unread) =
+            postcard::take_from_bytes::<Header>(head).map_err(|error| DecodeError::Header {
+                reason: error.to_string(),
+            })?;
+        let payload = bytes.slice(1 + head.len() - unread.len()..);
+        match header.broken_rule(payload.len()) {
+            Some(rule) => Err(DecodeError::Value {
+                kind: header.kind(),
+                rule,
+            }),
+            None => Ok(Self { header, payload }),
+        }
+    }
 }

@@ -1,10 +1,15 @@
 //! Whatever crosses a boundary between programs, as one type that both sides use.
 //!
 //! [`frame`] is what peers say to each other, [`signal`] what they say to the host, [`chunk`] how frames fit
-//! into data channel messages, [`number`] how a boundary's numbers are packed.
+//! into data channel messages, [`payload`] what a forward frame carries, [`number`] how a boundary's
+//! numbers are packed.
 //!
 //! Invariant: decoding any bytes never panics and allocates no more than its limit.
 
 pub mod frame;
 pub mod number;
+pub mod payload;
 pub mod signal;
+
+#[cfg(test)]
+mod tests;
