@@ -1,0 +1,125 @@
+//! `cargo xtask test` and `cargo xtask ci`: every check, in the order that reuses most.
+//!
+//! A step that fails does not keep the next from running: one run shows everything. The programs
+//! that `golden` and `sim` are come out of the same build as the tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::build::{self, EVERYTHING, cargo, native, web};
+use crate::setup;
+use crate::steps::{Count, Ledger};
+use tests::paths;
+
+/// Seeds that the simulation runs over in `ci`.
+const SIM_SEEDS: &str = "1000";
+/// The cargo-deny that is installed where there is none.
+const DENY: &str = "^0.20";
+
+/// All tests. Returns what they amount to so far.
+pub(crate) fn test() -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.call("setup", setup::setup);
+    native(&mut ledger);
+    ledger.call("web client", web);
+    ledger.run(
+        "tests",
+        Count::Tests,
+        cargo(&["test", "--no-fail-fast"]).args(EVERYTHING),
+    );
+    ledger
+}
+
+/// All tests, and everything else that a change must satisfy.
+pub(crate) fn ci() -> Ledger {
+    let mut ledger = test();
+    example(&mut ledger, "golden", &[]);
+    example(&mut ledger, "sim", &["--seeds", SIM_SEEDS]);
+    ledger.run(
+        "format",
+        Count::One,
+        &mut cargo(&["fmt", "--all", "--check"]),
+    );
+    let strict = ["--", "-D", "warnings"];
+    ledger.run(
+        "clippy",
+        Count::One,
+        cargo(&["clippy", "--all-targets"])
+            .args(EVERYTHING)
+            .args(strict),
+    );
+    let browser = [
+        "clippy",
+        "-p",
+        "client-web",
+        "-p",
+        "shared",
+        "--target",
+        "wasm32-unknown-unknown",
+    ];
+    ledger.run(
+        "clippy for browsers",
+        Count::One,
+        cargo(&browser).args(strict),
+    );
+    ledger.run(
+        "documentation",
+        Count::One,
+        cargo(&["doc", "--no-deps"])
+            .args(EVERYTHING)
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    );
+    deny(&mut ledger);
+    ledger
+}
+
+/// Runs an example of `shared` that the build has left.
+fn example(ledger: &mut Ledger, name: &str, arguments: &[&str]) {
+    ledger.call(name, || {
+        let program = paths::program(&format!("examples/{name}"))?;
+        build::run(
+            Command::new(program)
+                .args(arguments)
+                .current_dir(paths::repository()),
+        )
+    });
+}
+
+/// Licences, sources and bans of all dependencies.
+fn deny(ledger: &mut Ledger) {
+    ledger.call("dependencies", || {
+        let tools = paths::programs()?.join("tools");
+        let own = tools.join("bin").join("cargo-deny");
+        let installed = |mut command: Command| {
+            command
+                .arg("--version")
+                .output()
+                .is_ok_and(|output| output.status.success())
+        };
+        let program = if installed(Command::new("cargo-deny")) {
+            PathBuf::from("cargo-deny")
+        } else {
+            if !installed(Command::new(&own)) {
+                // Beside the built programs: nothing of the person's own is changed.
+                build::run(
+                    cargo(&[
+                        "install",
+                        "cargo-deny",
+                        "--locked",
+                        "--version",
+                        DENY,
+                        "--root",
+                    ])
+                    .arg(&tools),
+                )?;
+            }
+            own
+        };
+        let checks = ["check", "bans", "licenses", "sources"];
+        build::run(
+            Command::new(program)
+                .args(checks)
+                .current_dir(paths::repository()),
+        )
+    });
+}

@@ -1,0 +1,88 @@
+//! `cargo xtask`: everything one does with this repository besides writing it.
+//!
+//! Owns the order of things and what is printed; the work is done by cargo and by the programs
+//! that it builds. It depends on nothing that takes long to compile, because it is the first thing
+//! that a newcomer builds. Begin with [`Verb`].
+
+#![allow(
+    clippy::print_stdout,
+    reason = "what a person at a terminal reads is this program's product"
+)]
+
+mod build;
+mod check;
+mod setup;
+mod steps;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows Shoal.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Find or install what the tests need: the wasm target, Chromium, a Vulkan driver
+    Setup,
+    /// Build everything and run all tests
+    Test,
+    /// All tests, formatting, lints, documentation, dependencies, golden figures, simulation
+    Ci,
+    /// Compare the mathematics with the reference figures, and print each comparison
+    Golden,
+    /// Run the simulation over seeds; a seed that fails is printed
+    Sim {
+        /// How many seeds
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first of them
+        #[arg(long, default_value_t = 0)]
+        first_seed: u64,
+    },
+    /// Build the web client into www/pkg
+    Web,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().verb {
+        Verb::Setup => setup::setup(),
+        Verb::Test => check::test().finish(),
+        Verb::Ci => check::ci().finish(),
+        Verb::Golden => build::run(&mut build::cargo(&[
+            "run",
+            "-p",
+            "shared",
+            "--features",
+            "compute",
+            "--example",
+            "golden",
+        ])),
+        Verb::Sim { seeds, first_seed } => build::run(
+            build::cargo(&[
+                "run",
+                "-p",
+                "shared",
+                "--features",
+                "sim",
+                "--example",
+                "sim",
+                "--",
+            ])
+            .args([
+                "--seeds",
+                &seeds.to_string(),
+                "--first-seed",
+                &first_seed.to_string(),
+            ]),
+        ),
+        Verb::Web => {
+            setup::setup()?;
+            build::bindgen()?;
+            build::web()
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Finds what the tests need, installs what is absent, or says what to type.
+//!
+//! One line an item. Quick when everything is there: files are looked for, nothing is asked over
+//! the network. Packages come through apt, as root on Debian or Ubuntu; elsewhere the person is
+//! told the command. `cargo xtask demo` needs nothing of this.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use tests::browser;
+
+/// The target that browsers run.
+const WASM: &str = "wasm32-unknown-unknown";
+
+/// Folders in which Vulkan drivers announce themselves.
+const VULKAN_DRIVERS: [&str; 3] = [
+    "/usr/share/vulkan/icd.d",
+    "/etc/vulkan/icd.d",
+    "/usr/local/share/vulkan/icd.d",
+];
+
+/// Folders in which the Vulkan loader lies.
+const LIBRARIES: [&str; 5] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+];
+
+/// Something a test needs.
+struct Item {
+    name: &'static str,
+    /// Debian's packages that bring it.
+    packages: &'static [&'static str],
+    /// Where it was found.
+    found: fn() -> Option<String>,
+}
+
+const ITEMS: [Item; 2] = [
+    Item {
+        name: "chromium",
+        packages: &["chromium"],
+        found: find_chromium,
+    },
+    Item {
+        name: "vulkan",
+        packages: &["mesa-vulkan-drivers", "libvulkan1"],
+        found: find_software_vulkan,
+    },
+];
+
+/// Makes sure that all that the tests need is there.
+///
+/// # Errors
+/// Something is absent and cannot be installed from here; the message is what to type.
+pub(crate) fn setup() -> anyhow::Result<()> {
+    let mut problems = Vec::new();
+    if let Err(error) = components() {
+        problems.push(format!("{error:#}"));
+    }
+    let mut packages = Vec::new();
+    for item in &ITEMS {
+        match (item.found)() {
+            Some(place) => report(item.name, &place),
+            None => packages.extend_from_slice(item.packages),
+        }
+    }
+    if !packages.is_empty() {
+        match install(&packages) {
+            Ok(()) => {
+                for item in ITEMS
+                    .iter()
+                    .filter(|item| packages.contains(&item.packages[0]))
+                {
+                    match (item.found)() {
+                        Some(place) => report(item.name, &format!("installed, {place}")),
+                        None => {
+                            problems.push(format!("{} is absent after its installation", item.name))
+                        }
+                    }
+                }
+            }
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        bail!(problems.join("\n"))
+    }
+}
+
+fn report(name: &str, place: &str) {
+    println!("{name:<10} {place}");
+}
+
+/// The wasm target, rustfmt and clippy of the toolchain in use.
+fn components() -> anyhow::Result<()> {
+    let root = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("rustc does not run")?;
+    let root = PathBuf::from(String::from_utf8_lossy(&root.stdout).trim().to_owned());
+    let wasm = root.join("lib/rustlib").join(WASM);
+    ensure("wasm", &wasm, &["target", "add", WASM])?;
+    ensure(
+        "rustfmt",
+        &root.join("bin/rustfmt"),
+        &["component", "add", "rustfmt"],
+    )?;
+    ensure(
+        "clippy",
+        &root.join("bin/cargo-clippy"),
+        &["component", "add", "clippy"],
+    )
+}
+
+/// A file of the toolchain, which `rustup` with these arguments brings.
+fn ensure(name: &str, file: &Path, rustup: &[&str]) -> anyhow::Result<()> {
+    if file.exists() {
+        report(name, &file.display().to_string());
+        return Ok(());
+    }
+    let typed = format!("rustup {}", rustup.join(" "));
+    let done = Command::new("rustup")
+        .args(rustup)
+        .stdin(Stdio::null())
+        .status();
+    if !done.is_ok_and(|status| status.success()) || !file.exists() {
+        bail!("{name} is absent and could not be installed; type: {typed}");
+    }
+    report(name, &format!("installed, {}", file.display()));
+    Ok(())
+}
+
+fn find_chromium() -> Option<String> {
+    browser::chromium().map(|path| path.display().to_string())
+}
+
+/// Mesa's driver that computes on the CPU, and the loader through which programs reach it.
+fn find_software_vulkan() -> Option<String> {
+    let loader = LIBRARIES
+        .iter()
+        .any(|folder| Path::new(folder).join("libvulkan.so.1").exists());
+    let named = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("lvp_icd"))
+    };
+    let files = VULKAN_DRIVERS
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten();
+    let driver = files
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(named)?;
+    loader.then(|| driver.display().to_string())
+}
+
+/// Installs packages through apt, where that is possible without asking anybody.
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let typed = format!(
+        "apt-get update && apt-get install -y {}",
+        packages.join(" ")
+    );
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "install with this system's package manager what Debian calls {}, then run this again",
+            packages.join(", ")
+        );
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("installing needs root; type: sudo sh -c '{typed}'");
+    }
+    println!("installing {} through apt", packages.join(", "));
+    let apt = |arguments: &[&str]| {
+        let done = Command::new("apt-get")
+            .args([
+                "-q",
+                "-o",
+                "DPkg::Lock::Timeout=300",
+                "-o",
+                "Acquire::Retries=3",
+            ])
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        done.is_ok_and(|status| status.success())
+    };
+    // Old lists may still do: whether the packages came is what counts.
+    apt(&["update"]);
+    let wanted: Vec<&str> = ["install", "-y", "--no-install-recommends"]
+        .into_iter()
+        .chain(packages.iter().copied())
+        .collect();
+    if !apt(&wanted) {
+        bail!("apt-get could not install; type: {typed}");
+    }
+    Ok(())
+}
