@@ -6,6 +6,7 @@
 //!
 //! Invariant: decoding any bytes never panics and allocates no more than its limit.
 
+pub mod chunk;
 pub mod frame;
 pub mod number;
 pub mod payload;
