@@ -6,3 +6,4 @@
 pub mod browser;
 pub mod paths;
 pub mod site;
+pub mod source;
