@@ -1,0 +1,240 @@
+//! A running program: its output as events, signals to it, and its certain end.
+//!
+//! Programs of Shoal say what happens to them as JSON, a line an event. Waiting is waiting for an
+//! event or for the end, with a deadline; nothing here sleeps. What is no JSON is kept for the
+//! message of a failure. Dropping a [`Program`] ends it, frozen or not.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
+use serde_json::Value;
+
+/// Lines kept of what a program said last, for the message of a failure.
+const TAIL_LINES_MAX: usize = 60;
+
+/// A program that runs until it ends, is ended, or is dropped.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    lines: Receiver<String>,
+    /// Both outputs are closed: the program has ended, or is about to.
+    closed: bool,
+    tail: VecDeque<String>,
+}
+
+impl Program {
+    /// Starts `command` with no input. `name` is what messages call it.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{name} did not start: {command:?}"))?;
+        let (sender, lines) = mpsc::channel();
+        forward(
+            child.stdout.take().context("the output is piped")?,
+            sender.clone(),
+        );
+        forward(child.stderr.take().context("the errors are piped")?, sender);
+        let tail = VecDeque::new();
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            lines,
+            closed: false,
+            tail,
+        })
+    }
+
+    /// What messages call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The next event that `matches`. Events before it are passed over.
+    ///
+    /// # Errors
+    /// None came within `wait_max`, or the program ended; the message holds what it said last.
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        wait_max: Duration,
+        mut matches: impl FnMut(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + wait_max;
+        loop {
+            match self.next_event(deadline) {
+                Some(event) if matches(&event) => return Ok(event),
+                Some(_) => {}
+                None if self.closed => bail!("{} ended before {what}\n{}", self.name, self.said()),
+                None => bail!("{}: no {what} in {wait_max:?}\n{}", self.name, self.said()),
+            }
+        }
+    }
+
+    /// The next event, whatever it is; nothing where none came before `deadline` or the program ended.
+    pub fn next_event(&mut self, deadline: Instant) -> Option<Value> {
+        loop {
+            let line = self.next_line(deadline)?;
+            if line.starts_with('{')
+                && let Ok(event) = serde_json::from_str(&line)
+            {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Waits for its end and gives how it ended.
+    ///
+    /// # Errors
+    /// It still runs after `wait_max`.
+    pub fn wait_end(&mut self, wait_max: Duration) -> anyhow::Result<ExitStatus> {
+        let deadline = Instant::now() + wait_max;
+        while self.next_line(deadline).is_some() {}
+        if !self.closed {
+            bail!(
+                "{} still runs after {wait_max:?}\n{}",
+                self.name,
+                self.said()
+            );
+        }
+        Ok(self.child.wait()?)
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.context("a process id is a positive i32")?;
+        kill_process(pid, signal).with_context(|| format!("{} takes no signal", self.name))
+    }
+
+    /// Ends it at once, as `kill -9` does, and waits until it is gone.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// What it said last.
+    #[must_use]
+    pub fn said(&self) -> String {
+        let lines: Vec<&str> = self.tail.iter().map(String::as_str).collect();
+        format!("{} said last:\n{}", self.name, lines.join("\n"))
+    }
+
+    fn next_line(&mut self, deadline: Instant) -> Option<String> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                if self.tail.len() == TAIL_LINES_MAX {
+                    self.tail.pop_front();
+                }
+                self.tail.push_back(line.clone());
+                Some(line)
+            }
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                self.closed = true;
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Both fail only where it has ended by itself. A frozen program dies of SIGKILL too.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Sends each line of `output`, until it is closed.
+fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n') {
+            let Ok(line) = line else { return };
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Program, Signal};
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    fn shell(script: &str) -> Program {
+        Program::start("shell", Command::new("sh").args(["-c", script])).expect("sh runs")
+    }
+
+    #[test]
+    fn an_event_is_waited_for_and_other_lines_are_passed_over() {
+        let mut program = shell(r#"echo hello; echo '{"n":1}' >&2; echo '{"n":2}'; exec sleep 60"#);
+        let event = program
+            .wait_for("2", LONG, |event| event["n"] == 2)
+            .expect("it comes");
+        assert_eq!(event["n"], 2);
+        let error = program
+            .wait_for("3", SHORT, |event| event["n"] == 3)
+            .expect_err("none comes");
+        assert!(error.to_string().contains("hello"), "{error}");
+    }
+
+    #[test]
+    fn waiting_ends_with_the_program() {
+        let mut program = shell("echo bad luck >&2; exit 7");
+        let error = program.wait_for("x", LONG, |_| true).expect_err("it ends");
+        assert!(error.to_string().contains("ended before x"), "{error}");
+        assert_eq!(program.wait_end(LONG).expect("it ended").code(), Some(7));
+    }
+
+    #[test]
+    fn signals_reach_the_program_and_a_frozen_one_ends_when_dropped() {
+        let mut program = shell("exec sleep 60");
+        program.signal(Signal::INT).expect("it runs");
+        assert_eq!(
+            program.wait_end(LONG).expect("it ended").signal(),
+            Some(Signal::INT.as_raw())
+        );
+        let frozen = shell("exec sleep 60");
+        frozen.signal(Signal::STOP).expect("it runs");
+        let begun = Instant::now();
+        drop(frozen);
+        assert!(begun.elapsed() < LONG);
+    }
+}

@@ -1,0 +1,178 @@
+//! A community run on this machine: one host and its volunteers, as separate processes.
+//!
+//! Knows the two programs' command lines, what they say on their outputs and what the host's
+//! `/api/run` holds. Ports are free ones, everything lies in one temporary folder that goes with
+//! the [`Host`]. Begin with [`Host::start`] and [`Host::volunteer`].
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http;
+use crate::paths;
+use crate::process::Program;
+
+/// A host that has read its data and listens; its first start also makes the tokens.
+const LISTEN_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at the run while the host says nothing.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What to host.
+#[derive(Clone, Debug)]
+pub struct HostOptions {
+    /// The run's configuration, as its author writes it in TOML.
+    pub config: String,
+    /// File or folder of text.
+    pub data: PathBuf,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// More arguments.
+    pub arguments: Vec<String>,
+}
+
+/// A running host, its store and its journal.
+#[derive(Debug)]
+pub struct Host {
+    options: HostOptions,
+    folder: TempDir,
+    program: Program,
+    url: String,
+}
+
+impl Host {
+    /// Starts a host over an empty store and waits until it listens.
+    ///
+    /// # Errors
+    /// It is not built, ended, or does not listen within a minute; the message holds what it said.
+    pub fn start(options: HostOptions) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("shoal-").tempdir()?;
+        std::fs::write(folder.path().join("run.toml"), &options.config)?;
+        let (program, url) = Self::listen(&options, folder.path())?;
+        Ok(Self {
+            options,
+            folder,
+            program,
+            url,
+        })
+    }
+
+    /// Starts it again over the same store and port, after it ended or was killed.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        let port = self
+            .url
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok());
+        self.options.port = port.context("the host's address ends with its port")?;
+        (self.program, self.url) = Self::listen(&self.options, self.folder.path())?;
+        Ok(())
+    }
+
+    fn listen(options: &HostOptions, folder: &Path) -> anyhow::Result<(Program, String)> {
+        let mut command = Command::new(paths::program("shoal-host")?);
+        command
+            .arg(folder.join("run.toml"))
+            .arg("--data")
+            .arg(&options.data);
+        command.arg("--store").arg(folder.join("store"));
+        command
+            .args(["--port", &options.port.to_string(), "--json"])
+            .args(&options.arguments);
+        let mut program = Program::start("shoal-host", &mut command)?;
+        let event = program.wait_for("listening", LISTEN_WAIT_MAX, |event| {
+            event["event"] == "listening"
+        })?;
+        let url = event["url"]
+            .as_str()
+            .context("`listening` names the address")?
+            .to_owned();
+        Ok((program, url))
+    }
+
+    /// Starts a volunteer that computes on the CPU, with a key of its own.
+    ///
+    /// # Errors
+    /// It is not built, or could not be started.
+    pub fn volunteer(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Program> {
+        let mut command = Command::new(paths::program("shoal")?);
+        command.args([
+            "join",
+            &self.url,
+            "--gpu",
+            "cpu",
+            "--name",
+            name,
+            "--log-format",
+            "json",
+        ]);
+        command
+            .arg("--identity-path")
+            .arg(self.folder.path().join(format!("{name}.key")));
+        command.args(arguments);
+        Program::start(name, &mut command)
+    }
+
+    /// The host's process.
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    /// Where it listens, such as `http://127.0.0.1:8080`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The folder that holds all of this run: store, journal, keys.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the host says of its run.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn api(&self) -> anyhow::Result<Value> {
+        http::get_json(&format!("{}/api/run", self.url))
+    }
+
+    /// Waits until the run is as `holds` asks, looking at each of the host's events and in between.
+    ///
+    /// # Errors
+    /// It is not within `wait_max`, or the host ended; the message holds the run and what the host said.
+    pub fn wait_until(
+        &mut self,
+        what: &str,
+        wait_max: Duration,
+        mut holds: impl FnMut(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + wait_max;
+        loop {
+            let run = self
+                .api()
+                .with_context(|| format!("{what}: {}", self.program.said()))?;
+            if holds(&run) {
+                return Ok(run);
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "no {what} in {wait_max:?}; the run is\n{run:#}\n{}",
+                    self.program.said()
+                );
+            }
+            // An event of the host, or the next look: whichever comes first.
+            self.program.next_event(deadline.min(Instant::now() + LOOK));
+            if self.program.has_ended()? {
+                bail!("the host ended before {what}\n{}", self.program.said());
+            }
+        }
+    }
+}
