@@ -7,6 +7,8 @@ pub mod compute;
 pub mod config;
 pub mod derive;
 pub mod limits;
+#[cfg(feature = "compute")]
+pub mod model;
 pub mod random;
 pub mod transport;
 pub mod units;

@@ -1,0 +1,511 @@
+//! One stage: a few blocks, with the embedding if it is first, final norm, head and loss if it is last.
+//!
+//! A stage owns weights, moments and the gradients that a step has added up so far. Weights are kept
+//! without a tape; [`Stage::backward`] runs the forward again with one, from the border input that
+//! the caller kept, so that nothing but borders is stored between the two.
+//!
+//! Gradients are of the **sum** of token losses; they are divided by the step's token count when
+//! the norm is taken and when they are applied. Invariant: tensors are always in the order of
+//! [`ModelConfig::parameters_of`], sorted by name.
+
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, Linear, RmsNorm};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+
+use super::adamw::{AdamW, Moments};
+use super::block::{Block, Numerics, Positions, View, linear, narrow, norm};
+use super::codec::Batch;
+use super::state::StageState;
+use crate::config::model::{ModelConfig, Parameter};
+
+/// Logits that exist at once: 64 MiB, a few times over on the tape. More tokens go in turns.
+const LOGITS_MAX: usize = 16 << 20;
+
+/// A stage's layers, without a tape.
+#[derive(Module, Debug)]
+struct Layers {
+    embed: Option<Embedding>,
+    blocks: Vec<Block>,
+    norm_final: Option<RmsNorm>,
+    head: Option<Linear>,
+    positions: Positions,
+}
+
+/// A stage in training.
+#[derive(Debug)]
+pub struct Stage {
+    config: ModelConfig,
+    index: usize,
+    parameters: Vec<Parameter>,
+    layers: Layers,
+    moments: Vec<Moments>,
+    updates: u64,
+    gradients: Option<Vec<Tensor<1>>>,
+}
+
+/// What a backward gives besides the gradients that it adds to the stage's.
+#[derive(Debug)]
+pub struct Backward {
+    /// Gradient of the border input; none at stage 0, whose input are tokens.
+    pub input_gradient: Option<Tensor<3>>,
+    /// Sum of token losses, `[1]`, at the last stage.
+    pub loss_sum: Option<Tensor<1>>,
+}
+
+/// Where a backward begins.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few of them exist, and boxing a tensor gains nothing"
+)]
+pub enum Objective {
+    /// The gradient that the next stage sent, as large as the border.
+    Gradient(Tensor<3>),
+    /// The batch's own targets, at the last stage.
+    Targets,
+}
+
+/// Loss over the head, and how it depends on what the head reads.
+struct HeadLoss {
+    loss_sum: Tensor<1>,
+    hidden_gradient: Tensor<2>,
+    head_gradient: Tensor<2>,
+}
+
+impl Stage {
+    /// A stage from its state.
+    ///
+    /// # Panics
+    /// If `state` has other shapes than stage `index` of `config`; [`StageState`] sees to that.
+    #[must_use]
+    pub fn new(
+        config: &ModelConfig,
+        index: usize,
+        numerics: Numerics,
+        state: StageState,
+        device: &Device,
+    ) -> Self {
+        let parameters = config.parameters_of(index);
+        let StageState {
+            weights,
+            first,
+            second,
+            updates,
+        } = state;
+        let mut weights: Vec<Option<Vec<f32>>> = weights.into_iter().map(Some).collect();
+        let layers = Layers::new(config, index, numerics, device, |name| {
+            let position = parameters
+                .iter()
+                .position(|parameter| parameter.name == name);
+            let position = position.expect("layers take their parameters by the list's own names");
+            let values = weights[position]
+                .take()
+                .expect("each parameter is taken once");
+            TensorData::new(values, parameters[position].shape.clone())
+        });
+        let upload = |values: Vec<f32>| Tensor::<1>::from_floats(values.as_slice(), device);
+        let moments = first
+            .into_iter()
+            .zip(second)
+            .map(|(first, second)| Moments {
+                first: upload(first),
+                second: upload(second),
+            })
+            .collect();
+        Self {
+            config: config.clone(),
+            index,
+            parameters,
+            layers,
+            moments,
+            updates,
+            gradients: None,
+        }
+    }
+
+    /// Number of the stage in the model.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Its parameters, in the order of all lists of tensors.
+    #[must_use]
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// What the next stage receives.
+    ///
+    /// # Shapes
+    /// - `input`: `[sequences, context, boundary_width]`, or `None` at stage 0
+    /// - returns `[sequences, context, boundary_width]`
+    #[must_use]
+    pub fn forward(&self, input: Option<Tensor<3>>, batch: &Batch) -> Tensor<3> {
+        self.layers
+            .forward(input, batch.tokens.clone(), &batch.view)
+    }
+
+    /// Scores of every next token, `[sequences, context, vocabulary]`; last stage only.
+    #[must_use]
+    pub fn logits(&self, input: Option<Tensor<3>>, batch: &Batch) -> Tensor<3> {
+        let hidden = self.layers.hidden(self.forward(input, batch));
+        self.layers.head().forward(hidden)
+    }
+
+    /// Sum of token losses in natural log, `[1]`; last stage only.
+    #[must_use]
+    pub fn loss_sum(&self, input: Option<Tensor<3>>, batch: &Batch) -> Tensor<1> {
+        let hidden = rows(self.layers.hidden(self.forward(input, batch)));
+        let targets = batch.targets.clone().reshape([-1, 1]);
+        let turns = self.turns(hidden.dims()[0]);
+        let sums = turns.map(|turn| {
+            let logits = self
+                .layers
+                .head()
+                .forward(hidden.clone().slice([turn.clone()]));
+            cross_entropy_sum(logits, targets.clone().slice([turn]))
+        });
+        sums.reduce(|a, b| a + b).expect("a batch has tokens")
+    }
+
+    /// Runs the forward again with a tape, then back; adds to the step's gradients.
+    ///
+    /// # Panics
+    /// If `objective` are targets anywhere but at the last stage, or the other way round.
+    pub fn backward(
+        &mut self,
+        input: Option<Tensor<3>>,
+        batch: &Batch,
+        objective: Objective,
+    ) -> Backward {
+        let live = self.layers.clone().train();
+        let input = input.map(|input| input.autodiff().require_grad());
+        let view = batch.view.clone().autodiff();
+        let output = live.forward(input.clone(), batch.tokens.clone().autodiff(), &view);
+        let (mut tape, head) = match objective {
+            Objective::Gradient(gradient) => {
+                assert!(
+                    !self.config.is_last(self.index),
+                    "the last stage starts from its targets"
+                );
+                ((output * gradient.autodiff()).sum().backward(), None)
+            }
+            Objective::Targets => {
+                let hidden = rows(live.hidden(output));
+                let head = self.head_loss(hidden.clone().inner(), batch);
+                (
+                    (hidden * head.hidden_gradient.clone().autodiff())
+                        .sum()
+                        .backward(),
+                    Some(head),
+                )
+            }
+        };
+        let fresh = self.collect(live, &mut tape, head.as_ref());
+        self.gradients = Some(match self.gradients.take() {
+            None => fresh,
+            Some(sums) => sums
+                .into_iter()
+                .zip(fresh)
+                .map(|(sum, fresh)| sum + fresh)
+                .collect(),
+        });
+        let input_gradient = input.map(|input| {
+            input
+                .grad_remove(&mut tape)
+                .expect("the output depends on the border input")
+        });
+        Backward {
+            input_gradient,
+            loss_sum: head.map(|head| head.loss_sum),
+        }
+    }
+
+    /// Gradients of all parameters from a tape, flat, in name order.
+    fn collect(
+        &self,
+        mut live: Layers,
+        tape: &mut Gradients,
+        head: Option<&HeadLoss>,
+    ) -> Vec<Tensor<1>> {
+        let slots = live.slots(self.config.blocks_of(self.index).start);
+        let gradients = slots
+            .into_iter()
+            .zip(&self.parameters)
+            .map(|((name, slot), parameter)| {
+                assert_eq!(
+                    name, parameter.name,
+                    "layers and list are in the same order"
+                );
+                match head {
+                    Some(head) if name == "head" => head.head_gradient.clone().flatten(0, 1),
+                    Some(_) | None => slot
+                        .gradient(tape)
+                        .expect("the output depends on every parameter"),
+                }
+            });
+        gradients.collect()
+    }
+
+    /// Loss and gradients over the head, so many tokens at a time that their logits fit.
+    fn head_loss(&self, hidden: Tensor<2>, batch: &Batch) -> HeadLoss {
+        let targets = batch.targets.clone().reshape([-1, 1]);
+        let weight = self.layers.head().weight.val();
+        let turns = self.turns(hidden.dims()[0]);
+        let parts = turns.map(|turn| {
+            let hidden = hidden
+                .clone()
+                .slice([turn.clone()])
+                .autodiff()
+                .require_grad();
+            let weight = weight.clone().autodiff().require_grad();
+            let targets = targets.clone().slice([turn]).autodiff();
+            let loss_sum = cross_entropy_sum(hidden.clone().matmul(weight.clone()), targets);
+            let mut tape = loss_sum.backward();
+            let depends = "the loss depends on both factors of the logits";
+            HeadLoss {
+                hidden_gradient: hidden.grad_remove(&mut tape).expect(depends),
+                head_gradient: weight.grad_remove(&mut tape).expect(depends),
+                loss_sum: loss_sum.inner(),
+            }
+        });
+        let joined = parts.reduce(|a, b| HeadLoss {
+            loss_sum: a.loss_sum + b.loss_sum,
+            hidden_gradient: Tensor::cat(vec![a.hidden_gradient, b.hidden_gradient], 0),
+            head_gradient: a.head_gradient + b.head_gradient,
+        });
+        joined.expect("a batch has tokens")
+    }
+
+    /// Ranges of token rows whose logits exist at once.
+    fn turns(&self, tokens: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let step = (LOGITS_MAX / self.config.vocabulary).max(1);
+        (0..tokens)
+            .step_by(step)
+            .map(move |start| start..(start + step).min(tokens))
+    }
+
+    /// Squared norm of each tensor's gradient of the step's mean loss, `[parameters]`.
+    ///
+    /// Zero before any backward. The caller reads it once a step and adds up in f64.
+    #[must_use]
+    pub fn norms_squared(&self, step_tokens: u64) -> Tensor<1> {
+        let share = narrow(1.0 / step_tokens as f64);
+        let squares = self.gradients.iter().flatten().map(|gradient| {
+            let gradient = gradient.clone() * share;
+            (gradient.clone() * gradient).sum()
+        });
+        let squares: Vec<Tensor<1>> = squares.collect();
+        if squares.is_empty() {
+            return Tensor::zeros([1], &self.device());
+        }
+        Tensor::cat(squares, 0)
+    }
+
+    /// The optimizer's update with the gradients so far, which are then cleared.
+    ///
+    /// `scale` is what clipping multiplies all gradients by. Without any gradient nothing happens.
+    pub fn apply(&mut self, adamw: &AdamW, learning_rate: f64, scale: f32, step_tokens: u64) {
+        let Some(gradients) = self.gradients.take() else {
+            return;
+        };
+        let factor = narrow(f64::from(scale) / step_tokens as f64);
+        self.updates += 1;
+        let slots = self.layers.slots(self.config.blocks_of(self.index).start);
+        let tensors = slots
+            .into_iter()
+            .zip(gradients)
+            .zip(&mut self.moments)
+            .zip(&self.parameters);
+        for ((((_, slot), gradient), moments), parameter) in tensors {
+            let weights = adamw.step(
+                slot.value(),
+                gradient * factor,
+                moments,
+                self.updates,
+                learning_rate,
+                parameter.decays(),
+            );
+            slot.replace(weights);
+        }
+    }
+
+    /// Drops the gradients of a step that will not be applied.
+    pub fn clear_gradients(&mut self) {
+        self.gradients = None;
+    }
+
+    /// Gradients of the sum of losses so far, flat, in name order; empty before any backward.
+    #[must_use]
+    pub fn gradients(&self) -> Vec<Tensor<1>> {
+        self.gradients.clone().unwrap_or_default()
+    }
+
+    /// Weights, first and second moments on the device, flat, in name order; and updates so far.
+    pub(super) fn tensors(&self) -> (Vec<Tensor<1>>, Vec<Tensor<1>>, Vec<Tensor<1>>, u64) {
+        // A clone shares its tensors; slots want to be able to replace them.
+        let mut layers = self.layers.clone();
+        let slots = layers.slots(self.config.blocks_of(self.index).start);
+        let weights = slots.iter().map(|(_, slot)| slot.value()).collect();
+        let (first, second) = self
+            .moments
+            .iter()
+            .map(|moments| (moments.first.clone(), moments.second.clone()))
+            .unzip();
+        (weights, first, second, self.updates)
+    }
+
+    /// Where its tensors are.
+    fn device(&self) -> Device {
+        self.layers.positions.device()
+    }
+}
+
+impl Layers {
+    fn new(
+        config: &ModelConfig,
+        index: usize,
+        numerics: Numerics,
+        device: &Device,
+        mut take: impl FnMut(&str) -> TensorData,
+    ) -> Self {
+        let embed = (index == 0).then(|| Embedding {
+            weight: Param::from_data(take("embed"), device),
+        });
+        let blocks = config
+            .blocks_of(index)
+            .map(|block| {
+                let take = |part: &str| take(&format!("block.{block}.{part}"));
+                Block::new(config, numerics, take, device)
+            })
+            .collect();
+        let last = config.is_last(index);
+        let norm_final = last.then(|| norm(take("norm_final"), numerics, device));
+        let head = last.then(|| linear(take("head"), device));
+        let positions = Positions::new(config, numerics, device);
+        Self {
+            embed,
+            blocks,
+            norm_final,
+            head,
+            positions,
+        }
+    }
+
+    /// The state after all blocks: the border, or the stream at the last stage.
+    fn forward(&self, input: Option<Tensor<3>>, tokens: Tensor<2, Int>, view: &View) -> Tensor<3> {
+        let state = match (&self.embed, input) {
+            (Some(embed), None) => embed.forward(tokens),
+            (None, Some(input)) => input,
+            (Some(_), Some(_)) => panic!("stage 0 reads tokens, not a border"),
+            (None, None) => panic!("a stage after stage 0 reads a border"),
+        };
+        // The last stage writes into the whole stream, for its head to read.
+        let (state, view) = if self.head.is_some() {
+            (view.stream(state), &View::Whole)
+        } else {
+            (state, view)
+        };
+        self.blocks.iter().fold(state, |state, block| {
+            block.forward(state, view, &self.positions)
+        })
+    }
+
+    /// What the head reads.
+    fn hidden(&self, stream: Tensor<3>) -> Tensor<3> {
+        self.norm_final
+            .as_ref()
+            .expect("only the last stage has logits")
+            .forward(stream)
+    }
+
+    fn head(&self) -> &Linear {
+        self.head.as_ref().expect("only the last stage has logits")
+    }
+
+    /// Every parameter with its name, sorted by name.
+    fn slots(&mut self, first_block: usize) -> Vec<(String, Slot<'_>)> {
+        let mut slots = Vec::new();
+        if let Some(embed) = &mut self.embed {
+            slots.push(("embed".to_owned(), Slot::Matrix(&mut embed.weight)));
+        }
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            let mut add = |part: &str, slot| {
+                slots.push((format!("block.{}.{part}", first_block + index), slot));
+            };
+            add("query", Slot::Matrix(&mut block.query.weight));
+            add("key", Slot::Matrix(&mut block.key.weight));
+            add("value", Slot::Matrix(&mut block.value.weight));
+            add(
+                "attention_out",
+                Slot::Matrix(&mut block.attention_out.weight),
+            );
+            add(
+                "gate",
+                Slot::Matrix(&mut block.gate_and_up.linear_inner.weight),
+            );
+            add(
+                "up",
+                Slot::Matrix(&mut block.gate_and_up.linear_outer.weight),
+            );
+            add("down", Slot::Matrix(&mut block.down.weight));
+            add(
+                "norm_attention",
+                Slot::Vector(&mut block.norm_attention.gamma),
+            );
+            add("norm_mlp", Slot::Vector(&mut block.norm_mlp.gamma));
+        }
+        if let Some(norm_final) = &mut self.norm_final {
+            slots.push(("norm_final".to_owned(), Slot::Vector(&mut norm_final.gamma)));
+        }
+        if let Some(head) = &mut self.head {
+            slots.push(("head".to_owned(), Slot::Matrix(&mut head.weight)));
+        }
+        slots.sort_by(|(a, _), (b, _)| a.cmp(b));
+        slots
+    }
+}
+
+/// A parameter in its place.
+enum Slot<'a> {
+    Vector(&'a mut Param<Tensor<1>>),
+    Matrix(&'a mut Param<Tensor<2>>),
+}
+
+impl Slot<'_> {
+    /// Its values, flat.
+    fn value(&self) -> Tensor<1> {
+        match self {
+            Self::Vector(param) => param.val(),
+            Self::Matrix(param) => param.val().flatten(0, 1),
+        }
+    }
+
+    /// Puts flat `values` in its place.
+    fn replace(self, values: Tensor<1>) {
+        match self {
+            Self::Vector(param) => *param = param.clone().map(|_| values),
+            Self::Matrix(param) => *param = param.clone().map(|old| values.reshape(old.dims())),
+        }
+    }
+
+    /// Its gradient, flat, if the tape has one.
+    fn gradient(&self, tape: &mut Gradients) -> Option<Tensor<1>> {
+        match self {
+            Self::Vector(param) => param.val().grad_remove(tape),
+            Self::Matrix(param) => Some(param.val().grad_remove(tape)?.flatten(0, 1)),
+        }
+    }
+}
+
+/// `[sequences, context, width]` as token rows, `[tokens, width]`.
+fn rows(x: Tensor<3>) -> Tensor<2> {
+    x.flatten(0, 1)
+}
+
+/// Sum of the negative log-probabilities of `targets` `[tokens, 1]`, shape `[1]`.
+fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<2, Int>) -> Tensor<1> {
+    log_softmax(logits, 1).gather(1, targets).sum().neg()
+}
