@@ -1,2 +1,3 @@
-//! placeholder
+//! `shoal`: the headless volunteer's command line.
+
 fn main() {}

@@ -1,0 +1,533 @@
+//! One connection to one peer, from its first description to its end: a task of its own.
+//!
+//! The task owns the `webrtc` peer connection. It takes steps from the transport, notices from the
+//! connection's callbacks ([`Handler`], which never wait), and reports [`LinkEvent`]s. Each data
+//! channel has a reader and a sender beside it; both end with the task.
+//!
+//! Invariant: `Open` comes before the first message, `Down` exactly once and last, and neither
+//! comes after the owner closed or replaced the link.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use rtc::ice::mdns::MulticastDnsMode;
+use rtc::peer_connection::configuration::setting_engine::SctpMaxMessageSize;
+use shared::transport::{Channel, LinkEvent, LinkStep, NetEvent};
+use shared::units::PeerId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use webrtc::data_channel::{DataChannel, DataChannelEvent, RTCDataChannelInit};
+use webrtc::peer_connection::{
+    PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
+    RTCIceCandidateInit, RTCIceCandidateType, RTCIceServer, RTCIceTransportPolicy,
+    RTCPeerConnectionIceEvent, RTCPeerConnectionState, RTCSessionDescription, RTCStatsReportEntry,
+    SettingEngineBuilder, StatsSelector,
+};
+
+use super::socket::TunedRuntime;
+use super::{Outboxes, RtcConfig, STACK_BYTES_MAX, Tagged, fingerprint, link_event};
+use crate::rtc::outbox::Outbox;
+
+/// Largest message on a data channel: what every WebRTC stack of today accepts at most.
+const MESSAGE_BYTES_MAX: u32 = 262_144;
+/// Silence after which a connection counts as disturbed.
+const ICE_DISCONNECTED: Duration = Duration::from_secs(1);
+/// Disturbance after which it counts as lost: a killed peer is noticed 3 s after its last packet.
+const ICE_FAILED: Duration = Duration::from_secs(2);
+/// Between ICE's own keepalives.
+const ICE_KEEPALIVE: Duration = Duration::from_millis(300);
+/// Notices from a connection's callbacks that wait for its task.
+const NOTICES_MAX: usize = 256;
+/// How long a link that is being closed may still bring out what waits on `control`.
+const LINGER_MAX: Duration = Duration::from_millis(300);
+/// Between looks at whether it is out.
+const LINGER_STEP: Duration = Duration::from_millis(5);
+/// How long closing may take before the connection is dropped as it is.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Labels of the two channels on the wire.
+const CONTROL: &str = "control";
+const TENSORS: &str = "tensors";
+
+/// What a connection's callbacks and channel tasks tell its task.
+enum Notice {
+    Candidate(RTCIceCandidateInit),
+    State(RTCPeerConnectionState),
+    Channel(Arc<dyn DataChannel>),
+    Opened(Channel),
+    Ended(Channel),
+}
+
+/// Why a connection ended. All of them mean the same to the peer: `Down`.
+#[derive(Debug, thiserror::Error)]
+enum LinkFailure {
+    #[error(transparent)]
+    Stack(#[from] webrtc::error::Error),
+    #[error("the connection is {0}")]
+    State(RTCPeerConnectionState),
+    #[error("the data channel {0:?} ended")]
+    ChannelEnded(Channel),
+    #[error("a session description bears no SHA-256 fingerprint")]
+    NoFingerprint,
+    #[error("a task inside the connection panicked")]
+    Panicked,
+}
+
+/// Passes callbacks on. They run inside the connection's loop: waiting here would stall it.
+struct Handler {
+    notices: mpsc::Sender<Notice>,
+}
+
+impl Handler {
+    fn tell(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            tracing::debug!("a notice of a link was dropped: too many wait, or it has ended");
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl PeerConnectionEventHandler for Handler {
+    async fn on_ice_candidate(&self, event: RTCPeerConnectionIceEvent) {
+        match event.candidate.to_json() {
+            Ok(candidate) => self.tell(Notice::Candidate(candidate)),
+            Err(error) => tracing::debug!(%error, "a candidate could not be written"),
+        }
+    }
+
+    async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
+        self.tell(Notice::State(state));
+    }
+
+    async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
+        self.tell(Notice::Channel(channel));
+    }
+}
+
+/// What a link's task starts with.
+pub(super) struct LinkTask {
+    pub(super) peer: PeerId,
+    pub(super) generation: u32,
+    pub(super) instance: u64,
+    pub(super) config: Arc<RtcConfig>,
+    pub(super) report: mpsc::Sender<Tagged>,
+    pub(super) outboxes: Outboxes,
+}
+
+/// A connection at work.
+struct Live {
+    connection: Arc<dyn PeerConnection>,
+    notices: mpsc::Sender<Notice>,
+    control: Option<Arc<dyn DataChannel>>,
+    tensors: Option<Arc<dyn DataChannel>>,
+    open: [bool; 2],
+    gate: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl LinkTask {
+    /// Drives the connection until it fails or `steps` ends.
+    pub(super) async fn run(self, first: LinkStep, steps: mpsc::Receiver<LinkStep>) {
+        let driven = AssertUnwindSafe(self.drive(first, steps)).catch_unwind();
+        let outcome = driven.await.unwrap_or(Err(LinkFailure::Panicked));
+        self.outboxes.control.close();
+        self.outboxes.tensors.close();
+        if let Err(failure) = outcome {
+            let peer = self.peer;
+            tracing::debug!(%peer, generation = self.generation, %failure, "link down");
+            self.tell(LinkEvent::Down {
+                generation: self.generation,
+            })
+            .await;
+        }
+    }
+
+    async fn tell(&self, event: LinkEvent) {
+        let event = link_event(self.peer, event);
+        // Fails only when the transport is gone, and then nobody wants to know.
+        let _ = self.report.send((self.instance, event)).await;
+    }
+
+    async fn drive(
+        &self,
+        first: LinkStep,
+        mut steps: mpsc::Receiver<LinkStep>,
+    ) -> Result<(), LinkFailure> {
+        let (notices, mut heard) = mpsc::channel(NOTICES_MAX);
+        let connection = connect(&self.config, notices.clone()).await?;
+        let mut live = Live {
+            connection,
+            notices,
+            control: None,
+            tensors: None,
+            open: [false; 2],
+            gate: watch::Sender::new(false),
+            tasks: JoinSet::new(),
+        };
+        let outcome = self.serve(&mut live, first, &mut steps, &mut heard).await;
+        if outcome.is_ok() {
+            live.linger(&self.outboxes.control).await;
+        }
+        live.tasks.abort_all();
+        match tokio::time::timeout(CLOSE_MAX, live.connection.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "closing a connection"),
+            Err(_) => tracing::debug!("closing a connection took too long; dropped"),
+        }
+        outcome
+    }
+
+    async fn serve(
+        &self,
+        live: &mut Live,
+        first: LinkStep,
+        steps: &mut mpsc::Receiver<LinkStep>,
+        heard: &mut mpsc::Receiver<Notice>,
+    ) -> Result<(), LinkFailure> {
+        self.begin(live, first).await?;
+        loop {
+            tokio::select! {
+                step = steps.recv() => match step {
+                    Some(step) => live.carry_out(step).await?,
+                    None => return Ok(()),
+                },
+                notice = heard.recv() => match notice {
+                    Some(notice) => self.hear(live, notice).await?,
+                    None => return Err(LinkFailure::Panicked),
+                },
+            }
+        }
+    }
+
+    /// The first step: makes the local description.
+    async fn begin(&self, live: &mut Live, first: LinkStep) -> Result<(), LinkFailure> {
+        let connection = Arc::clone(&live.connection);
+        let description = match first {
+            LinkStep::Answer { sdp, .. } => {
+                let offer = RTCSessionDescription::offer(sdp)?;
+                connection.set_remote_description(offer).await?;
+                connection.create_answer(None).await?
+            }
+            LinkStep::Offer { .. } => {
+                for (label, ordered) in [(CONTROL, true), (TENSORS, false)] {
+                    let init = RTCDataChannelInit {
+                        ordered,
+                        ..Default::default()
+                    };
+                    let channel = connection.create_data_channel(label, Some(init)).await?;
+                    self.adopt(live, channel).await?;
+                }
+                connection.create_offer(None).await?
+            }
+            LinkStep::Accept { .. } | LinkStep::Candidate { .. } | LinkStep::Close => {
+                unreachable!("a link's task begins with an offer or an answer")
+            }
+        };
+        let made = description.sdp.clone();
+        connection.set_local_description(description).await?;
+        let sdp = connection.local_description().await.map_or(made, |d| d.sdp);
+        self.tell(LinkEvent::Description {
+            generation: self.generation,
+            sdp,
+        })
+        .await;
+        Ok(())
+    }
+
+    async fn hear(&self, live: &mut Live, notice: Notice) -> Result<(), LinkFailure> {
+        match notice {
+            Notice::Candidate(candidate) => {
+                let candidate = serde_json::to_string(&candidate)
+                    .expect("a candidate has string keys and plain values");
+                self.tell(LinkEvent::Candidate {
+                    generation: self.generation,
+                    candidate,
+                })
+                .await;
+            }
+            Notice::State(
+                state @ (RTCPeerConnectionState::Failed | RTCPeerConnectionState::Closed),
+            ) => return Err(LinkFailure::State(state)),
+            Notice::State(state) => {
+                tracing::debug!(peer = %self.peer, %state, "connection state");
+            }
+            Notice::Channel(channel) => self.adopt(live, channel).await?,
+            Notice::Opened(channel) => {
+                live.open[index(channel)] = true;
+                if live.open == [true; 2] && !*live.gate.borrow() {
+                    self.announce(live).await?;
+                }
+            }
+            Notice::Ended(channel) => return Err(LinkFailure::ChannelEnded(channel)),
+        }
+        Ok(())
+    }
+
+    /// Takes a data channel in: ours, or the other end's. One of each kind; others are closed.
+    async fn adopt(
+        &self,
+        live: &mut Live,
+        channel: Arc<dyn DataChannel>,
+    ) -> Result<(), LinkFailure> {
+        let (kind, place) = match channel.label().await?.as_str() {
+            CONTROL => (Channel::Control, &mut live.control),
+            TENSORS => (Channel::Tensors, &mut live.tensors),
+            _ => return Ok(channel.close().await?),
+        };
+        if place.is_some() {
+            return Ok(channel.close().await?);
+        }
+        *place = Some(Arc::clone(&channel));
+        let ends = ChannelEnds {
+            peer: self.peer,
+            instance: self.instance,
+            kind,
+            channel,
+            report: self.report.clone(),
+            notices: live.notices.clone(),
+        };
+        live.tasks
+            .spawn(Arc::new(ends.clone()).read(live.gate.subscribe()));
+        let pacer = match kind {
+            Channel::Control => None,
+            Channel::Tensors => self.config.pacer.clone(),
+        };
+        live.tasks
+            .spawn(ends.send(Arc::clone(self.outboxes.of(kind)), pacer));
+        Ok(())
+    }
+
+    /// Both channels are open: says so, then lets messages through.
+    async fn announce(&self, live: &Live) -> Result<(), LinkFailure> {
+        let connection = &live.connection;
+        let local = connection.local_description().await;
+        let remote = connection.remote_description().await;
+        let read = |description: Option<RTCSessionDescription>| {
+            description
+                .and_then(|description| fingerprint(&description.sdp))
+                .ok_or(LinkFailure::NoFingerprint)
+        };
+        self.outboxes.control.open();
+        self.outboxes.tensors.open();
+        self.tell(LinkEvent::Open {
+            generation: self.generation,
+            local_fingerprint: read(local)?,
+            remote_fingerprint: read(remote)?,
+            relayed: is_relayed(connection.as_ref()).await,
+        })
+        .await;
+        live.gate.send_replace(true);
+        Ok(())
+    }
+}
+
+impl Live {
+    async fn carry_out(&mut self, step: LinkStep) -> Result<(), LinkFailure> {
+        match step {
+            LinkStep::Accept { sdp, .. } => {
+                let answer = RTCSessionDescription::answer(sdp)?;
+                self.connection.set_remote_description(answer).await?;
+            }
+            LinkStep::Candidate { candidate, .. } => {
+                // One bad candidate is no reason to give up: there are others.
+                match serde_json::from_str::<RTCIceCandidateInit>(&candidate) {
+                    Ok(candidate) => {
+                        if let Err(error) = self.connection.add_ice_candidate(candidate).await {
+                            tracing::debug!(%error, "a candidate of the other end was not taken");
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "not a candidate"),
+                }
+            }
+            LinkStep::Offer { .. } | LinkStep::Answer { .. } | LinkStep::Close => {
+                unreachable!("the transport makes a new task, or ends this one, for such a step")
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives what waits on `control` a moment to leave: a `bye` should arrive.
+    async fn linger(&self, outbox: &Outbox) {
+        let Some(control) = &self.control else {
+            return;
+        };
+        let emptied = async {
+            while !outbox.is_empty() || control.outstanding_bytes().await.is_ok_and(|n| n > 0) {
+                tokio::time::sleep(LINGER_STEP).await;
+            }
+        };
+        // Late is as good as never: the other end notices by silence.
+        let _ = tokio::time::timeout(LINGER_MAX, emptied).await;
+    }
+}
+
+/// One data channel and where its news go.
+#[derive(Clone)]
+struct ChannelEnds {
+    peer: PeerId,
+    instance: u64,
+    kind: Channel,
+    channel: Arc<dyn DataChannel>,
+    report: mpsc::Sender<Tagged>,
+    notices: mpsc::Sender<Notice>,
+}
+
+impl ChannelEnds {
+    /// Passes on what arrives, once the gate is open.
+    async fn read(self: Arc<Self>, mut gate: watch::Receiver<bool>) {
+        while let Some(event) = self.channel.poll().await {
+            match event {
+                DataChannelEvent::OnOpen => {
+                    let _ = self.notices.send(Notice::Opened(self.kind)).await;
+                }
+                DataChannelEvent::OnMessage(message) => {
+                    if gate.wait_for(|open| *open).await.is_err() {
+                        return;
+                    }
+                    let event = NetEvent::Message {
+                        peer: self.peer,
+                        channel: self.kind,
+                        bytes: message.data.freeze(),
+                    };
+                    if self.report.send((self.instance, event)).await.is_err() {
+                        return;
+                    }
+                }
+                DataChannelEvent::OnClosing | DataChannelEvent::OnClose => break,
+                other => tracing::trace!(?other, "channel event"),
+            }
+        }
+        let _ = self.notices.send(Notice::Ended(self.kind)).await;
+    }
+
+    /// Sends what waits in the outbox, as fast as the connection and the pacer allow.
+    async fn send(self, outbox: Arc<Outbox>, pacer: Option<Arc<crate::pace::Pacer>>) {
+        loop {
+            let message = outbox.take().await;
+            let len_bytes = message.len();
+            if let Some(pacer) = &pacer {
+                pacer.admit(len_bytes).await;
+            }
+            let message = message
+                .try_into_mut()
+                .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            if let Err(error) = self.channel.send(message).await {
+                tracing::debug!(%error, kind = ?self.kind, "sending");
+                let _ = self.notices.send(Notice::Ended(self.kind)).await;
+                return;
+            }
+            if outbox.sent(len_bytes) {
+                let event = NetEvent::Drained {
+                    peer: self.peer,
+                    channel: self.kind,
+                };
+                if self.report.send((self.instance, event)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+const fn index(channel: Channel) -> usize {
+    match channel {
+        Channel::Control => 0,
+        Channel::Tensors => 1,
+    }
+}
+
+/// A connection with its sockets bound, before any description.
+async fn connect(
+    config: &RtcConfig,
+    notices: mpsc::Sender<Notice>,
+) -> Result<Arc<dyn PeerConnection>, LinkFailure> {
+    match build(config, notices.clone(), MulticastDnsMode::QueryOnly).await {
+        Ok(connection) => Ok(connection),
+        Err(error) => {
+            // Without multicast (a container, a firewall) `.local` candidates stay unknown, but a
+            // browser's packets still show its address.
+            tracing::debug!(%error, "once more without multicast DNS");
+            Ok(build(config, notices, MulticastDnsMode::Disabled).await?)
+        }
+    }
+}
+
+async fn build(
+    config: &RtcConfig,
+    notices: mpsc::Sender<Notice>,
+    multicast: MulticastDnsMode,
+) -> Result<Arc<dyn PeerConnection>, webrtc::error::Error> {
+    let servers: Vec<RTCIceServer> = config
+        .ice_servers
+        .iter()
+        .map(|server| RTCIceServer {
+            urls: server.urls.clone(),
+            username: server.username.clone().unwrap_or_default(),
+            credential: server.credential.clone().unwrap_or_default(),
+        })
+        .collect();
+    let relays = servers
+        .iter()
+        .flat_map(|server| &server.urls)
+        .any(|url| url.starts_with("turn"));
+    let policy = if config.relay_only {
+        RTCIceTransportPolicy::Relay
+    } else {
+        RTCIceTransportPolicy::All
+    };
+    let settings = SettingEngineBuilder::new()
+        .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_BYTES_MAX))
+        .with_ice_timeouts(
+            Some(ICE_DISCONNECTED),
+            Some(ICE_FAILED),
+            Some(ICE_KEEPALIVE),
+        )
+        .with_multicast_dns_mode(multicast)
+        .with_include_loopback_candidate(config.loopback)
+        .build();
+    let connection = PeerConnectionBuilder::new()
+        .with_configuration(
+            RTCConfigurationBuilder::new()
+                .with_ice_servers(servers)
+                .with_ice_transport_policy(policy)
+                .build(),
+        )
+        .with_setting_engine(settings)
+        .with_handler(Arc::new(Handler { notices }))
+        .with_runtime(Arc::new(TunedRuntime { relays }))
+        .with_udp_addrs(config.bind_addresses())
+        .with_data_channel_send_buffer_limit(STACK_BYTES_MAX)
+        .build()
+        .await?;
+    Ok(Arc::new(connection))
+}
+
+/// Whether the pair of candidates in use has a relay at either end.
+async fn is_relayed(connection: &dyn PeerConnection) -> bool {
+    let report = connection
+        .get_stats(Instant::now(), StatsSelector::None)
+        .await;
+    let selected = report
+        .transport()
+        .map(|transport| transport.selected_candidate_pair_id.clone());
+    let Some(pair) = report
+        .candidate_pairs()
+        .find(|pair| Some(&pair.stats.id) == selected.as_ref())
+        .or_else(|| report.candidate_pairs().find(|pair| pair.nominated))
+    else {
+        return false;
+    };
+    [&pair.local_candidate_id, &pair.remote_candidate_id]
+        .into_iter()
+        .filter_map(|id| report.get(id))
+        .any(|entry| match entry {
+            RTCStatsReportEntry::LocalCandidate(candidate)
+            | RTCStatsReportEntry::RemoteCandidate(candidate) => {
+                candidate.candidate_type == RTCIceCandidateType::Relay
+            }
+            _ => false,
+        })
+}

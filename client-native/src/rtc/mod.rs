@@ -1,0 +1,241 @@
+//! Data channels between volunteers: [`shared::transport::Transport`] over the `webrtc` crate.
+//!
+//! [`RtcTransport`] keeps one task for each link ([`link`]). A task carries out the steps that
+//! [`shared::peer`]'s link machine decides on, and says what came of them; which step comes next,
+//! glare, retries and time limits are not its business. Messages wait in bounded boxes
+//! ([`outbox`]) on their way out and in one bounded queue on their way in: when nobody reads that,
+//! SCTP's window closes and the other end waits.
+//!
+//! Invariant: an event of a connection that was replaced by a newer try never comes out of
+//! [`Transport::next_event`]. Begin reading at [`RtcTransport::link`].
+
+mod link;
+mod outbox;
+mod socket;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shared::transport::{Channel, LinkEvent, LinkStep, NetEvent, Transport, TransportStopped};
+use shared::units::PeerId;
+use shared::wire::signal::IceServer;
+use tokio::sync::mpsc;
+
+use crate::pace::Pacer;
+use link::LinkTask;
+use outbox::Outbox;
+
+/// Bytes that wait on the `tensors` channel of one link before `try_send` says no.
+pub const TENSORS_BYTES_MAX: usize = 4 << 20;
+/// Bytes that wait on the `control` channel of one link: thousands of small frames.
+pub const CONTROL_BYTES_MAX: usize = 256 << 10;
+/// Bytes of one channel inside the SCTP stack: one bandwidth-delay product of 80 Mbit/s at 100 ms.
+pub(crate) const STACK_BYTES_MAX: usize = 1 << 20;
+/// Events and messages that wait to be read: with messages of 32 KiB, 16 MiB.
+const EVENTS_MAX: usize = 512;
+/// Steps that wait for one link's task: a few descriptions and both ends' candidates.
+const STEPS_MAX: usize = 128;
+
+/// What all links of a volunteer have in common.
+#[derive(Clone, Debug, Default)]
+pub struct RtcConfig {
+    /// STUN and TURN servers, as the host gave them.
+    pub ice_servers: Vec<IceServer>,
+    /// Whether only relayed connections are made, so that no peer learns this machine's address.
+    pub relay_only: bool,
+    /// Whether peers may be on this machine: then loopback addresses are candidates too.
+    pub loopback: bool,
+    /// What paces everything that leaves on the `tensors` channels.
+    pub pacer: Option<Arc<Pacer>>,
+}
+
+impl RtcConfig {
+    /// Addresses to bind a socket to. A wildcard stands for all interfaces but loopback.
+    fn bind_addresses(&self) -> Vec<String> {
+        let mut list = Vec::new();
+        if self.loopback {
+            list.push("127.0.0.1:0".to_owned());
+        }
+        // A documentation address: nothing is sent, but the system says what it would send from.
+        let routed = [
+            (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), "0.0.0.0:0"),
+            (
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+                "[::]:0",
+            ),
+        ];
+        for (target, wildcard) in routed {
+            let local = UdpSocket::bind(wildcard)
+                .and_then(|socket| {
+                    socket.connect(SocketAddr::new(target, 9))?;
+                    socket.local_addr()
+                })
+                .map(|address| address.ip());
+            if local.is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified()) {
+                list.push(wildcard.to_owned());
+            }
+        }
+        if list.is_empty() {
+            list.push("0.0.0.0:0".to_owned());
+        }
+        list
+    }
+}
+
+/// An event, and which of a peer's connections it comes from.
+type Tagged = (u64, NetEvent);
+
+/// One link as its owner sees it. Dropping it ends the link's task, which closes the connection.
+struct Link {
+    instance: u64,
+    steps: mpsc::Sender<LinkStep>,
+    outboxes: Outboxes,
+}
+
+/// What waits to be sent, by channel.
+#[derive(Clone)]
+struct Outboxes {
+    control: Arc<Outbox>,
+    tensors: Arc<Outbox>,
+}
+
+impl Outboxes {
+    fn new() -> Self {
+        Self {
+            control: Arc::new(Outbox::new(CONTROL_BYTES_MAX)),
+            tensors: Arc::new(Outbox::new(TENSORS_BYTES_MAX)),
+        }
+    }
+
+    fn of(&self, channel: Channel) -> &Arc<Outbox> {
+        match channel {
+            Channel::Control => &self.control,
+            Channel::Tensors => &self.tensors,
+        }
+    }
+}
+
+/// The network of one volunteer.
+pub struct RtcTransport {
+    config: Arc<RtcConfig>,
+    links: BTreeMap<PeerId, Link>,
+    instances: u64,
+    events: mpsc::Receiver<Tagged>,
+    report: mpsc::Sender<Tagged>,
+}
+
+impl RtcTransport {
+    /// A network without links. Must be used within a tokio runtime.
+    pub fn new(config: RtcConfig) -> Self {
+        let (report, events) = mpsc::channel(EVENTS_MAX);
+        Self {
+            config: Arc::new(config),
+            links: BTreeMap::new(),
+            instances: 0,
+            events,
+            report,
+        }
+    }
+
+    /// Servers for links that are opened from now on: their credentials expire.
+    pub fn set_ice_servers(&mut self, ice_servers: Vec<IceServer>) {
+        Arc::make_mut(&mut self.config).ice_servers = ice_servers;
+    }
+
+    /// Makes a new connection to `peer`; an older one ends without a word.
+    fn open(&mut self, peer: PeerId, generation: u32, first: LinkStep) {
+        self.instances += 1;
+        let instance = self.instances;
+        let (steps, mailbox) = mpsc::channel(STEPS_MAX);
+        let outboxes = Outboxes::new();
+        let task = LinkTask {
+            peer,
+            generation,
+            instance,
+            config: Arc::clone(&self.config),
+            report: self.report.clone(),
+            outboxes: outboxes.clone(),
+        };
+        tokio::spawn(task.run(first, mailbox));
+        let link = Link {
+            instance,
+            steps,
+            outboxes,
+        };
+        if let Some(older) = self.links.insert(peer, link) {
+            older.outboxes.control.close();
+            older.outboxes.tensors.close();
+        }
+    }
+}
+
+impl Transport for RtcTransport {
+    fn link(&mut self, peer: PeerId, step: LinkStep) {
+        match step {
+            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => {
+                self.open(peer, generation, step);
+            }
+            LinkStep::Accept { .. } | LinkStep::Candidate { .. } => {
+                let Some(link) = self.links.get(&peer) else {
+                    return;
+                };
+                if link.steps.try_send(step).is_err() {
+                    tracing::debug!(%peer, "a step of a link was dropped: it has ended, or too many wait");
+                }
+            }
+            LinkStep::Close => {
+                if let Some(link) = self.links.remove(&peer) {
+                    // What waits on `control` (a `bye`) still goes out; see `LinkTask::run`.
+                    link.outboxes.tensors.close();
+                }
+            }
+        }
+    }
+
+    fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool {
+        self.links
+            .get(&to)
+            .is_some_and(|link| link.outboxes.of(channel).push(message))
+    }
+
+    async fn next_event(&mut self) -> Result<NetEvent, TransportStopped> {
+        loop {
+            let Some((instance, event)) = self.events.recv().await else {
+                return Err(TransportStopped {
+                    reason: "no task is left that could report".to_owned(),
+                });
+            };
+            let peer = match &event {
+                NetEvent::Link { peer, .. }
+                | NetEvent::Message { peer, .. }
+                | NetEvent::Drained { peer, .. } => *peer,
+            };
+            let current = self
+                .links
+                .get(&peer)
+                .is_some_and(|link| link.instance == instance);
+            if current {
+                return Ok(event);
+            }
+        }
+    }
+}
+
+/// The SHA-256 fingerprint in a session description: the hexadecimal pairs behind `sha-256`.
+fn fingerprint(sdp: &str) -> Option<String> {
+    sdp.lines()
+        .filter_map(|line| line.trim().strip_prefix("a=fingerprint:"))
+        .filter_map(|value| value.split_once(' '))
+        .find(|(algorithm, _)| algorithm.eq_ignore_ascii_case("sha-256"))
+        .map(|(_, pairs)| pairs.trim().to_ascii_uppercase())
+}
+
+/// An event of `peer`'s link.
+fn link_event(peer: PeerId, event: LinkEvent) -> NetEvent {
+    NetEvent::Link { peer, event }
+}
+
+#[cfg(test)]
+mod tests;
