@@ -1,7 +1,7 @@
 //! One connection to one peer, from its first description to its end: a task of its own.
 //!
 //! The task owns the `webrtc` peer connection. It takes steps from the transport, notices from the
-//! connection's callbacks ([`Handler`], which never wait), and reports [`LinkEvent`]s. Each data
+//! connection's callbacks (which never wait), and reports [`LinkEvent`]s. Each data
 //! channel has a reader and a sender beside it; both end with the task.
 //!
 //! Invariant: `Open` comes before the first message, `Down` exactly once and last, and neither
@@ -9,36 +9,23 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::BytesMut;
 use futures_util::FutureExt;
-use rtc::ice::mdns::MulticastDnsMode;
-use rtc::peer_connection::configuration::setting_engine::SctpMaxMessageSize;
-use shared::transport::{Channel, LinkEvent, LinkStep, NetEvent};
+use shared::transport::{Channel, LinkEvent, LinkStep};
 use shared::units::PeerId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use webrtc::data_channel::{DataChannel, DataChannelEvent, RTCDataChannelInit};
+use webrtc::data_channel::{DataChannel, RTCDataChannelInit};
 use webrtc::peer_connection::{
-    PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
-    RTCIceCandidateInit, RTCIceCandidateType, RTCIceServer, RTCIceTransportPolicy,
-    RTCPeerConnectionIceEvent, RTCPeerConnectionState, RTCSessionDescription, RTCStatsReportEntry,
-    SettingEngineBuilder, StatsSelector,
+    PeerConnection, RTCIceCandidateInit, RTCPeerConnectionState, RTCSessionDescription,
 };
 
-use super::socket::TunedRuntime;
-use super::{Outboxes, RtcConfig, STACK_BYTES_MAX, Tagged, fingerprint, link_event};
-use crate::rtc::outbox::Outbox;
+use super::channel::ChannelEnds;
+use super::connection::{connect, is_relayed};
+use super::outbox::Outbox;
+use super::{Outboxes, RtcConfig, Tagged, fingerprint, link_event};
 
-/// Largest message on a data channel: what every WebRTC stack of today accepts at most.
-const MESSAGE_BYTES_MAX: u32 = 262_144;
-/// Silence after which a connection counts as disturbed.
-const ICE_DISCONNECTED: Duration = Duration::from_secs(1);
-/// Disturbance after which it counts as lost: a killed peer is noticed 3 s after its last packet.
-const ICE_FAILED: Duration = Duration::from_secs(2);
-/// Between ICE's own keepalives.
-const ICE_KEEPALIVE: Duration = Duration::from_millis(300);
 /// Notices from a connection's callbacks that wait for its task.
 const NOTICES_MAX: usize = 256;
 /// How long a link that is being closed may still bring out what waits on `control`.
@@ -53,7 +40,7 @@ const CONTROL: &str = "control";
 const TENSORS: &str = "tensors";
 
 /// What a connection's callbacks and channel tasks tell its task.
-enum Notice {
+pub(super) enum Notice {
     Candidate(RTCIceCandidateInit),
     State(RTCPeerConnectionState),
     Channel(Arc<dyn DataChannel>),
@@ -74,37 +61,6 @@ enum LinkFailure {
     NoFingerprint,
     #[error("a task inside the connection panicked")]
     Panicked,
-}
-
-/// Passes callbacks on. They run inside the connection's loop: waiting here would stall it.
-struct Handler {
-    notices: mpsc::Sender<Notice>,
-}
-
-impl Handler {
-    fn tell(&self, notice: Notice) {
-        if self.notices.try_send(notice).is_err() {
-            tracing::debug!("a notice of a link was dropped: too many wait, or it has ended");
-        }
-    }
-}
-
-#[async_trait::async_trait]
-impl PeerConnectionEventHandler for Handler {
-    async fn on_ice_candidate(&self, event: RTCPeerConnectionIceEvent) {
-        match event.candidate.to_json() {
-            Ok(candidate) => self.tell(Notice::Candidate(candidate)),
-            Err(error) => tracing::debug!(%error, "a candidate could not be written"),
-        }
-    }
-
-    async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
-        self.tell(Notice::State(state));
-    }
-
-    async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
-        self.tell(Notice::Channel(channel));
-    }
 }
 
 /// What a link's task starts with.
@@ -289,8 +245,7 @@ impl LinkTask {
             report: self.report.clone(),
             notices: live.notices.clone(),
         };
-        live.tasks
-            .spawn(Arc::new(ends.clone()).read(live.gate.subscribe()));
+        live.tasks.spawn(ends.clone().read(live.gate.subscribe()));
         let pacer = match kind {
             Channel::Control => None,
             Channel::Tensors => self.config.pacer.clone(),
@@ -364,170 +319,9 @@ impl Live {
     }
 }
 
-/// One data channel and where its news go.
-#[derive(Clone)]
-struct ChannelEnds {
-    peer: PeerId,
-    instance: u64,
-    kind: Channel,
-    channel: Arc<dyn DataChannel>,
-    report: mpsc::Sender<Tagged>,
-    notices: mpsc::Sender<Notice>,
-}
-
-impl ChannelEnds {
-    /// Passes on what arrives, once the gate is open.
-    async fn read(self: Arc<Self>, mut gate: watch::Receiver<bool>) {
-        while let Some(event) = self.channel.poll().await {
-            match event {
-                DataChannelEvent::OnOpen => {
-                    let _ = self.notices.send(Notice::Opened(self.kind)).await;
-                }
-                DataChannelEvent::OnMessage(message) => {
-                    if gate.wait_for(|open| *open).await.is_err() {
-                        return;
-                    }
-                    let event = NetEvent::Message {
-                        peer: self.peer,
-                        channel: self.kind,
-                        bytes: message.data.freeze(),
-                    };
-                    if self.report.send((self.instance, event)).await.is_err() {
-                        return;
-                    }
-                }
-                DataChannelEvent::OnClosing | DataChannelEvent::OnClose => break,
-                other => tracing::trace!(?other, "channel event"),
-            }
-        }
-        let _ = self.notices.send(Notice::Ended(self.kind)).await;
-    }
-
-    /// Sends what waits in the outbox, as fast as the connection and the pacer allow.
-    async fn send(self, outbox: Arc<Outbox>, pacer: Option<Arc<crate::pace::Pacer>>) {
-        loop {
-            let message = outbox.take().await;
-            let len_bytes = message.len();
-            if let Some(pacer) = &pacer {
-                pacer.admit(len_bytes).await;
-            }
-            let message = message
-                .try_into_mut()
-                .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-            if let Err(error) = self.channel.send(message).await {
-                tracing::debug!(%error, kind = ?self.kind, "sending");
-                let _ = self.notices.send(Notice::Ended(self.kind)).await;
-                return;
-            }
-            if outbox.sent(len_bytes) {
-                let event = NetEvent::Drained {
-                    peer: self.peer,
-                    channel: self.kind,
-                };
-                if self.report.send((self.instance, event)).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
 const fn index(channel: Channel) -> usize {
     match channel {
         Channel::Control => 0,
         Channel::Tensors => 1,
     }
-}
-
-/// A connection with its sockets bound, before any description.
-async fn connect(
-    config: &RtcConfig,
-    notices: mpsc::Sender<Notice>,
-) -> Result<Arc<dyn PeerConnection>, LinkFailure> {
-    match build(config, notices.clone(), MulticastDnsMode::QueryOnly).await {
-        Ok(connection) => Ok(connection),
-        Err(error) => {
-            // Without multicast (a container, a firewall) `.local` candidates stay unknown, but a
-            // browser's packets still show its address.
-            tracing::debug!(%error, "once more without multicast DNS");
-            Ok(build(config, notices, MulticastDnsMode::Disabled).await?)
-        }
-    }
-}
-
-async fn build(
-    config: &RtcConfig,
-    notices: mpsc::Sender<Notice>,
-    multicast: MulticastDnsMode,
-) -> Result<Arc<dyn PeerConnection>, webrtc::error::Error> {
-    let servers: Vec<RTCIceServer> = config
-        .ice_servers
-        .iter()
-        .map(|server| RTCIceServer {
-            urls: server.urls.clone(),
-            username: server.username.clone().unwrap_or_default(),
-            credential: server.credential.clone().unwrap_or_default(),
-        })
-        .collect();
-    let relays = servers
-        .iter()
-        .flat_map(|server| &server.urls)
-        .any(|url| url.starts_with("turn"));
-    let policy = if config.relay_only {
-        RTCIceTransportPolicy::Relay
-    } else {
-        RTCIceTransportPolicy::All
-    };
-    let settings = SettingEngineBuilder::new()
-        .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_BYTES_MAX))
-        .with_ice_timeouts(
-            Some(ICE_DISCONNECTED),
-            Some(ICE_FAILED),
-            Some(ICE_KEEPALIVE),
-        )
-        .with_multicast_dns_mode(multicast)
-        .with_include_loopback_candidate(config.loopback)
-        .build();
-    let connection = PeerConnectionBuilder::new()
-        .with_configuration(
-            RTCConfigurationBuilder::new()
-                .with_ice_servers(servers)
-                .with_ice_transport_policy(policy)
-                .build(),
-        )
-        .with_setting_engine(settings)
-        .with_handler(Arc::new(Handler { notices }))
-        .with_runtime(Arc::new(TunedRuntime { relays }))
-        .with_udp_addrs(config.bind_addresses())
-        .with_data_channel_send_buffer_limit(STACK_BYTES_MAX)
-        .build()
-        .await?;
-    Ok(Arc::new(connection))
-}
-
-/// Whether the pair of candidates in use has a relay at either end.
-async fn is_relayed(connection: &dyn PeerConnection) -> bool {
-    let report = connection
-        .get_stats(Instant::now(), StatsSelector::None)
-        .await;
-    let selected = report
-        .transport()
-        .map(|transport| transport.selected_candidate_pair_id.clone());
-    let Some(pair) = report
-        .candidate_pairs()
-        .find(|pair| Some(&pair.stats.id) == selected.as_ref())
-        .or_else(|| report.candidate_pairs().find(|pair| pair.nominated))
-    else {
-        return false;
-    };
-    [&pair.local_candidate_id, &pair.remote_candidate_id]
-        .into_iter()
-        .filter_map(|id| report.get(id))
-        .any(|entry| match entry {
-            RTCStatsReportEntry::LocalCandidate(candidate)
-            | RTCStatsReportEntry::RemoteCandidate(candidate) => {
-                candidate.candidate_type == RTCIceCandidateType::Relay
-            }
-            _ => false,
-        })
 }

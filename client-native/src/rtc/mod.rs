@@ -9,6 +9,8 @@
 //! Invariant: an event of a connection that was replaced by a newer try never comes out of
 //! [`Transport::next_event`]. Begin reading at [`RtcTransport::link`].
 
+mod channel;
+mod connection;
 mod link;
 mod outbox;
 mod socket;

@@ -127,7 +127,11 @@ async fn exchange(left: &mut RtcTransport, right: &mut RtcTransport) {
                 channel: Channel::Tensors,
                 ..
             } => sent[1] = push(right, LEFT, sent[1]),
-            other => panic!("{side} met {other:?}"),
+            other @ (NetEvent::Link { .. }
+            | NetEvent::Message { .. }
+            | NetEvent::Drained { .. }) => {
+                panic!("{side} met {other:?}")
+            }
         }
     }
 }
@@ -191,7 +195,7 @@ async fn what_waits_on_control_still_arrives_when_a_link_is_closed() {
                     event: LinkEvent::Down { .. },
                     ..
                 } => break,
-                _ => {}
+                NetEvent::Link { .. } | NetEvent::Drained { .. } => {}
             }
         }
         assert_eq!(heard, [Bytes::from_static(b"bye")]);

@@ -1,0 +1,86 @@
+//! The two ends of one data channel: a task that reads, a task that sends.
+//!
+//! Reading waits for the gate that the link opens after its `Open` event. Sending takes messages
+//! from the channel's outbox, and waits for the pacer and for room in the SCTP stack.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use shared::transport::{Channel, NetEvent};
+use shared::units::PeerId;
+use tokio::sync::{mpsc, watch};
+use webrtc::data_channel::{DataChannel, DataChannelEvent};
+
+use super::Tagged;
+use super::link::Notice;
+use super::outbox::Outbox;
+use crate::pace::Pacer;
+
+/// One data channel and where its news go.
+#[derive(Clone)]
+pub(super) struct ChannelEnds {
+    pub(super) peer: PeerId,
+    pub(super) instance: u64,
+    pub(super) kind: Channel,
+    pub(super) channel: Arc<dyn DataChannel>,
+    pub(super) report: mpsc::Sender<Tagged>,
+    pub(super) notices: mpsc::Sender<Notice>,
+}
+
+impl ChannelEnds {
+    /// Passes on what arrives, once the gate is open.
+    pub(super) async fn read(self, mut gate: watch::Receiver<bool>) {
+        while let Some(event) = self.channel.poll().await {
+            if matches!(event, DataChannelEvent::OnOpen) {
+                // Fails only when the link has ended, and this task with it.
+                let _ = self.notices.send(Notice::Opened(self.kind)).await;
+            } else if let DataChannelEvent::OnMessage(message) = event {
+                if gate.wait_for(|open| *open).await.is_err() {
+                    return;
+                }
+                let event = NetEvent::Message {
+                    peer: self.peer,
+                    channel: self.kind,
+                    bytes: message.data.freeze(),
+                };
+                if self.report.send((self.instance, event)).await.is_err() {
+                    return;
+                }
+            } else if matches!(
+                event,
+                DataChannelEvent::OnClosing | DataChannelEvent::OnClose
+            ) {
+                break;
+            }
+        }
+        let _ = self.notices.send(Notice::Ended(self.kind)).await;
+    }
+
+    /// Sends what waits in the outbox, as fast as the connection and the pacer allow.
+    pub(super) async fn send(self, outbox: Arc<Outbox>, pacer: Option<Arc<Pacer>>) {
+        loop {
+            let message = outbox.take().await;
+            let len_bytes = message.len();
+            if let Some(pacer) = &pacer {
+                pacer.admit(len_bytes).await;
+            }
+            let message = message
+                .try_into_mut()
+                .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            if let Err(error) = self.channel.send(message).await {
+                tracing::debug!(%error, kind = ?self.kind, "sending");
+                let _ = self.notices.send(Notice::Ended(self.kind)).await;
+                return;
+            }
+            if outbox.sent(len_bytes) {
+                let event = NetEvent::Drained {
+                    peer: self.peer,
+                    channel: self.kind,
+                };
+                if self.report.send((self.instance, event)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
