@@ -50,3 +50,43 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     }
     Ok(path)
 }
+
+/// A file: path from the repository's root, with `/`, and text.
+pub type File = (String, String);
+
+/// All files of text that people write here: nothing built, nothing hidden but the checks' own.
+///
+/// # Panics
+/// A folder of the repository cannot be read.
+#[must_use]
+pub fn sources() -> Vec<File> {
+    let mut found = Vec::new();
+    collect(repository(), "", &mut found);
+    found
+}
+
+fn collect(folder: &Path, prefix: &str, found: &mut Vec<File>) {
+    let kinds = [
+        "rs", "toml", "md", "html", "css", "js", "json", "sh", "py", "yml", "run",
+    ];
+    let built = ["target", "pkg", "node_modules"];
+    for entry in std::fs::read_dir(folder)
+        .expect("a folder is readable")
+        .filter_map(Result::ok)
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kind = entry.file_type().expect("an entry has a kind");
+        let path = format!("{prefix}{name}");
+        let hidden = name.starts_with('.') && ![".ci", ".cargo"].contains(&name.as_str());
+        if kind.is_dir() && !hidden && !built.contains(&name.as_str()) {
+            collect(&entry.path(), &format!("{path}/"), found);
+        } else if kind.is_file() && kinds.contains(&name.rsplit('.').next().unwrap_or(&name)) {
+            // A file that is no text is not source.
+            found.extend(
+                std::fs::read_to_string(entry.path())
+                    .ok()
+                    .map(|text| (path, text)),
+            );
+        }
+    }
+}

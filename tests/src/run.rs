@@ -96,7 +96,7 @@ impl Host {
         Ok((program, url))
     }
 
-    /// Starts a volunteer that computes on the CPU, with a key of its own.
+    /// Starts a volunteer with a key of its own. It computes on the CPU unless `arguments` say `--gpu`.
     ///
     /// # Errors
     /// It is not built, or could not be started.
@@ -115,6 +115,9 @@ impl Host {
         command
             .arg("--identity-path")
             .arg(self.folder.path().join(format!("{name}.key")));
+        if !arguments.contains(&"--gpu") {
+            command.args(["--gpu", "cpu"]);
+        }
         command.args(arguments);
         Program::start(name, &mut command)
     }

@@ -4,10 +4,9 @@
 //! feeds its rule a broken sample, so that a rule that sees nothing cannot pass, then all files.
 //! Comments, strings and test modules are no code to these rules. Begin with [`ARROWS`].
 
-use std::path::Path;
 use std::process::Command;
 
-use tests::paths;
+use tests::paths::{self, File};
 use tests::source::{code, code_with_tests, crate_paths, has_word};
 
 /// Which modules of `shared` each of them may name: only such as stand above it, so that no circle
@@ -55,9 +54,6 @@ const ARCHITECTURE_FILES_MAX: usize = 2;
 
 /// What is wrong with a file, a line each.
 type Rule = fn(path: &str, text: &str) -> Vec<String>;
-
-/// A file: path from the repository's root, with `/`, and text.
-type File = (String, String);
 
 #[test]
 fn arrows_between_modules_of_shared_point_one_way() {
@@ -398,39 +394,12 @@ fn check(rule: Rule, broken_path: &str, broken_text: &str) {
 
 /// All files that people write here.
 fn files() -> Vec<File> {
-    let mut found = Vec::new();
-    collect(paths::repository(), "", &mut found);
+    let found = paths::sources();
     assert!(
         found.iter().any(|(path, _)| path == "shared/src/lib.rs"),
         "the walk saw no source"
     );
     found
-}
-
-fn collect(folder: &Path, prefix: &str, found: &mut Vec<File>) {
-    let kinds = [
-        "rs", "toml", "md", "html", "css", "js", "json", "sh", "py", "yml", "run",
-    ];
-    let built = ["target", "pkg", "node_modules"];
-    for entry in std::fs::read_dir(folder)
-        .expect("a folder is readable")
-        .filter_map(Result::ok)
-    {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let kind = entry.file_type().expect("an entry has a kind");
-        let path = format!("{prefix}{name}");
-        let hidden = name.starts_with('.') && ![".ci", ".cargo"].contains(&name.as_str());
-        if kind.is_dir() && !hidden && !built.contains(&name.as_str()) {
-            collect(&entry.path(), &format!("{path}/"), found);
-        } else if kind.is_file() && kinds.contains(&name.rsplit('.').next().unwrap_or(&name)) {
-            // A file that is no text is not source.
-            found.extend(
-                std::fs::read_to_string(entry.path())
-                    .ok()
-                    .map(|text| (path, text)),
-            );
-        }
-    }
 }
 
 /// The top-level module of `shared` that a file belongs to.

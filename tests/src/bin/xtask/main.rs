@@ -11,6 +11,7 @@
 
 mod build;
 mod check;
+mod demo;
 mod setup;
 mod steps;
 
@@ -32,6 +33,8 @@ enum Verb {
     Test,
     /// All tests, formatting, lints, documentation, dependencies, golden figures, simulation
     Ci,
+    /// Train a small model with a host and three volunteers on this machine, and let it write
+    Demo(demo::Demo),
     /// Compare the mathematics with the reference figures, and print each comparison
     Golden,
     /// Run the simulation over seeds; a seed that fails is printed
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Setup => setup::setup(),
         Verb::Test => check::test().finish(),
         Verb::Ci => check::ci().finish(),
+        Verb::Demo(asked) => demo::demo(&asked),
         Verb::Golden => build::run(&mut build::cargo(&[
             "run",
             "-p",
