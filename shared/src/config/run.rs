@@ -1,7 +1,8 @@
 //! A run's configuration once it is valid: what all sides compute with.
 //!
 //! Made from what a host wrote by [`super::written`], sent to volunteers as JSON, kept in the journal.
-//! Values here are in range; nothing downstream checks them again.
+//! Values here are in range once [`RunConfig::validate`] has passed; nothing downstream checks them again. A
+//! volunteer calls it on what a host sent, as the host did on what a person wrote.
 //!
 //! Invariant: two volunteers with equal `RunConfig` derive the same model, bit for bit.
 
@@ -9,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::model::{ModelConfig, NumberFormat};
 use crate::units::{Digest, Span};
+use crate::wire::{number, payload};
+
+/// Weights and both moments of one parameter, in f32.
+const PARAMETER_STATE_BYTES: u64 = 12;
 
 /// A run, as host and volunteers agree on it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,5 +87,32 @@ impl RunConfig {
         let text =
             serde_json::to_vec(self).expect("a configuration has string keys and finite numbers");
         Digest::of(&text)
+    }
+}
+
+impl RunConfig {
+    /// Bytes of a forward frame's payload: token ids and the packed boundary of a microbatch.
+    #[must_use]
+    pub fn forward_payload_bytes(&self) -> usize {
+        let sequences = usize::from(self.microbatch_sequences());
+        let ModelConfig {
+            vocabulary,
+            context,
+            ..
+        } = self.model;
+        payload::forward_bytes(sequences, context, vocabulary, self.boundary_bytes())
+    }
+
+    /// Bytes of a microbatch's packed boundary, in either direction.
+    #[must_use]
+    pub fn boundary_bytes(&self) -> usize {
+        let rows = usize::from(self.microbatch_sequences()) * self.model.context;
+        number::payload_bytes(self.format, rows, self.model.boundary_width())
+    }
+
+    /// Bytes of the weights and both moments of `stage`.
+    #[must_use]
+    pub fn stage_state_bytes(&self, stage: usize) -> u64 {
+        self.model.parameter_count_of(stage) as u64 * PARAMETER_STATE_BYTES
     }
 }
