@@ -14,6 +14,7 @@ mod check;
 mod demo;
 mod setup;
 mod steps;
+mod wasm;
 
 use clap::{Parser, Subcommand};
 

@@ -7,11 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tests::browser;
 
-/// The target that browsers run.
-const WASM: &str = "wasm32-unknown-unknown";
+use crate::wasm;
 
 /// Folders in which Vulkan drivers announce themselves.
 const VULKAN_DRIVERS: [&str; 3] = [
@@ -98,21 +97,16 @@ fn report(name: &str, place: &str) {
 
 /// The wasm target, rustfmt and clippy of the toolchain in use.
 fn components() -> anyhow::Result<()> {
-    let root = Command::new("rustc")
-        .args(["--print", "sysroot"])
-        .output()
-        .context("rustc does not run")?;
-    let root = PathBuf::from(String::from_utf8_lossy(&root.stdout).trim().to_owned());
-    let wasm = root.join("lib/rustlib").join(WASM);
-    ensure("wasm", &wasm, &["target", "add", WASM])?;
+    report("wasm", &wasm::ensure()?);
+    let bin = wasm::sysroot()?.join("bin");
     ensure(
         "rustfmt",
-        &root.join("bin/rustfmt"),
+        &bin.join("rustfmt"),
         &["component", "add", "rustfmt"],
     )?;
     ensure(
         "clippy",
-        &root.join("bin/cargo-clippy"),
+        &bin.join("cargo-clippy"),
         &["component", "add", "clippy"],
     )
 }
@@ -160,7 +154,7 @@ fn find_software_vulkan() -> Option<String> {
 }
 
 /// Installs packages through apt, where that is possible without asking anybody.
-fn install(packages: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
     let typed = format!(
         "apt-get update && apt-get install -y {}",
         packages.join(" ")
