@@ -5,11 +5,14 @@
 
 pub mod compute;
 pub mod config;
+pub mod coordinator;
 pub mod derive;
 pub mod limits;
 #[cfg(feature = "compute")]
 pub mod model;
+pub mod peer;
 pub mod random;
+pub mod schedule;
 pub mod transport;
 pub mod units;
 pub mod wire;

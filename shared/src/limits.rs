@@ -58,3 +58,23 @@ pub const UPLOAD_MAX: Span = Span::from_secs(300);
 pub const VOLUNTEERS_MAX: usize = 20_000;
 /// Longest name a volunteer may give itself, in characters.
 pub const NAME_CHARS_MAX: usize = 32;
+/// Candidates kept that came before the description they belong to: a machine has a few interfaces.
+pub const CANDIDATES_EARLY_MAX: usize = 64;
+/// Links one volunteer keeps open: two neighbours, and those it copies from or for.
+pub const LINKS_MAX: usize = 64;
+/// How long a source of state may be silent before the next one is asked.
+pub const FETCH_SILENCE_MAX: Span = Span::from_secs(10);
+/// Between two looks of the coordinator at its clocks: well below the shortest bound it keeps.
+pub const TICK: Span = Span::from_millis(250);
+/// How long a suspected volunteer has to answer the host's ping.
+pub const SUSPECT_ANSWER_MAX: Span = Span::from_secs(3);
+/// How long a volunteer that was not ready in time gets no seat.
+pub const BENCH: Span = Span::from_secs(60);
+/// How long one copy of a stage may take before it is ordered anew.
+pub const COPY_MAX: Span = Span::from_secs(120);
+/// Strikes (NaN from finite input, malformed frames) after which a volunteer loses its seat for good.
+pub const STRIKES_MAX: u32 = 2;
+/// Reports of state that cannot be fetched, before nobody is believed to hold it.
+pub const MISSING_MAX: u32 = 3;
+/// Rounds whose losses say what the next one may be.
+pub const LOSS_WINDOW: usize = 8;

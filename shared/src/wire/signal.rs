@@ -59,9 +59,11 @@ pub struct Resume {
     pub peer: PeerId,
     /// Its seat, if it still works in one.
     pub place: Option<Place>,
+    /// The attempt that it was told to begin, if it was.
+    pub attempt: Option<Attempt>,
     /// As head: its last report.
     pub report: Option<Report>,
-    /// As head: leases it holds and has not finished, by step.
+    /// As head: the leases of this round, done and held, by step.
     pub leases: Vec<Lease>,
     /// Its last `holds`, if no commit answered it yet.
     pub holds: Option<Holds>,
@@ -80,6 +82,8 @@ pub struct Join {
     pub session: u64,
     /// What to call it, on the page.
     pub name: String,
+    /// Hash of what the volunteer derives from the run's seed: equal everywhere, or it can't take part.
+    pub seed_hash: Digest,
     /// What it is and can do.
     pub capabilities: Capabilities,
     /// State it has kept.
@@ -389,9 +393,7 @@ pub enum Down {
         version: u8,
         /// To be signed by the volunteer.
         nonce: Digest,
-        /// Hash of what must follow from the seed.
-        seed_hash: Digest,
-        /// The run's configuration, from which the volunteer computes that hash before it joins.
+        /// The run's configuration: what a volunteer measures itself against before it joins.
         config: Box<RunConfig>,
     },
     /// Come in.
@@ -421,7 +423,7 @@ pub enum Down {
         /// What it says.
         signal: LinkSignal,
     },
-    /// To the head: all seats are ready, go.
+    /// To all seats of a line-up, when all are ready: go. The head acts on it, the others learn the attempt.
     Begin {
         /// Line-up and round.
         place: Place,
@@ -429,6 +431,8 @@ pub enum Down {
         mode: Mode,
         /// The attempt at this round's end.
         attempt: Attempt,
+        /// The number that the round's result gets if it is committed.
+        result: Round,
         /// Samples committed before the round.
         samples_done: u64,
     },
@@ -450,10 +454,12 @@ pub enum Down {
         /// Hash of each stage.
         stages: Vec<Held>,
     },
-    /// Rounds before this one may be dropped.
+    /// Which rounds to keep beside the newest committed one: all others may be dropped.
     Safe {
         /// The newest safe round.
         round: Round,
+        /// The round that is being copied and uploaded, to become the next safe one.
+        securing: Option<Round>,
     },
     /// The run went back: rounds after `to` are void.
     Rewind {
@@ -474,6 +480,8 @@ pub enum Down {
         /// Good for one upload.
         ticket: String,
     },
+    /// What you held is safe without you: leave whenever you like.
+    Released,
     /// Why you wait, or what you do, in words.
     Reason {
         /// One sentence.

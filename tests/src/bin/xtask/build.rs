@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use tests::paths;
 
 use crate::steps::{Count, Ledger};
-use crate::wasm::{TARGET, wasm_cargo};
 
 /// What every native step of the tests builds.
 pub(crate) const EVERYTHING: [&str; 2] = ["--workspace", "--all-features"];
@@ -37,20 +36,21 @@ pub(crate) fn native(ledger: &mut Ledger) -> bool {
 /// # Errors
 /// A step failed; its own output says why.
 pub(crate) fn web() -> anyhow::Result<()> {
-    run(&mut wasm_cargo(&[
+    let target = "wasm32-unknown-unknown";
+    run(&mut cargo(&[
         "build",
         "-p",
         "client-web",
         "--lib",
         "--target",
-        TARGET,
+        target,
     ]))?;
     // The target folder is the parent of the one that native programs lie in.
     let programs = paths::programs()?;
     let built = programs
         .parent()
         .context("programs lie in the target folder")?;
-    let module = built.join(TARGET).join("debug").join("client_web.wasm");
+    let module = built.join(target).join("debug").join("client_web.wasm");
     let folder = paths::repository().join("www").join("pkg");
     run(Command::new(paths::program("bindgen")?)
         .arg(&module)

@@ -14,7 +14,6 @@ mod check;
 mod demo;
 mod setup;
 mod steps;
-mod wasm;
 
 use clap::{Parser, Subcommand};
 

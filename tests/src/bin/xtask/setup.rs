@@ -7,10 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tests::browser;
 
-use crate::wasm;
+/// The target that browsers run.
+const WASM: &str = "wasm32-unknown-unknown";
 
 /// Folders in which Vulkan drivers announce themselves.
 const VULKAN_DRIVERS: [&str; 3] = [
@@ -97,16 +98,21 @@ fn report(name: &str, place: &str) {
 
 /// The wasm target, rustfmt and clippy of the toolchain in use.
 fn components() -> anyhow::Result<()> {
-    report("wasm", &wasm::ensure()?);
-    let bin = wasm::sysroot()?.join("bin");
+    let root = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("rustc does not run")?;
+    let root = PathBuf::from(String::from_utf8_lossy(&root.stdout).trim().to_owned());
+    let wasm = root.join("lib/rustlib").join(WASM);
+    ensure("wasm", &wasm, &["target", "add", WASM])?;
     ensure(
         "rustfmt",
-        &bin.join("rustfmt"),
+        &root.join("bin/rustfmt"),
         &["component", "add", "rustfmt"],
     )?;
     ensure(
         "clippy",
-        &bin.join("cargo-clippy"),
+        &root.join("bin/cargo-clippy"),
         &["component", "add", "clippy"],
     )
 }
@@ -154,7 +160,7 @@ fn find_software_vulkan() -> Option<String> {
 }
 
 /// Installs packages through apt, where that is possible without asking anybody.
-pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
+fn install(packages: &[&str]) -> anyhow::Result<()> {
     let typed = format!(
         "apt-get update && apt-get install -y {}",
         packages.join(" ")

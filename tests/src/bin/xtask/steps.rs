@@ -46,11 +46,6 @@ impl Ledger {
         self.timed(name, || work().map(|()| Tally::one(true)))
     }
 
-    /// Notes something that was left out, and why. Counts nothing.
-    pub(crate) fn skip(&mut self, name: &str, reason: &str) {
-        self.lines.push(format!("left out  {name}: {reason}"));
-    }
-
     /// Prints every step's time and result, then the sum. Fails if any check failed.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         println!();

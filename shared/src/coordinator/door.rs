@@ -1,0 +1,376 @@
+//! Who is let in, and who is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::pipeline::Phase;
+use super::roster::{ConnectionId, Volunteer, presentable};
+use super::{Coordinator, Output};
+use crate::limits::{AWAY_MAX, LINK_TRIES_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX, VOLUNTEERS_MAX};
+use crate::peer::link::verifies;
+use crate::units::{Digest, PeerId, StageId, Time};
+use crate::wire::frame::{Place, VERSION};
+use crate::wire::signal::{Down, Join, RefuseCode, Resume, Suspicion, Welcome, join_message};
+
+impl Coordinator {
+    /// A connection is open: the host speaks first.
+    pub fn handle_connected(&mut self, connection: ConnectionId) {
+        self.roster.connect(connection);
+        let nonce = self.nonce(connection);
+        let config = Box::new(self.config().clone());
+        self.out(Output::Send(
+            connection,
+            Down::Hello {
+                version: VERSION,
+                nonce,
+                config,
+            },
+        ));
+    }
+
+    fn nonce(&self, connection: ConnectionId) -> Digest {
+        let mut message = b"nonce".to_vec();
+        message.extend_from_slice(&connection.0.to_le_bytes());
+        Digest(*blake3::keyed_hash(&self.start.secret, &message).as_bytes())
+    }
+
+    fn refuse(&mut self, connection: ConnectionId, code: RefuseCode, text: String, remedy: &str) {
+        let remedy = remedy.to_owned();
+        self.out(Output::Send(
+            connection,
+            Down::Refuse { code, text, remedy },
+        ));
+        self.roster.disconnect(connection);
+        self.out(Output::Close(connection));
+    }
+
+    /// Somebody spoke before joining.
+    pub(super) fn refuse_silent(&mut self, connection: ConnectionId) {
+        if self.roster.is_waiting(connection) {
+            let text = "the first message must be `join`".to_owned();
+            self.refuse(
+                connection,
+                RefuseCode::Malformed,
+                text,
+                "use a client of this version",
+            );
+        }
+    }
+
+    /// A message that could not be read.
+    pub fn handle_malformed(&mut self, now: Time, connection: ConnectionId, reason: String) {
+        let peer = self.roster.speaker(connection);
+        self.refuse(
+            connection,
+            RefuseCode::Malformed,
+            reason,
+            "use a client of this version",
+        );
+        if let Some(peer) = peer {
+            self.lose(now, peer);
+        }
+        self.reconsider(now);
+    }
+
+    pub(super) fn join(&mut self, now: Time, connection: ConnectionId, join: Join) {
+        if !self.roster.is_waiting(connection) {
+            return;
+        }
+        if let Some((code, text, remedy)) = self.objection(connection, &join) {
+            return self.refuse(connection, code, text, remedy);
+        }
+        let known = join
+            .resume
+            .as_ref()
+            .filter(|resume| self.is_known(resume, &join));
+        let resume = known.cloned();
+        let peer = resume
+            .as_ref()
+            .map_or_else(|| self.new_peer(), |resume| resume.peer);
+        let volunteer = self.volunteer(now, peer, join);
+        if let Some(older) = self.roster.join(connection, volunteer) {
+            self.out(Output::Close(older));
+        }
+        let resumed = resume
+            .as_ref()
+            .is_some_and(|resume| self.may_resume(resume));
+        let welcome = Welcome {
+            peer,
+            config: self.config().clone(),
+            data: self.start.data.clone(),
+            ice_servers: Vec::new(),
+            round: self.history.newest(),
+            resumed,
+        };
+        self.tell(peer, Down::Welcome(Box::new(welcome)));
+        let safe = Down::Safe {
+            round: self.safe,
+            securing: self.securing_round(),
+        };
+        self.tell(peer, safe);
+        match resume {
+            Some(resume) if resumed => self.resync(now, peer, resume),
+            Some(_)
+                if self
+                    .pipeline
+                    .as_ref()
+                    .is_some_and(|p| p.seat(peer).is_some()) =>
+            {
+                self.break_pipeline();
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    fn objection(
+        &self,
+        connection: ConnectionId,
+        join: &Join,
+    ) -> Option<(RefuseCode, String, &'static str)> {
+        let proof = unhex(&join.proof);
+        let message = join_message(&self.nonce(connection), join.session);
+        if join.version != VERSION {
+            let text = format!("you speak version {}, this host {VERSION}", join.version);
+            Some((
+                RefuseCode::Version,
+                text,
+                "install the version that the host's page names",
+            ))
+        } else if !proof.is_some_and(|proof| verifies(&join.key, &message, &proof)) {
+            let text = "the proof does not fit the key".to_owned();
+            Some((
+                RefuseCode::Proof,
+                text,
+                "delete the identity file and start again",
+            ))
+        } else if join.seed_hash != self.start.seed_hash {
+            let text = format!(
+                "this machine derives {:?} from the run's seed, the host {:?}",
+                join.seed_hash, self.start.seed_hash
+            );
+            Some((
+                RefuseCode::SeedHash,
+                text,
+                "install the version that the host's page names",
+            ))
+        } else if self.over {
+            let text = "the run has reached its length".to_owned();
+            Some((
+                RefuseCode::Over,
+                text,
+                "export the model from the host's page",
+            ))
+        } else if self.roster.len() >= VOLUNTEERS_MAX {
+            let text = format!("this host holds {VOLUNTEERS_MAX} volunteers");
+            Some((RefuseCode::Full, text, "try again later"))
+        } else {
+            None
+        }
+    }
+
+    fn new_peer(&mut self) -> PeerId {
+        self.peers += 1;
+        PeerId((u64::from(self.history.incarnation()) << 32) | u64::from(self.peers))
+    }
+
+    /// Whether `resume` names a volunteer that we know, now or from the journal, and it is the same.
+    fn is_known(&self, resume: &Resume, join: &Join) -> bool {
+        let here = self
+            .roster
+            .get(resume.peer)
+            .map(|volunteer| (volunteer.key, volunteer.session));
+        let seat = self
+            .pipeline
+            .as_ref()
+            .and_then(|pipeline| pipeline.seat(resume.peer));
+        let journaled = seat.map(|seat| (seat.row.key, seat.row.session));
+        here.or(journaled) == Some((join.key, join.session))
+    }
+
+    /// Whether its seat goes on: the same line-up, at this round or just before its commit.
+    fn may_resume(&self, resume: &Resume) -> bool {
+        let Some(pipeline) = &self.pipeline else {
+            return false;
+        };
+        let Some(place) = resume.place else {
+            return false;
+        };
+        let before = self.history.get(pipeline.place.round);
+        let missed_commit = before.is_some_and(|commit| {
+            commit.parent == place.round
+                && resume
+                    .holds
+                    .as_ref()
+                    .is_some_and(|holds| holds.attempt == commit.attempt)
+        });
+        pipeline.seat(resume.peer).is_some()
+            && pipeline.phase != Phase::Journaling
+            && place.epoch == pipeline.place.epoch
+            && (place.round == pipeline.place.round || missed_commit)
+    }
+
+    fn volunteer(&self, now: Time, peer: PeerId, join: Join) -> Volunteer {
+        let kept = join
+            .kept
+            .into_iter()
+            .filter(|held| {
+                let commit = self.history.get(held.round);
+                commit.is_some_and(|commit| commit.stages.contains(held))
+            })
+            .map(|held| ((held.round, held.stage), held.blob));
+        Volunteer {
+            peer,
+            key: join.key,
+            session: join.session,
+            name: presentable(&join.name),
+            kept: kept.collect::<BTreeMap<_, _>>(),
+            capabilities: join.capabilities,
+            connection: None,
+            away_until: None,
+            heard: now,
+            answer_by: None,
+            suspected_by: BTreeSet::new(),
+            copying: None,
+            finishing: false,
+            released: false,
+            paused: false,
+            benched_until: None,
+            strikes: 0,
+            accepted: 0,
+            reason: String::new(),
+        }
+    }
+
+    /// A connection broke without a word: most come back.
+    pub(super) fn away(&mut self, now: Time, peer: PeerId) {
+        let Some(volunteer) = self.roster.get_mut(peer) else {
+            return;
+        };
+        volunteer.away_until = Some(now + AWAY_MAX);
+        // A neighbour's suspicion and a broken connection together are enough.
+        if !volunteer.suspected_by.is_empty() || volunteer.released {
+            self.lose(now, peer);
+        }
+    }
+
+    pub(super) fn leave(&mut self, now: Time, peer: PeerId, may_return: bool) {
+        let wait = self.config().schedule.rewind_wait;
+        match self.roster.get_mut(peer) {
+            Some(volunteer) if may_return => volunteer.away_until = Some(now + wait),
+            Some(_) | None => self.lose(now, peer),
+        }
+    }
+
+    /// A volunteer is gone for good; it may come again as a new one.
+    pub(super) fn lose(&mut self, _now: Time, peer: PeerId) {
+        if let Some(connection) = self.roster.remove(peer) {
+            self.out(Output::Close(connection));
+        }
+        self.link_failures
+            .retain(|pair, _| pair.0 != peer && pair.1 != peer);
+        self.apart.retain(|pair| pair.0 != peer && pair.1 != peer);
+        self.drop_uploads_of(peer);
+    }
+
+    /// One neighbour suspects another. The suspect is asked; whoever is silent to two is gone.
+    pub(super) fn suspect(
+        &mut self,
+        now: Time,
+        by: PeerId,
+        place: Place,
+        suspect: PeerId,
+        suspicion: Suspicion,
+    ) {
+        let current = self
+            .pipeline
+            .as_ref()
+            .filter(|pipeline| pipeline.place.epoch == place.epoch);
+        let sit = current.is_some_and(|p| p.seat(by).is_some() && p.seat(suspect).is_some());
+        if !sit {
+            return;
+        }
+        if suspicion == Suspicion::Malformed {
+            self.strike(suspect);
+            return self.break_pipeline();
+        }
+        let pair = (by.min(suspect), by.max(suspect));
+        let Some(volunteer) = self.roster.get_mut(suspect) else {
+            return;
+        };
+        volunteer.suspected_by.insert(by);
+        let is_gone = volunteer.connection.is_none() || volunteer.suspected_by.len() > 1;
+        volunteer.answer_by.get_or_insert(now + SUSPECT_ANSWER_MAX);
+        let failures = self.link_failures.entry(pair).or_default();
+        *failures += 1;
+        if suspicion == Suspicion::Unreachable || *failures >= LINK_TRIES_MAX {
+            self.apart.insert(pair);
+        }
+        if is_gone {
+            self.lose(now, suspect);
+        } else {
+            self.tell(
+                suspect,
+                Down::Ping {
+                    nonce: now.as_micros(),
+                },
+            );
+        }
+    }
+
+    /// A pong came: a suspect that answers is not gone; then the link between the two is at fault.
+    pub(super) fn answered(&mut self, _now: Time, peer: PeerId) {
+        let Some(volunteer) = self.roster.get_mut(peer) else {
+            return;
+        };
+        if volunteer.answer_by.take().is_some() {
+            volunteer.suspected_by.clear();
+            self.break_pipeline();
+        }
+    }
+
+    fn strike(&mut self, peer: PeerId) {
+        if let Some(volunteer) = self.roster.get_mut(peer) {
+            volunteer.strikes += 1;
+        }
+    }
+
+    /// A stage made NaN or infinity: the round starts again; who makes one twice loses its seat.
+    pub(super) fn non_finite(
+        &mut self,
+        _now: Time,
+        by: PeerId,
+        place: Place,
+        stage: StageId,
+        own: bool,
+    ) {
+        let Some(pipeline) = &self.pipeline else {
+            return;
+        };
+        let is_theirs = pipeline
+            .seat(by)
+            .is_some_and(|seat| seat.row.stages.contains(stage));
+        if pipeline.place != place || !is_theirs {
+            return;
+        }
+        if own {
+            self.strike(by);
+        }
+        let guilty = self
+            .roster
+            .iter()
+            .filter(|volunteer| volunteer.strikes >= STRIKES_MAX);
+        if guilty.count() >= 2 {
+            self.paused = Some(format!(
+                "paused: two volunteers computed NaN in {stage}: the run itself diverges",
+                stage = format_args!("stage {stage}")
+            ));
+        }
+        self.break_pipeline();
+    }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    let nibble = |digit: u8| (digit as char).to_digit(16);
+    let byte = |pair: &[u8]| u8::try_from(nibble(pair[0])? * 16 + nibble(pair[1])?).ok();
+    (digits.len() == 128).then(|| digits.chunks_exact(2).map(byte).collect())?
+}

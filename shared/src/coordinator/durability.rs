@@ -1,0 +1,386 @@
+//! Which rounds would survive a loss: copies at other volunteers, manifests in the store.
+//!
+//! One round at a time is *secured*: copied until two volunteers hold each stage, and uploaded when a checkpoint
+//! is due. Training never waits for it. Volunteers keep the newest round, the safe one and the one
+//! being secured.
+
+use std::collections::BTreeMap;
+
+use super::history::Row;
+use super::{Coordinator, Manifest, Output};
+use crate::limits::{COPY_MAX, MISSING_MAX, UPLOAD_MAX};
+use crate::units::{Digest, PeerId, Round, StageId, Time};
+use crate::wire::signal::{Down, Held};
+
+/// A round on its way to be safe.
+#[derive(Clone, Debug)]
+pub(super) struct Securing {
+    round: Round,
+    until: Time,
+    /// Stages that are to be uploaded and are not stored yet: ticket and who was asked.
+    uploads: BTreeMap<StageId, (String, PeerId)>,
+    /// Whether a checkpoint is wanted.
+    checkpoint: bool,
+    /// Whether all its blobs are stored and the manifest is being written.
+    writing: bool,
+}
+
+impl Coordinator {
+    /// Whether the store can give the whole round.
+    pub(super) fn has_manifest(&self, round: Round) -> bool {
+        #[cfg(any(test, feature = "sim"))]
+        if self.broken.void_manifest {
+            return true;
+        }
+        round.0 == 0 || self.history.manifests().contains(&round)
+    }
+
+    pub(super) fn securing_round(&self) -> Option<Round> {
+        self.securing.as_ref().map(|securing| securing.round)
+    }
+
+    pub(super) fn stop_securing(&mut self) {
+        self.securing = None;
+    }
+
+    /// Begins to secure the newest round, unless one is under way; `at_once` asks for a checkpoint too.
+    pub(super) fn secure(&mut self, now: Time, at_once: bool) {
+        let newest = self.history.newest();
+        let is_under_way = match &self.securing {
+            Some(securing) if at_once => securing.round == newest && securing.checkpoint,
+            Some(_) => true,
+            None => false,
+        };
+        if is_under_way || newest.0 == 0 || self.safe == newest && !at_once {
+            return;
+        }
+        let due = self.config().schedule.checkpoint;
+        let checkpoint = at_once
+            || self
+                .manifest_tried
+                .is_none_or(|tried| now.since(tried) >= due);
+        self.securing = Some(Securing {
+            round: newest,
+            until: now + UPLOAD_MAX,
+            uploads: BTreeMap::new(),
+            checkpoint,
+            writing: false,
+        });
+        self.say_safe();
+        if checkpoint {
+            self.manifest_tried = Some(now);
+            self.order_uploads(now);
+        }
+        self.order_copies(now);
+    }
+
+    fn say_safe(&mut self) {
+        let (round, securing) = (self.safe, self.securing_round());
+        self.tell_all(&Down::Safe { round, securing });
+    }
+
+    fn order_uploads(&mut self, now: Time) {
+        let Some(round) = self.securing_round() else {
+            return;
+        };
+        let Some(commit) = self.history.get(round) else {
+            return;
+        };
+        for held in commit.stages.clone() {
+            let Some(holder) = self.roster.holders(&held).next().map(|holder| holder.peer) else {
+                continue;
+            };
+            self.tickets += 1;
+            let ticket = self.ticket();
+            if let Some(securing) = &mut self.securing {
+                securing
+                    .uploads
+                    .insert(held.stage, (ticket.clone(), holder));
+            }
+            let deadline = now + UPLOAD_MAX;
+            self.out(Output::ExpectUpload {
+                ticket: ticket.clone(),
+                held,
+                deadline,
+            });
+            self.tell(holder, Down::Upload { held, ticket });
+        }
+    }
+
+    fn ticket(&self) -> String {
+        let mut message = b"ticket".to_vec();
+        message.extend_from_slice(&self.tickets.to_le_bytes());
+        Digest(*blake3::keyed_hash(&self.start.secret, &message).as_bytes()).to_string()
+    }
+
+    /// A blob was stored under this ticket, and its hash is right.
+    pub fn handle_stored(&mut self, now: Time, ticket: &str) {
+        let Some(securing) = &mut self.securing else {
+            return;
+        };
+        let round = securing.round;
+        securing
+            .uploads
+            .retain(|_, (expected, _)| expected != ticket);
+        if securing.uploads.is_empty() && securing.checkpoint && !securing.writing {
+            securing.writing = true;
+            self.write_manifest(round);
+        }
+        self.reconsider(now);
+    }
+
+    fn write_manifest(&mut self, round: Round) {
+        let Some(commit) = self.history.get(round) else {
+            return;
+        };
+        let manifest = Manifest {
+            round,
+            parent: commit.parent,
+            config: self.config().digest(),
+            data: self.start.data.digest,
+            stages: commit.stages.clone(),
+        };
+        self.out(Output::WriteManifest(manifest));
+    }
+
+    /// A manifest is in the store, or (`written` false) could not be written: then the old one stands.
+    pub fn handle_manifest(&mut self, now: Time, round: Round, written: bool) {
+        if written && self.history.get(round).is_some() {
+            self.note(Row::Manifest { round });
+        }
+        if let Some(securing) = self
+            .securing
+            .as_mut()
+            .filter(|securing| securing.round == round)
+        {
+            securing.checkpoint = false;
+            securing.writing = false;
+        }
+        self.judge_safety(now);
+        self.reconsider(now);
+    }
+
+    /// Orders copies of the round being secured: fewest copies first, one at a time a volunteer.
+    fn order_copies(&mut self, now: Time) {
+        let Some(round) = self.securing_round() else {
+            return;
+        };
+        let Some(commit) = self.history.get(round) else {
+            return;
+        };
+        let stages = commit.stages.clone();
+        let mut copies: Vec<(usize, Held)> = stages
+            .iter()
+            .map(|held| {
+                let coming = self
+                    .roster
+                    .iter()
+                    .filter(|volunteer| volunteer.copying.is_some_and(|(copy, _)| copy == *held));
+                (self.roster.holders(held).count() + coming.count(), *held)
+            })
+            .collect();
+        let free: Vec<PeerId> = self
+            .roster
+            .iter()
+            .filter(|volunteer| {
+                volunteer.connection.is_some()
+                    && volunteer.copying.is_none()
+                    && !volunteer.finishing
+                    && !volunteer.paused
+            })
+            .map(|volunteer| volunteer.peer)
+            .collect();
+        for peer in free {
+            copies.sort_by_key(|(count, held)| (*count, held.stage));
+            let wanted = copies.iter_mut().find(|(count, held)| {
+                (1..2).contains(count) && self.has_room(peer, held.stage) && !self.has(peer, held)
+            });
+            let Some((count, held)) = wanted else {
+                continue;
+            };
+            *count += 1;
+            self.order_copy(now, peer, *held);
+        }
+    }
+
+    fn has(&self, peer: PeerId, held: &Held) -> bool {
+        self.roster
+            .get(peer)
+            .is_some_and(|volunteer| volunteer.keeps(held))
+    }
+
+    /// Whether a volunteer's memory holds one more state beside its seat's and its copies.
+    fn has_room(&self, peer: PeerId, stage: StageId) -> bool {
+        let Some(volunteer) = self.roster.get(peer) else {
+            return false;
+        };
+        let bytes = |stage: StageId| self.start.costs.state_bytes(stage);
+        let kept: u64 = volunteer.kept.keys().map(|(_, stage)| bytes(*stage)).sum();
+        let seat = self
+            .pipeline
+            .as_ref()
+            .and_then(|pipeline| pipeline.seat(peer));
+        let seated: u64 = seat
+            .iter()
+            .flat_map(|seat| seat.row.stages.iter())
+            .map(bytes)
+            .sum();
+        // The seat at work, and the result of its round that is not committed yet.
+        kept + 2 * seated + bytes(stage) <= volunteer.capabilities.memory_bytes
+    }
+
+    fn order_copy(&mut self, now: Time, peer: PeerId, held: Held) {
+        let fetch = self.fetch(held.round, held.stage, peer);
+        let keys = self.keys(std::slice::from_ref(&fetch));
+        if let Some(volunteer) = self.roster.get_mut(peer) {
+            volunteer.copying = Some((held, now + COPY_MAX));
+        }
+        self.tell(peer, Down::Copy { fetch, keys });
+    }
+
+    /// A volunteer has a copy.
+    pub(super) fn copied(&mut self, peer: PeerId, held: Held) {
+        let stands = self
+            .history
+            .get(held.round)
+            .is_some_and(|commit| commit.stages.contains(&held));
+        let Some(volunteer) = self.roster.get_mut(peer) else {
+            return;
+        };
+        if volunteer.copying.is_some_and(|(copy, _)| copy == held) {
+            volunteer.copying = None;
+        }
+        if stands {
+            volunteer.kept.insert((held.round, held.stage), held.blob);
+        }
+        self.missing.remove(&(held.round, held.stage));
+    }
+
+    /// A volunteer could not get a state from anyone it was told.
+    pub(super) fn missing(&mut self, now: Time, peer: PeerId, round: Round, stage: StageId) {
+        if let Some(volunteer) = self.roster.get_mut(peer) {
+            let is_copy = volunteer
+                .copying
+                .is_some_and(|(held, _)| (held.round, held.stage) == (round, stage));
+            volunteer.kept.remove(&(round, stage));
+            if is_copy {
+                volunteer.copying = None;
+            }
+        }
+        let count = self.missing.entry((round, stage)).or_default();
+        *count += 1;
+        if *count >= MISSING_MAX {
+            self.missing.remove(&(round, stage));
+            for volunteer in self.roster.iter_mut() {
+                volunteer.kept.remove(&(round, stage));
+            }
+        }
+        let is_for_seat = self.pipeline.as_ref().is_some_and(|pipeline| {
+            pipeline.place.round == round
+                && pipeline
+                    .seat(peer)
+                    .is_some_and(|seat| !seat.ready && seat.row.stages.contains(stage))
+        });
+        if is_for_seat {
+            self.break_pipeline();
+        }
+        let _ = now;
+    }
+
+    /// A volunteer that was asked to upload is gone: the checkpoint is tried again later.
+    pub(super) fn drop_uploads_of(&mut self, peer: PeerId) {
+        if let Some(securing) = &mut self.securing
+            && securing.uploads.values().any(|(_, holder)| *holder == peer)
+        {
+            self.securing = None;
+            self.manifest_tried = None;
+        }
+    }
+
+    /// Looks at what is being secured.
+    pub(super) fn check_durability(&mut self, now: Time) {
+        for volunteer in self.roster.iter_mut() {
+            volunteer.copying.take_if(|(_, until)| now >= *until);
+        }
+        self.judge_safety(now);
+        if self
+            .securing
+            .as_ref()
+            .is_some_and(|securing| now >= securing.until)
+        {
+            self.securing = None;
+            self.say_safe();
+        }
+        self.order_copies(now);
+        let finishing = self.roster.iter().any(|volunteer| volunteer.finishing);
+        if finishing && !self.has_manifest(self.history.newest()) && self.is_at_rest() {
+            self.secure(now, true);
+        }
+    }
+
+    /// Whether no round is under way that would soon be newer.
+    fn is_at_rest(&self) -> bool {
+        self.pipeline.is_none()
+    }
+
+    /// Finds out whether a later round became safe.
+    fn judge_safety(&mut self, now: Time) {
+        let is_safe = |round: Round| {
+            let Some(commit) = self.history.get(round) else {
+                return false;
+            };
+            self.history.manifests().contains(&round)
+                || commit
+                    .stages
+                    .iter()
+                    .all(|held| self.roster.holders(held).count() >= 2)
+        };
+        let newest_safe = self.history.newest_first().map(|commit| commit.round);
+        let newest_safe = newest_safe.into_iter().find(|round| is_safe(*round));
+        let secured = self.securing.as_ref().is_some_and(|securing| {
+            is_safe(securing.round) && !securing.checkpoint && !securing.writing
+        });
+        if secured {
+            self.securing = None;
+        }
+        if let Some(round) = newest_safe.filter(|round| *round > self.safe) {
+            self.safe = round;
+            self.say_safe();
+            self.forget_old_copies();
+        } else if secured {
+            self.say_safe();
+        }
+        if self.securing.is_none() {
+            self.secure(now, false);
+        }
+    }
+
+    /// Drops from the books what volunteers drop by the same rule.
+    pub(super) fn forget_old_copies(&mut self) {
+        let (newest, safe, securing) = (self.history.newest(), self.safe, self.securing_round());
+        for volunteer in self.roster.iter_mut() {
+            volunteer.kept.retain(|(round, _), _| {
+                *round >= newest || *round == safe || Some(*round) == securing
+            });
+        }
+    }
+
+    /// Rounds that survive the loss of any one volunteer, and of all of them.
+    pub fn survivable(&self) -> (Round, Round) {
+        let any_one = self.safe;
+        let all = self.history.manifests().last().copied().unwrap_or(Round(0));
+        (any_one.max(all), all)
+    }
+
+    /// Peers that hold copies, by stage of the newest round: for the page and metrics.
+    pub fn stage_copies(&self) -> Vec<usize> {
+        let Some(commit) = self.history.get(self.history.newest()) else {
+            return Vec::new();
+        };
+        commit
+            .stages
+            .iter()
+            .map(|held| self.roster.holders(held).count())
+            .collect()
+    }
+}

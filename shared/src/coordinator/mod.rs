@@ -1,0 +1,406 @@
+//! The host's state machine: who sits where, what is trained next, and what is committed.
+//!
+//! Owns the decisions of a run. Told what happened (`handle_*`), it says what to do
+//! ([`Coordinator::poll_output`]) and when to be called back ([`Coordinator::poll_timeout`]). It sees no activation
+//! and no gradient, reads no clock and touches no disk.
+//!
+//! Invariant: a line-up is used, and a commit is told, only after its row is synced
+//! ([`Coordinator::handle_journaled`]). So a host that is killed at any moment goes on from its journal.
+//!
+//! [`history`] is what the journal says, [`roster`] who is here, [`pipeline`] the line-up at work; `rounds`,
+//! `door`, `durability` and `lineups` hold the rules. Begin reading at [`Coordinator::handle_up`].
+
+pub mod history;
+pub mod pipeline;
+pub mod roster;
+pub mod view;
+
+mod door;
+mod durability;
+mod lineups;
+mod rounds;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::config::run::RunConfig;
+use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
+use crate::schedule::placement::StageCosts;
+use crate::units::{Digest, Issue, PeerId, Round, SampleRange, StageId, Time};
+use crate::wire::signal::{DataInfo, Down, Held, Up};
+
+use durability::Securing;
+use history::{History, HistoryError, Row};
+use pipeline::Pipeline;
+use roster::{ConnectionId, Roster};
+
+/// A checkpoint in the store: everything it takes to go on from a round.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Manifest {
+    /// The round.
+    pub round: Round,
+    /// The round it was trained from.
+    pub parent: Round,
+    /// Name of the run's configuration.
+    pub config: Digest,
+    /// Name of the run's data.
+    pub data: Digest,
+    /// Hashes of all stages, in order; a blob is stored under its hash.
+    pub stages: Vec<Held>,
+}
+
+/// What the host is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Send this to a volunteer.
+    Send(ConnectionId, Down),
+    /// Close a connection.
+    Close(ConnectionId),
+    /// Write this row, sync it, then say [`Coordinator::handle_journaled`]. Rows are written in order.
+    Journal {
+        /// Number of the row in this incarnation.
+        seq: u64,
+        /// The row.
+        row: Row,
+    },
+    /// An upload with this ticket may come, until the deadline; then say [`Coordinator::handle_stored`].
+    ExpectUpload {
+        /// Good for one upload.
+        ticket: String,
+        /// What it must be.
+        held: Held,
+        /// When it expires.
+        deadline: Time,
+    },
+    /// All blobs of this manifest are stored: write it, then say [`Coordinator::handle_manifest`].
+    WriteManifest(Manifest),
+}
+
+/// What waits for a row to be synced.
+#[derive(Clone, Debug, PartialEq)]
+enum Awaited {
+    LineUp,
+    Commit(Row),
+    Rewind(Row),
+    Note(Row),
+}
+
+/// What the coordinator was started with.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The run.
+    pub config: RunConfig,
+    /// Its data.
+    pub data: DataInfo,
+    /// Hash of what must follow from the seed.
+    pub seed_hash: Digest,
+    /// Drawn at random at each start: nonces and tickets are made from it.
+    pub secret: [u8; 32],
+    /// What placement must know of the model's stages.
+    pub costs: StageCosts,
+}
+
+/// Rules that a test breaks on purpose, to show that the simulation notices.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BrokenRules {
+    /// Says `commit` before the row is synced.
+    pub commit_before_sync: bool,
+    /// Gives a lease's samples out again while they are leased.
+    pub lease_twice: bool,
+    /// Uses a manifest of a round that is void.
+    pub void_manifest: bool,
+}
+
+/// The coordinator of one run.
+#[derive(Debug)]
+pub struct Coordinator {
+    start: Start,
+    history: History,
+    roster: Roster,
+    pipeline: Option<Pipeline>,
+    apart: BTreeSet<(PeerId, PeerId)>,
+    link_failures: BTreeMap<(PeerId, PeerId), u32>,
+    /// Samples to lease before fresh ones.
+    queue: VecDeque<SampleRange>,
+    /// First sample that was never leased.
+    fresh: u64,
+    safe: Round,
+    securing: Option<Securing>,
+    manifest_tried: Option<Time>,
+    missing: BTreeMap<(Round, StageId), u32>,
+    /// Since when the newest round's state is not to be had.
+    lost_since: Option<Time>,
+    jumps_in_a_row: u32,
+    paused: Option<String>,
+    over: bool,
+
+    issues: u32,
+    peers: u32,
+    tickets: u64,
+    rows: u64,
+    awaited: VecDeque<(u64, Awaited)>,
+    next_tick: Time,
+    next_ping: Time,
+    outputs: VecDeque<Output>,
+    #[cfg(any(test, feature = "sim"))]
+    broken: BrokenRules,
+}
+
+impl Coordinator {
+    /// Starts over a journal, empty for a new run.
+    ///
+    /// # Errors
+    /// The journal is not a run's history: nothing should be done with it before a person has looked.
+    pub fn new(now: Time, start: Start, rows: &[Row]) -> Result<Self, HistoryError> {
+        let history = History::replay(rows)?;
+        let (waiting, fresh) = history.waiting(start.config.training.batch);
+        let incarnation = history.incarnation() + 1;
+        let pipeline = Pipeline::resumed(now, &history);
+        let safe = history.manifests().last().copied().unwrap_or(Round(0));
+        let mut coordinator = Self {
+            queue: waiting.into(),
+            fresh,
+            safe,
+            pipeline,
+            start,
+            history,
+            roster: Roster::default(),
+            apart: BTreeSet::new(),
+            link_failures: BTreeMap::new(),
+            securing: None,
+            manifest_tried: None,
+            missing: BTreeMap::new(),
+            lost_since: None,
+            jumps_in_a_row: 0,
+            paused: None,
+            over: false,
+            issues: 0,
+            peers: 0,
+            tickets: 0,
+            rows: 0,
+            awaited: VecDeque::new(),
+            next_tick: now + TICK,
+            next_ping: now + KEEPALIVE,
+            outputs: VecDeque::new(),
+            #[cfg(any(test, feature = "sim"))]
+            broken: BrokenRules::default(),
+        };
+        coordinator.note(Row::Started { incarnation });
+        Ok(coordinator)
+    }
+
+    /// Breaks rules, for a test that must notice.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn break_rules(&mut self, broken: BrokenRules) {
+        self.broken = broken;
+    }
+
+    fn config(&self) -> &RunConfig {
+        &self.start.config
+    }
+
+    /// The history that stands.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The lowest sample that is leased or waiting: below it, the history must be complete.
+    pub fn lowest_open_sample(&self) -> u64 {
+        let waiting = self.queue.iter().map(|samples| samples.first);
+        let leased = self
+            .pipeline
+            .iter()
+            .flat_map(|pipeline| pipeline.leased_samples());
+        waiting
+            .chain(leased.map(|samples| samples.first))
+            .min()
+            .unwrap_or(self.fresh)
+            .min(self.fresh)
+    }
+
+    fn out(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    fn tell(&mut self, peer: PeerId, message: Down) {
+        if let Some(connection) = self
+            .roster
+            .get(peer)
+            .and_then(|volunteer| volunteer.connection)
+        {
+            self.out(Output::Send(connection, message));
+        }
+    }
+
+    fn tell_all(&mut self, message: &Down) {
+        let connections: Vec<ConnectionId> = self
+            .roster
+            .iter()
+            .filter_map(|volunteer| volunteer.connection)
+            .collect();
+        for connection in connections {
+            self.out(Output::Send(connection, message.clone()));
+        }
+    }
+
+    fn issue(&mut self) -> Issue {
+        let counter = self.issues;
+        self.issues += 1;
+        Issue {
+            incarnation: self.history.incarnation().max(1),
+            counter,
+        }
+    }
+
+    fn journal(&mut self, row: Row, awaited: Awaited) {
+        self.rows += 1;
+        let seq = self.rows;
+        self.awaited.push_back((seq, awaited));
+        self.out(Output::Journal { seq, row });
+    }
+
+    /// Journals a row that holds up nothing. It counts at once: nothing irrevocable follows from it.
+    fn note(&mut self, row: Row) {
+        self.history
+            .apply(&row)
+            .expect("notes never break the rule");
+        self.journal(row.clone(), Awaited::Note(row));
+    }
+
+    /// Whether a line-up, a commit or a rewind is on its way to the disk: everything else waits for it.
+    fn is_journaling(&self) -> bool {
+        self.awaited
+            .iter()
+            .any(|(_, awaited)| !matches!(awaited, Awaited::Note(_)))
+    }
+
+    /// All rows up to `seq` are synced.
+    pub fn handle_journaled(&mut self, now: Time, seq: u64) {
+        while self.awaited.front().is_some_and(|(first, _)| *first <= seq) {
+            let Some((_, awaited)) = self.awaited.pop_front() else {
+                break;
+            };
+            match awaited {
+                Awaited::LineUp => self.line_up_journaled(now),
+                Awaited::Commit(row) => self.commit_journaled(now, &row),
+                Awaited::Rewind(row) => self.rewind_journaled(&row),
+                Awaited::Note(_) => {}
+            }
+        }
+        self.reconsider(now);
+    }
+
+    /// A volunteer says something.
+    pub fn handle_up(&mut self, now: Time, connection: ConnectionId, message: Up) {
+        if let Up::Join(join) = message {
+            self.join(now, connection, *join);
+            return self.reconsider(now);
+        }
+        let Some(peer) = self.roster.speaker(connection) else {
+            return self.refuse_silent(connection);
+        };
+        if let Some(volunteer) = self.roster.get_mut(peer) {
+            volunteer.heard = now;
+        }
+        match message {
+            Up::Join(_) => {}
+            Up::Signal { to, signal } => {
+                if let Some(key) = self.roster.get(peer).map(|volunteer| volunteer.key) {
+                    self.tell(
+                        to,
+                        Down::Signal {
+                            from: peer,
+                            key,
+                            signal,
+                        },
+                    );
+                }
+            }
+            Up::Ready { place, .. } => self.ready(now, peer, place),
+            Up::Report(report) => self.report(now, peer, report),
+            Up::Holds(holds) => self.holds(now, peer, holds),
+            Up::Evaluated { place, loss } => self.evaluated(now, peer, place, loss),
+            Up::Copied { held } => self.copied(peer, held),
+            Up::Missing { round, stage } => self.missing(now, peer, round, stage),
+            // The store itself says when an upload is complete.
+            Up::Uploaded { .. } => {}
+            Up::Update {
+                throttle_percent,
+                memory_bytes,
+                paused,
+            } => {
+                if let Some(volunteer) = self.roster.get_mut(peer) {
+                    volunteer.capabilities.throttle_percent = throttle_percent.clamp(10, 100);
+                    volunteer.capabilities.memory_bytes = memory_bytes;
+                    volunteer.paused = paused;
+                }
+            }
+            Up::Suspect {
+                place,
+                peer: suspect,
+                suspicion,
+            } => {
+                self.suspect(now, peer, place, suspect, suspicion);
+            }
+            Up::NonFinite { place, stage, own } => self.non_finite(now, peer, place, stage, own),
+            Up::Finish => {
+                if let Some(volunteer) = self.roster.get_mut(peer) {
+                    volunteer.finishing = true;
+                }
+            }
+            Up::Leave { may_return } => self.leave(now, peer, may_return),
+            Up::Pong { .. } => self.answered(now, peer),
+        }
+        self.reconsider(now);
+    }
+
+    /// A connection was closed by the other end, or broke.
+    pub fn handle_closed(&mut self, now: Time, connection: ConnectionId) {
+        if let Some(peer) = self.roster.disconnect(connection) {
+            self.away(now, peer);
+        }
+        self.reconsider(now);
+    }
+
+    /// When to call [`Coordinator::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let is_idle = self.roster.is_empty() && self.pipeline.is_none();
+        (!is_idle).then_some(self.next_tick)
+    }
+
+    /// Time has come.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + TICK;
+        if now >= self.next_ping {
+            self.next_ping = now + KEEPALIVE;
+            self.tell_all(&Down::Ping {
+                nonce: now.as_micros(),
+            });
+        }
+        let gone: Vec<PeerId> = self
+            .roster
+            .iter()
+            .filter(|volunteer| {
+                let is_due = |at: Option<Time>| at.is_some_and(|at| now >= at);
+                is_due(volunteer.away_until)
+                    || is_due(volunteer.answer_by)
+                    || (volunteer.connection.is_some() && now.since(volunteer.heard) > SILENCE_MAX)
+            })
+            .map(|volunteer| volunteer.peer)
+            .collect();
+        for peer in gone {
+            self.lose(now, peer);
+        }
+        self.check_pipeline(now);
+        self.check_durability(now);
+        self.reconsider(now);
+    }
+
+    /// What to do next; `None` when there is nothing more.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+}

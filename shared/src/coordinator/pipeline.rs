@@ -1,0 +1,190 @@
+//! One pipeline's line-up and how far it is in its round, as the host knows it.
+//!
+//! Holds what seats said; decides nothing. Steps of a round are known by their leases, in order: a lease is
+//! done when the head's report counts it.
+
+use crate::limits::RESUME_MAX;
+use crate::units::{Attempt, PeerId, Round, SampleRange, Time};
+use crate::wire::frame::Place;
+use crate::wire::signal::{Holds, Lease, Report};
+
+use super::history::{History, SeatRow};
+
+/// A seat, as the host knows it.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// Who sits there, and its stages.
+    pub row: SeatRow,
+    /// Whether links are up and states in place.
+    pub ready: bool,
+    /// Whether it came back after the host's restart.
+    pub resumed: bool,
+    /// Its result of the round.
+    pub holds: Option<Holds>,
+}
+
+/// How far a pipeline is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The line-up is on its way to the disk.
+    Journaling,
+    /// Seats fetch states and open links.
+    Forming,
+    /// Held-out data goes through the pipe.
+    Evaluating,
+    /// The round is under way.
+    Training,
+    /// The commit is on its way to the disk.
+    Committing,
+    /// Between a commit and the next round.
+    Boundary,
+    /// The host restarted: who of the line-up comes back?
+    Resuming {
+        /// How long it is waited for.
+        until: Time,
+    },
+}
+
+/// One pipeline.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    /// Line-up, and the round it trains from.
+    pub place: Place,
+    /// Its seats, head first.
+    pub seats: Vec<Seat>,
+    /// How far it is.
+    pub phase: Phase,
+    /// The attempt at this round's end.
+    pub attempt: Option<Attempt>,
+    /// The number that the round's result gets.
+    pub result: Round,
+    /// Leases of this round, by step.
+    pub leases: Vec<Lease>,
+    /// Steps that this round is to have.
+    pub steps_target: u32,
+    /// The head's last report in this round.
+    pub report: Option<Report>,
+    /// Whether the head was told to end the round early.
+    pub closing: bool,
+    /// When the phase or round began.
+    pub began: Time,
+    /// When anything last went forward.
+    pub progressed: Time,
+}
+
+impl Pipeline {
+    /// A line-up that is about to be journaled.
+    pub fn new(now: Time, place: Place, seats: Vec<SeatRow>) -> Self {
+        let seats = seats
+            .into_iter()
+            .map(|row| Seat {
+                row,
+                ready: false,
+                resumed: true,
+                holds: None,
+            })
+            .collect();
+        Self {
+            place,
+            seats,
+            phase: Phase::Journaling,
+            attempt: None,
+            result: place.round.next(),
+            leases: Vec::new(),
+            steps_target: 0,
+            report: None,
+            closing: false,
+            began: now,
+            progressed: now,
+        }
+    }
+
+    /// The line-up that the journal names as the newest, after a restart of the host.
+    pub fn resumed(now: Time, history: &History) -> Option<Self> {
+        let (place, seats) = history.line_up()?;
+        // Commits since the line-up was journaled moved its round on.
+        let place = Place {
+            round: history.newest(),
+            ..*place
+        };
+        let mut pipeline = Self::new(now, place, seats.clone());
+        pipeline.phase = Phase::Resuming {
+            until: now + RESUME_MAX,
+        };
+        pipeline.result = history.next_round();
+        pipeline
+            .seats
+            .iter_mut()
+            .for_each(|seat| seat.resumed = false);
+        Some(pipeline)
+    }
+
+    /// The first seat's volunteer.
+    pub fn head(&self) -> PeerId {
+        self.seats[0].row.peer
+    }
+
+    /// The seat of a volunteer.
+    pub fn seat_mut(&mut self, peer: PeerId) -> Option<&mut Seat> {
+        self.seats.iter_mut().find(|seat| seat.row.peer == peer)
+    }
+
+    /// The seat of a volunteer.
+    pub fn seat(&self, peer: PeerId) -> Option<&Seat> {
+        self.seats.iter().find(|seat| seat.row.peer == peer)
+    }
+
+    /// Volunteers of the line-up, head first.
+    pub fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.seats.iter().map(|seat| seat.row.peer)
+    }
+
+    /// Steps that the head reported as done.
+    pub fn steps_done(&self) -> u32 {
+        self.report.map_or(0, |report| report.steps)
+    }
+
+    /// Samples of all leases of the round.
+    pub fn leased_samples(&self) -> impl Iterator<Item = SampleRange> {
+        self.leases.iter().map(|lease| lease.samples)
+    }
+
+    /// Takes a report; whether it says anything new. Reports are cumulative.
+    pub fn take_report(&mut self, now: Time, report: Report) -> bool {
+        let is_news = report.steps > self.steps_done()
+            && usize::try_from(report.steps).is_ok_and(|steps| steps <= self.leases.len());
+        if is_news {
+            self.report = Some(report);
+            self.progressed = now;
+        }
+        is_news
+    }
+
+    /// The number of steps in the round's result, when all seats hold one and agree with the report.
+    pub fn agreed_steps(&self) -> Option<u32> {
+        let steps = self.seats.first()?.holds.as_ref()?.steps;
+        let all = self.seats.iter().all(|seat| {
+            seat.holds
+                .as_ref()
+                .is_some_and(|holds| Some(holds.attempt) == self.attempt && holds.steps == steps)
+        });
+        (all && steps > 0 && steps == self.steps_done()).then_some(steps)
+    }
+
+    /// Begins the next round from a commit, with the same line-up.
+    pub fn advance(&mut self, now: Time, round: Round) {
+        self.place.round = round;
+        self.phase = Phase::Boundary;
+        self.attempt = None;
+        self.leases.clear();
+        self.report = None;
+        self.closing = false;
+        self.began = now;
+        self.progressed = now;
+        for seat in &mut self.seats {
+            seat.holds = None;
+            // What it holds is what was committed.
+            seat.ready = true;
+        }
+    }
+}

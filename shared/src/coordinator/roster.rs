@@ -1,0 +1,204 @@
+//! Who is here: volunteers, their connections, what they keep, and whether they are still alive.
+//!
+//! Decides nothing about seats. A volunteer is *away* while its connection is broken: its seat is kept for
+//! a moment, since most broken connections come back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::NAME_CHARS_MAX;
+use crate::schedule::placement::Candidate;
+use crate::units::{Digest, PeerId, Round, StageId, Time};
+use crate::wire::signal::{Capabilities, Held};
+
+/// One WebSocket to a volunteer, numbered by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ConnectionId(pub u64);
+
+/// One session of one volunteer.
+#[derive(Clone, Debug)]
+pub struct Volunteer {
+    /// Its number.
+    pub peer: PeerId,
+    /// Its public key.
+    pub key: Digest,
+    /// Its session.
+    pub session: u64,
+    /// What to call it.
+    pub name: String,
+    /// What it is and lends.
+    pub capabilities: Capabilities,
+    /// Its connection; `None` while it is away.
+    pub connection: Option<ConnectionId>,
+    /// When it is given up, while it is away.
+    pub away_until: Option<Time>,
+    /// When anything was last heard of it.
+    pub heard: Time,
+    /// When it must have answered a ping, because a neighbour suspects it.
+    pub answer_by: Option<Time>,
+    /// Who suspects it.
+    pub suspected_by: BTreeSet<PeerId>,
+    /// States it keeps: hash of the blob.
+    pub kept: BTreeMap<(Round, StageId), Digest>,
+    /// The copy it was asked to make, and until when.
+    pub copying: Option<(Held, Time)>,
+    /// Whether it wants to leave after the round.
+    pub finishing: bool,
+    /// Whether it was told that it may leave.
+    pub released: bool,
+    /// Whether it rests.
+    pub paused: bool,
+    /// Until when it gets no seat.
+    pub benched_until: Option<Time>,
+    /// What it did that no correct build on a working device does.
+    pub strikes: u32,
+    /// Microbatches of it in committed rounds.
+    pub accepted: u64,
+    /// What it was told last.
+    pub reason: String,
+}
+
+impl Volunteer {
+    /// Whether it may be given a seat now.
+    pub fn is_placeable(&self, now: Time) -> bool {
+        self.connection.is_some()
+            && !self.finishing
+            && !self.paused
+            && self.strikes < crate::limits::STRIKES_MAX
+            && self.benched_until.is_none_or(|until| now >= until)
+    }
+
+    /// Whether it keeps that state, with that hash.
+    pub fn keeps(&self, held: &Held) -> bool {
+        self.kept.get(&(held.round, held.stage)) == Some(&held.blob)
+    }
+
+    /// What placement must know of it.
+    pub fn candidate(&self, holds: BTreeSet<StageId>) -> Candidate {
+        Candidate {
+            peer: self.peer,
+            block_us: self.capabilities.block_us,
+            throttle_percent: self.capabilities.throttle_percent,
+            memory_bytes: self.capabilities.memory_bytes,
+            relay_only: self.capabilities.relay_only,
+            holds,
+        }
+    }
+}
+
+/// All volunteers of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Roster {
+    volunteers: BTreeMap<PeerId, Volunteer>,
+    connections: BTreeMap<ConnectionId, Option<PeerId>>,
+}
+
+impl Roster {
+    /// A connection that has not joined yet.
+    pub fn connect(&mut self, connection: ConnectionId) {
+        self.connections.insert(connection, None);
+    }
+
+    /// Forgets a connection; the volunteer that it belonged to, if it was its current one.
+    pub fn disconnect(&mut self, connection: ConnectionId) -> Option<PeerId> {
+        let peer = self.connections.remove(&connection)??;
+        let volunteer = self.volunteers.get_mut(&peer)?;
+        if volunteer.connection != Some(connection) {
+            return None;
+        }
+        volunteer.connection = None;
+        Some(peer)
+    }
+
+    /// Whether the connection is open and has not joined.
+    pub fn is_waiting(&self, connection: ConnectionId) -> bool {
+        self.connections.get(&connection) == Some(&None)
+    }
+
+    /// Who speaks on that connection.
+    pub fn speaker(&self, connection: ConnectionId) -> Option<PeerId> {
+        self.connections.get(&connection).copied().flatten()
+    }
+
+    /// Adds a volunteer, or one that came back, on `connection`. Returns an older connection of it.
+    pub fn join(
+        &mut self,
+        connection: ConnectionId,
+        mut volunteer: Volunteer,
+    ) -> Option<ConnectionId> {
+        let peer = volunteer.peer;
+        let before = self.volunteers.remove(&peer);
+        let older = before.as_ref().and_then(|before| before.connection);
+        if let Some(before) = before {
+            volunteer.strikes = before.strikes;
+            volunteer.accepted = before.accepted;
+            volunteer.benched_until = before.benched_until;
+        }
+        volunteer.connection = Some(connection);
+        self.connections.insert(connection, Some(peer));
+        if let Some(older) = older {
+            self.connections.remove(&older);
+        }
+        self.volunteers.insert(peer, volunteer);
+        older
+    }
+
+    /// Removes a volunteer; its connection, if it has one.
+    pub fn remove(&mut self, peer: PeerId) -> Option<ConnectionId> {
+        let connection = self.volunteers.remove(&peer)?.connection?;
+        self.connections.remove(&connection);
+        Some(connection)
+    }
+
+    /// A volunteer by its number.
+    pub fn get(&self, peer: PeerId) -> Option<&Volunteer> {
+        self.volunteers.get(&peer)
+    }
+
+    /// A volunteer by its number.
+    pub fn get_mut(&mut self, peer: PeerId) -> Option<&mut Volunteer> {
+        self.volunteers.get_mut(&peer)
+    }
+
+    /// All volunteers, by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Volunteer> {
+        self.volunteers.values()
+    }
+
+    /// All volunteers, by number.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Volunteer> {
+        self.volunteers.values_mut()
+    }
+
+    /// Number of volunteers, away ones included.
+    pub fn len(&self) -> usize {
+        self.volunteers.len()
+    }
+
+    /// Whether nobody is here.
+    pub fn is_empty(&self) -> bool {
+        self.volunteers.is_empty()
+    }
+
+    /// Connected volunteers that keep `held`.
+    pub fn holders<'a>(&'a self, held: &'a Held) -> impl Iterator<Item = &'a Volunteer> {
+        self.iter()
+            .filter(|volunteer| volunteer.connection.is_some() && volunteer.keeps(held))
+    }
+}
+
+/// A name fit to be shown to strangers: no control characters, not too long, never empty.
+pub fn presentable(name: &str) -> String {
+    let name: String = name
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(NAME_CHARS_MAX)
+        .collect();
+    let name = name.trim();
+    if name.is_empty() {
+        "anonymous".to_owned()
+    } else {
+        name.to_owned()
+    }
+}

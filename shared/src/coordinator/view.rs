@@ -1,0 +1,175 @@
+//! What the host shows of a run: for `/api/run`, the page and metrics. Figures, no decisions.
+
+use serde::{Deserialize, Serialize};
+
+use super::Coordinator;
+use super::pipeline::Phase;
+use crate::units::{PeerId, Round, StageRange};
+use crate::wire::signal::VolunteerKind;
+
+/// A committed round, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundView {
+    /// Its number.
+    pub round: Round,
+    /// Mean token loss over the round, in nats.
+    pub loss: f64,
+    /// Mean token loss on held-out data after it, in nats, where it was evaluated.
+    pub validation_loss: Option<f64>,
+    /// Samples done after it.
+    pub samples: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A volunteer, as everybody may see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolunteerView {
+    /// Its number.
+    pub peer: PeerId,
+    /// Its name.
+    pub name: String,
+    /// Where it runs.
+    pub kind: VolunteerKind,
+    /// `seated`, `spare`, `paused`, `leaving` or `away`.
+    pub state: String,
+    /// Stages of its seat.
+    pub stages: Option<StageRange>,
+    /// Why it waits or what it does.
+    pub reason: String,
+    /// Microbatches of it in committed rounds.
+    pub accepted: u64,
+}
+
+/// The whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunView {
+    /// Newest committed round.
+    pub round: Round,
+    /// Samples in committed rounds.
+    pub samples: u64,
+    /// Tokens in committed rounds.
+    pub tokens: u64,
+    /// Mean token loss of the newest step, in nats.
+    pub loss: Option<f64>,
+    /// Newest mean token loss on held-out data, in nats.
+    pub validation_loss: Option<f64>,
+    /// Steps done in the round under way.
+    pub steps: u32,
+    /// What the pipeline does: `waiting`, `forming`, `evaluating`, `training`, `paused` or `over`.
+    pub state: String,
+    /// Why, when it does not train.
+    pub reason: Option<String>,
+    /// Committed rounds that stand, the newest of them last.
+    pub rounds: Vec<RoundView>,
+    /// Everybody who is here.
+    pub volunteers: Vec<VolunteerView>,
+    /// Volunteers that hold each stage's newest state.
+    pub stage_copies: Vec<usize>,
+    /// The newest round that survives the loss of any one volunteer.
+    pub survives_one: Round,
+    /// The newest round that survives the loss of all of them.
+    pub survives_all: Round,
+}
+
+/// Rounds shown at most: a curve of more points looks the same.
+const ROUNDS_SHOWN_MAX: usize = 2_000;
+
+impl Coordinator {
+    /// The run as it is now.
+    pub fn view(&self) -> RunView {
+        let config = self.config();
+        let samples = self.history.samples();
+        let newest = self.history.newest_first().next();
+        let report = self.pipeline.as_ref().and_then(|pipeline| pipeline.report);
+        let (survives_one, survives_all) = self.survivable();
+        let rounds = self.round_views();
+        RunView {
+            round: self.history.newest(),
+            samples,
+            tokens: samples * config.model.context as u64,
+            loss: report
+                .map(|report| report.loss)
+                .or(newest.map(|commit| commit.loss)),
+            validation_loss: rounds.iter().rev().find_map(|round| round.validation_loss),
+            steps: report.map_or(0, |report| report.steps),
+            state: self.state_name().to_owned(),
+            reason: self.paused.clone(),
+            rounds,
+            volunteers: self.volunteer_views(),
+            stage_copies: self.stage_copies(),
+            survives_one,
+            survives_all,
+        }
+    }
+
+    fn state_name(&self) -> &'static str {
+        if self.over {
+            return "over";
+        }
+        if self.paused.is_some() {
+            return "paused";
+        }
+        match self.pipeline.as_ref().map(|pipeline| pipeline.phase) {
+            None | Some(Phase::Resuming { .. }) => "waiting",
+            Some(Phase::Journaling | Phase::Forming) => "forming",
+            Some(Phase::Evaluating) => "evaluating",
+            Some(Phase::Training | Phase::Committing | Phase::Boundary) => "training",
+        }
+    }
+
+    fn round_views(&self) -> Vec<RoundView> {
+        let mut samples = 0;
+        let mut rounds: Vec<RoundView> = self
+            .history
+            .commits()
+            .map(|commit| {
+                samples += commit
+                    .steps
+                    .iter()
+                    .map(|step| u64::from(step.count))
+                    .sum::<u64>();
+                RoundView {
+                    round: commit.round,
+                    loss: commit.loss,
+                    validation_loss: self.history.validation(commit.round),
+                    samples,
+                    seconds: commit.elapsed_us as f64 / 1e6,
+                }
+            })
+            .collect();
+        let hidden = rounds.len().saturating_sub(ROUNDS_SHOWN_MAX);
+        rounds.drain(..hidden);
+        rounds
+    }
+
+    fn volunteer_views(&self) -> Vec<VolunteerView> {
+        let seat = |peer| {
+            self.pipeline
+                .as_ref()
+                .and_then(|pipeline| pipeline.seat(peer))
+        };
+        self.roster
+            .iter()
+            .map(|volunteer| {
+                let stages = seat(volunteer.peer).map(|seat| seat.row.stages);
+                let state = match (volunteer.connection, stages) {
+                    (None, _) => "away",
+                    (Some(_), _) if volunteer.finishing => "leaving",
+                    (Some(_), _) if volunteer.paused => "paused",
+                    (Some(_), Some(_)) => "seated",
+                    (Some(_), None) => "spare",
+                };
+                VolunteerView {
+                    peer: volunteer.peer,
+                    name: volunteer.name.clone(),
+                    kind: volunteer.capabilities.kind,
+                    state: state.to_owned(),
+                    stages,
+                    reason: volunteer.reason.clone(),
+                    accepted: volunteer.accepted,
+                }
+            })
+            .collect()
+    }
+}

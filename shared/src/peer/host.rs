@@ -1,0 +1,452 @@
+//! What the host says, and what follows from it. See protocol: sections 3 and 5.
+
+use std::collections::VecDeque;
+
+use ed25519_dalek::Signer;
+
+use super::fetch::Transfer;
+use super::link::Link;
+use super::work::{Begun, Work};
+use super::{Event, Exit, Gathering, Leaving, Output, Peer};
+use crate::compute::{Job, StageState};
+use crate::limits::LINKS_MAX;
+use crate::transport::LinkStep;
+use crate::units::{Attempt, Digest, PeerId, Round, Time};
+use crate::wire::frame::{Place, VERSION};
+use crate::wire::signal::{
+    Down, Fetch, Held, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Up, Welcome,
+    join_message,
+};
+
+impl Peer {
+    /// The connection to the host is open; it speaks first.
+    pub fn handle_host_open(&mut self) {
+        self.host_is_open = true;
+    }
+
+    /// The connection to the host broke. What is leased goes on; the caller connects again.
+    pub fn handle_host_closed(&mut self) {
+        self.host_is_open = false;
+        self.nonce = None;
+        if !self.over {
+            self.out(Output::Event(Event::HostLost));
+        }
+    }
+
+    /// The model is known and measured, as [`Output::Prepare`] asked.
+    pub fn handle_prepared(&mut self, now: Time, seed_hash: Digest, block_us: u64) {
+        self.seed_hash = Some(seed_hash);
+        self.identity.capabilities.block_us = block_us;
+        self.join();
+        self.pump(now);
+    }
+
+    fn join(&mut self) {
+        let (Some(nonce), Some(seed_hash)) = (self.nonce.take(), self.seed_hash) else {
+            return;
+        };
+        let identity = &self.identity;
+        let signature = identity.key.sign(&join_message(&nonce, identity.session));
+        let join = Join {
+            version: VERSION,
+            key: Digest(identity.key.verifying_key().to_bytes()),
+            proof: hex(&signature.to_bytes()),
+            session: identity.session,
+            name: identity.name.clone(),
+            seed_hash,
+            capabilities: identity.capabilities.clone(),
+            kept: self.kept.list(),
+            resume: self.me.map(|peer| self.resume(peer)),
+            invite: None,
+        };
+        self.up(Up::Join(Box::new(join)));
+    }
+
+    fn resume(&self, peer: PeerId) -> Resume {
+        let place = self
+            .gathering
+            .as_ref()
+            .map(|gathering| gathering.order.place);
+        let waiting = Resume {
+            peer,
+            place,
+            attempt: None,
+            report: None,
+            leases: Vec::new(),
+            holds: None,
+        };
+        self.work.as_ref().map_or(waiting, |work| work.resume(peer))
+    }
+
+    /// The host says something.
+    pub fn handle_host(&mut self, now: Time, message: Down) {
+        match message {
+            Down::Hello {
+                version,
+                nonce,
+                config,
+            } => self.hello(version, nonce, *config),
+            Down::Welcome(welcome) => self.welcome(*welcome),
+            Down::Refuse { code, text, remedy } => self.exit(match code {
+                RefuseCode::Over => Exit::RunOver,
+                _ => Exit::Refused { code, text, remedy },
+            }),
+            Down::Seat(order) => self.seat(now, *order),
+            Down::Spare { place } => self.spare(place),
+            Down::Signal { from, key, signal } => {
+                if let Some(link) = self.link_mut(from, Some(key)) {
+                    link.handle_signal(now, signal);
+                }
+            }
+            Down::Begin {
+                place,
+                mode,
+                attempt,
+                result,
+                samples_done,
+            } => {
+                let begun = Begun {
+                    attempt,
+                    result,
+                    samples_done,
+                };
+                if let Some(work) = self.work_at(place) {
+                    work.handle_begin(now, mode, begun);
+                }
+            }
+            Down::Lease(lease) => {
+                if let Some(work) = self.work_at(lease.place) {
+                    work.handle_lease(lease);
+                }
+            }
+            Down::Close { place } => {
+                if let Some(work) = self.work_at(place) {
+                    work.handle_close();
+                }
+            }
+            Down::Commit {
+                round,
+                place,
+                attempt,
+                stages,
+            } => {
+                self.commit(now, round, place, attempt, &stages);
+            }
+            Down::Safe { round, securing } => {
+                self.safe = round;
+                self.securing = securing;
+                self.drop_old();
+            }
+            Down::Rewind { to } => self.rewind(to),
+            Down::Copy { fetch, keys } => self.copy(now, fetch, &keys),
+            Down::Upload { held, ticket } => self.upload(held, ticket),
+            Down::Released => {
+                if self.leaving == Leaving::AfterCommit {
+                    self.exit(Exit::Finished);
+                }
+            }
+            Down::Reason { text } => self.out(Output::Event(Event::Reason(text))),
+            Down::Ping { nonce } => self.up(Up::Pong { nonce }),
+        }
+        self.pump(now);
+    }
+
+    fn work_at(&mut self, place: Place) -> Option<&mut Work> {
+        self.work.as_mut().filter(|work| work.place() == place)
+    }
+
+    fn hello(&mut self, version: u8, nonce: Digest, config: crate::config::run::RunConfig) {
+        if version != VERSION {
+            return self.exit(Exit::Refused {
+                code: RefuseCode::Version,
+                text: format!("the host speaks version {version}, this build {VERSION}"),
+                remedy: "use the build that the host's page names".to_owned(),
+            });
+        }
+        self.nonce = Some(nonce);
+        match &self.config {
+            Some(known) if *known == config => self.join(),
+            Some(_) => self.exit(Exit::Refused {
+                code: RefuseCode::SeedHash,
+                text: "this address now hosts another run".to_owned(),
+                remedy: "start again to join the new run".to_owned(),
+            }),
+            None => {
+                self.config = Some(config.clone());
+                self.out(Output::Prepare(Box::new(config)));
+            }
+        }
+    }
+
+    fn welcome(&mut self, welcome: Welcome) {
+        if !welcome.resumed {
+            self.leave_seat();
+        }
+        if self.me.is_some_and(|me| me != welcome.peer) {
+            self.close_links();
+        }
+        self.me = Some(welcome.peer);
+        self.newest = welcome.round;
+        self.out(Output::Event(Event::Welcome {
+            peer: welcome.peer,
+            round: welcome.round,
+        }));
+        if self.leaving == Leaving::AfterCommit {
+            self.up(Up::Finish);
+        }
+        if let Some(work) = &self.work {
+            // Said again: the host may have missed it. It has no effect twice.
+            let (place, stages) = (work.place(), self.held_for(work.order()));
+            self.up(Up::Ready { place, stages });
+        }
+    }
+
+    fn close_links(&mut self) {
+        for (peer, _) in std::mem::take(&mut self.links) {
+            self.out(Output::Link(peer, LinkStep::Close));
+        }
+    }
+
+    /// The link to `peer`, made if there is room. `None` before the host gave us a number.
+    pub(super) fn link_mut(&mut self, peer: PeerId, key: Option<Digest>) -> Option<&mut Link> {
+        let me = self.me.filter(|me| *me != peer)?;
+        if !self.links.contains_key(&peer) && self.links.len() >= LINKS_MAX {
+            return None;
+        }
+        let link = self
+            .links
+            .entry(peer)
+            .or_insert_with(|| Link::new(me, peer, key));
+        if let Some(key) = key {
+            link.set_key(key);
+        }
+        Some(link)
+    }
+
+    fn seat(&mut self, now: Time, order: SeatOrder) {
+        let current = self.work.as_ref().map(Work::place);
+        let current = current.or(self
+            .gathering
+            .as_ref()
+            .map(|gathering| gathering.order.place));
+        if current.is_some_and(|place| place.epoch >= order.place.epoch) {
+            return;
+        }
+        self.leave_seat();
+        for neighbour in order.previous.iter().chain(&order.next).chain(&order.keys) {
+            self.link_mut(neighbour.peer, Some(neighbour.key));
+        }
+        for neighbour in order.previous.iter().chain(&order.next) {
+            if let Some(link) = self.links.get_mut(&neighbour.peer) {
+                link.want(now);
+            }
+        }
+        for fetch in &order.state {
+            self.fetch(now, fetch.clone());
+        }
+        self.out(Output::Event(Event::Seated(Box::new(order.clone()))));
+        self.gathering = Some(Gathering {
+            order,
+            loading: false,
+            loaded: false,
+        });
+    }
+
+    /// Begins a transfer unless the state is here, follows from the seed, or is on its way.
+    fn fetch(&mut self, now: Time, fetch: Fetch) {
+        let at = (fetch.held.round, fetch.held.stage);
+        let from_seed = fetch.sources.contains(&Source::Seed);
+        if from_seed || self.kept.get(&fetch.held).is_some() || self.transfers.contains_key(&at) {
+            return;
+        }
+        self.transfers.insert(at, Transfer::new(now, fetch));
+    }
+
+    fn copy(&mut self, now: Time, fetch: Fetch, keys: &[Neighbour]) {
+        for neighbour in keys {
+            self.link_mut(neighbour.peer, Some(neighbour.key));
+        }
+        let held = fetch.held;
+        if self.kept.get(&held).is_some() {
+            return self.up(Up::Copied { held });
+        }
+        self.copies.insert((held.round, held.stage));
+        self.fetch(now, fetch);
+    }
+
+    /// Gives up the seat; links stay for copies.
+    fn leave_seat(&mut self) {
+        let wanted = std::mem::take(&mut self.gathering);
+        if let Some(gathering) = wanted {
+            for fetch in &gathering.order.state {
+                let at = (fetch.held.round, fetch.held.stage);
+                if !self.copies.contains(&at) {
+                    self.transfers.remove(&at);
+                }
+            }
+        }
+        if let Some(work) = self.work.take() {
+            // A result that no commit names is worth nothing once the line-up is over.
+            if let Some(holds) = work.provisional() {
+                let provisional = &holds.stages;
+                let newest = self.newest;
+                self.kept.retain(|round, stage| {
+                    round <= newest
+                        || !provisional
+                            .iter()
+                            .any(|held| (held.round, held.stage) == (round, stage))
+                });
+            }
+        }
+    }
+
+    fn spare(&mut self, place: Place) {
+        let current = self.work.as_ref().map(Work::place);
+        let current = current.or(self
+            .gathering
+            .as_ref()
+            .map(|gathering| gathering.order.place));
+        if current.is_some_and(|current| current.epoch <= place.epoch) {
+            self.leave_seat();
+            self.out(Output::Event(Event::Spare));
+        }
+    }
+
+    fn commit(&mut self, now: Time, round: Round, place: Place, attempt: Attempt, stages: &[Held]) {
+        let ours = self
+            .work
+            .as_mut()
+            .is_some_and(|work| work.handle_commit(round, place, attempt));
+        self.newest = self.newest.max(round);
+        self.kept.commit(round, stages);
+        self.drop_old();
+        self.out(Output::Event(Event::Commit { round, ours }));
+        if ours {
+            self.replay_early(now);
+        }
+    }
+
+    fn rewind(&mut self, to: Round) {
+        self.leave_seat();
+        self.newest = to;
+        self.securing = None;
+        self.safe = self.safe.min(to);
+        self.transfers.retain(|(round, _), _| *round <= to);
+        self.copies.retain(|(round, _)| *round <= to);
+        self.kept.retain(|round, _| round <= to);
+    }
+
+    /// Keeps the newest committed round, the safe one, the one on its way to be safe, and results that
+    /// are not committed yet.
+    fn drop_old(&mut self) {
+        let (newest, safe, securing) = (self.newest, self.safe, self.securing);
+        self.kept
+            .retain(|round, _| round >= newest || round == safe || Some(round) == securing);
+    }
+
+    fn upload(&mut self, held: Held, ticket: String) {
+        match self.kept.get(&held).cloned() {
+            Some(blob) => self.out(Output::Upload { held, ticket, blob }),
+            None => self.up(Up::Missing {
+                round: held.round,
+                stage: held.stage,
+            }),
+        }
+    }
+
+    fn held_for(&self, order: &SeatOrder) -> Vec<Held> {
+        order.state.iter().map(|fetch| fetch.held).collect()
+    }
+
+    /// Goes on with a seat that is being prepared: states, then links, then `ready`.
+    pub(super) fn pump_gathering(&mut self) {
+        let Some(gathering) = &self.gathering else {
+            return;
+        };
+        let order = gathering.order.clone();
+        if !gathering.loading {
+            let states: Option<Vec<StageState>> = order
+                .state
+                .iter()
+                .map(|fetch| self.state_of(fetch))
+                .collect();
+            if let (Some(states), None) = (states, &self.job) {
+                let job = Job::Seat {
+                    stages: order.stages,
+                    states,
+                };
+                self.job = Some((order.place.epoch, job.clone()));
+                self.out(Output::Compute(job));
+                if let Some(gathering) = &mut self.gathering {
+                    gathering.loading = true;
+                }
+            }
+        }
+        let linked = order
+            .previous
+            .iter()
+            .chain(&order.next)
+            .all(|neighbour| self.links.get(&neighbour.peer).is_some_and(Link::is_up));
+        let config = self.config.clone();
+        if let (Some(config), true, true) = (
+            config,
+            linked,
+            self.gathering
+                .as_ref()
+                .is_some_and(|gathering| gathering.loaded),
+        ) {
+            self.gathering = None;
+            self.begin_work(order, &config);
+        }
+    }
+
+    fn state_of(&self, fetch: &Fetch) -> Option<StageState> {
+        if fetch.sources.contains(&Source::Seed) {
+            return Some(StageState::Seed);
+        }
+        self.kept.get(&fetch.held).cloned().map(StageState::Blob)
+    }
+
+    fn begin_work(&mut self, order: SeatOrder, config: &crate::config::run::RunConfig) {
+        let (place, stages) = (order.place, self.held_for(&order));
+        let mut work = Work::new(order.clone(), config);
+        work.open();
+        if let Some((pipeline, epoch, granted)) = order
+            .next
+            .and_then(|next| self.credits.get(&next.peer))
+            .copied()
+            && (pipeline, epoch) == (place.pipeline, place.epoch)
+        {
+            work.handle_credit(granted);
+        }
+        self.work = Some(work);
+        self.up(Up::Ready { place, stages });
+    }
+
+    /// The compute could not take the states that were fetched: they are not what the host named.
+    pub(super) fn states_refused(&mut self) {
+        if let Some(gathering) = self.gathering.take() {
+            for fetch in &gathering.order.state {
+                let (round, stage) = (fetch.held.round, fetch.held.stage);
+                self.kept.retain(|of, at| (of, at) != (round, stage));
+                self.up(Up::Missing { round, stage });
+            }
+        }
+    }
+
+    pub(super) fn replay_early(&mut self, now: Time) {
+        let early: VecDeque<_> = std::mem::take(&mut self.early);
+        for (from, frame) in early {
+            self.handle_frame(now, from, frame);
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            text.push_str(&format!("{byte:02x}"));
+            text
+        })
+}

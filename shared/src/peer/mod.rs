@@ -1,0 +1,407 @@
+//! The volunteer's state machine: one session of one volunteer, from the door to its last commit.
+//!
+//! Owns what a volunteer decides: whom to be linked to ([`link`]), which states to hold ([`kept`], [`fetch`]), what
+//! to compute next ([`work`]). It is told what happened (`handle_*`), and says what to do
+//! ([`Peer::poll_output`]) and when to be called back ([`Peer::poll_timeout`]).
+//!
+//! Knows no sockets, no clock, no mathematics. Everything that comes from a neighbour or from the host is
+//! believed only as far as its numbers fit: an older epoch, round or attempt has no effect, a newer one
+//! waits until the host makes it current.
+//!
+//! Begin reading at [`Peer::handle_host`] and [`Peer::handle_frame`].
+
+pub mod fetch;
+pub mod kept;
+pub mod link;
+pub mod work;
+
+mod evaluation;
+mod host;
+mod net;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+
+use crate::compute::{Done, Job};
+use crate::config::run::RunConfig;
+use crate::transport::LinkStep;
+use crate::units::{Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, Time};
+use crate::wire::frame::{Frame, Mode, Place};
+use crate::wire::signal::{Capabilities, Held, SeatOrder, Up};
+
+use fetch::Transfer;
+use kept::Kept;
+use link::Link;
+use work::Work;
+
+/// Who a volunteer is in one process.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The volunteer's key pair.
+    pub key: SigningKey,
+    /// Number of this session: two processes with one key never share it.
+    pub session: u64,
+    /// What to call it.
+    pub name: String,
+    /// What it is, and what it lends; its speed is measured when the run's model is known.
+    pub capabilities: Capabilities,
+}
+
+/// What a volunteer wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Tell the host.
+    Host(Up),
+    /// Send this to a peer.
+    Frame(PeerId, Frame),
+    /// A step of opening or closing a link.
+    Link(PeerId, LinkStep),
+    /// Learn the run's model: derive what its seed gives, measure a block, make a compute ready for it.
+    Prepare(Box<RunConfig>),
+    /// Do a job. There is never more than one under way.
+    Compute(Job),
+    /// Get samples' tokens from the host's data.
+    Tokens {
+        /// Training or held-out data.
+        mode: Mode,
+        /// Which samples.
+        samples: SampleRange,
+    },
+    /// Get a state from the host's store.
+    Download {
+        /// What it must be.
+        held: Held,
+        /// Path under the host's address.
+        path: String,
+    },
+    /// Send a state to the host's store.
+    Upload {
+        /// What it is.
+        held: Held,
+        /// Good for one upload.
+        ticket: String,
+        /// The state.
+        blob: Bytes,
+    },
+    /// Something that a person may want to know.
+    Event(Event),
+    /// It is over: close everything.
+    Exit(Exit),
+}
+
+/// Something that a person may want to know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The host let us in.
+    Welcome {
+        /// Our number.
+        peer: PeerId,
+        /// Newest committed round.
+        round: Round,
+    },
+    /// We took a seat.
+    Seated(Box<SeatOrder>),
+    /// We gave up our seat.
+    Spare,
+    /// We computed our first microbatch of this line-up.
+    FirstMicrobatch,
+    /// As head: a step is done.
+    Step {
+        /// Line-up and round.
+        place: Place,
+        /// Steps done in the round.
+        steps: u32,
+        /// Mean token loss of the last one, in nats.
+        loss: f64,
+    },
+    /// A round is committed.
+    Commit {
+        /// The new round.
+        round: Round,
+        /// Whether our own work is in it.
+        ours: bool,
+    },
+    /// A link is up.
+    LinkUp {
+        /// The other end.
+        peer: PeerId,
+        /// Whether packets go through a TURN server.
+        relayed: bool,
+    },
+    /// A link is lost.
+    LinkLost {
+        /// The other end.
+        peer: PeerId,
+    },
+    /// Why we wait, or what we do, in the host's words.
+    Reason(String),
+    /// The connection to the host broke; what is leased goes on.
+    HostLost,
+}
+
+/// Why it is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// We left as we wanted to, and nothing is lost.
+    Finished,
+    /// We left at once.
+    Stopped,
+    /// The run has reached its length.
+    RunOver,
+    /// The host does not want us.
+    Refused {
+        /// Why, for a program.
+        code: crate::wire::signal::RefuseCode,
+        /// What happened and why.
+        text: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The device failed.
+    Device {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// How a volunteer wants to leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Leaving {
+    #[default]
+    No,
+    AfterCommit,
+}
+
+/// A seat that is not ready yet: states and links are being gathered.
+#[derive(Clone, Debug)]
+struct Gathering {
+    order: SeatOrder,
+    /// Whether the compute was asked to take the states.
+    loading: bool,
+    /// Whether it has taken them.
+    loaded: bool,
+}
+
+/// A volunteer, as a state machine.
+#[derive(Debug)]
+pub struct Peer {
+    identity: Identity,
+    config: Option<RunConfig>,
+    seed_hash: Option<Digest>,
+    nonce: Option<Digest>,
+    me: Option<PeerId>,
+    host_is_open: bool,
+    leaving: Leaving,
+    over: bool,
+
+    links: BTreeMap<PeerId, Link>,
+    /// Credit that came before the seat it is for was known.
+    credits: BTreeMap<PeerId, (PipelineId, Epoch, u64)>,
+    kept: Kept,
+    transfers: BTreeMap<(Round, StageId), Transfer>,
+    /// Copies that the host asked for, among the transfers.
+    copies: std::collections::BTreeSet<(Round, StageId)>,
+
+    newest: Round,
+    safe: Round,
+    securing: Option<Round>,
+    gathering: Option<Gathering>,
+    work: Option<Work>,
+    /// Frames of a line-up or round that the host has not told us of yet.
+    early: VecDeque<(PeerId, Frame)>,
+    /// The job under way, and the epoch it is for.
+    job: Option<(Epoch, Job)>,
+    computed_in: Option<Epoch>,
+
+    outputs: VecDeque<Output>,
+}
+
+impl Peer {
+    /// A volunteer that has not reached the host yet.
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            config: None,
+            seed_hash: None,
+            nonce: None,
+            me: None,
+            host_is_open: false,
+            leaving: Leaving::No,
+            over: false,
+            links: BTreeMap::new(),
+            credits: BTreeMap::new(),
+            kept: Kept::default(),
+            transfers: BTreeMap::new(),
+            copies: std::collections::BTreeSet::new(),
+            newest: Round(0),
+            safe: Round(0),
+            securing: None,
+            gathering: None,
+            work: None,
+            early: VecDeque::new(),
+            job: None,
+            computed_in: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The run's configuration, once the host has told it.
+    pub fn config(&self) -> Option<&RunConfig> {
+        self.config.as_ref()
+    }
+
+    /// Our number, once the host has given one.
+    pub fn id(&self) -> Option<PeerId> {
+        self.me
+    }
+
+    /// What is kept now: for figures and checks.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    fn out(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    fn up(&mut self, message: Up) {
+        // While the connection is down nothing is queued: what still matters is told on return.
+        if self.host_is_open {
+            self.out(Output::Host(message));
+        }
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        if !self.over {
+            self.over = true;
+            self.out(Output::Exit(exit));
+        }
+    }
+
+    /// Asks to leave after this round's commit, once somebody else has what we hold.
+    pub fn finish(&mut self) {
+        if self.leaving == Leaving::No {
+            self.leaving = Leaving::AfterCommit;
+            if self.me.is_none() {
+                return self.exit(Exit::Finished);
+            }
+            self.up(Up::Finish);
+        }
+    }
+
+    /// Leaves now.
+    pub fn stop(&mut self) {
+        self.up(Up::Leave { may_return: false });
+        let peers: Vec<PeerId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.out(Output::Link(peer, LinkStep::Close));
+        }
+        self.exit(Exit::Stopped);
+    }
+
+    /// A job is done.
+    pub fn handle_done(&mut self, now: Time, done: Done) {
+        let (epoch, job) = self.job.take().expect("a result follows a job");
+        if let Done::Failed { reason } = done {
+            self.up(Up::Leave { may_return: false });
+            return self.exit(Exit::Device { reason });
+        }
+        let is_current = |place: Place| place.epoch == epoch;
+        if let Some(gathering) = self
+            .gathering
+            .as_mut()
+            .filter(|gathering| is_current(gathering.order.place))
+        {
+            match done {
+                Done::Seated => gathering.loaded = true,
+                Done::Refused { .. } | Done::NonFinite { .. } => self.states_refused(),
+                other => panic!("the compute answered a seat with {other:?}"),
+            }
+        } else if let Some(work) = self.work.as_mut().filter(|work| is_current(work.place())) {
+            if self.computed_in != Some(epoch) && matches!(job, Job::Forward { .. }) {
+                self.computed_in = Some(epoch);
+                self.outputs
+                    .push_back(Output::Event(Event::FirstMicrobatch));
+            }
+            work.handle_done(now, &job, done);
+        }
+        self.pump(now);
+    }
+
+    /// Samples' tokens came, `[count, context + 1]`.
+    pub fn handle_tokens(&mut self, now: Time, mode: Mode, samples: SampleRange, tokens: &[u32]) {
+        if let Some(work) = &mut self.work {
+            work.handle_tokens(mode, samples, tokens);
+        }
+        self.pump(now);
+    }
+
+    /// The store answered a download; `None` when it could not.
+    pub fn handle_download(&mut self, now: Time, held: &Held, blob: Option<Bytes>) {
+        if let Some(transfer) = self.transfers.get_mut(&(held.round, held.stage)) {
+            transfer.handle_download(now, blob);
+        }
+        self.pump(now);
+    }
+
+    /// An upload is over; the host hears of it from its own store when it was complete.
+    pub fn handle_uploaded(&mut self, now: Time, held: &Held, ticket: String) {
+        self.up(Up::Uploaded {
+            round: held.round,
+            stage: held.stage,
+            ticket,
+        });
+        self.pump(now);
+    }
+
+    /// Carries everything on as far as it goes: outputs of the parts, the next job.
+    fn pump(&mut self, now: Time) {
+        while self.pump_links(now) || self.pump_transfers(now) || self.pump_work() {}
+        self.pump_gathering();
+        self.pump_jobs();
+    }
+
+    fn pump_jobs(&mut self) {
+        if self.job.is_some() || self.over {
+            return;
+        }
+        let Some(work) = &mut self.work else { return };
+        if let Some(job) = work.next_job() {
+            let epoch = work.place().epoch;
+            self.job = Some((epoch, job.clone()));
+            self.out(Output::Compute(job));
+        }
+    }
+
+    /// What to do next; `None` when there is nothing more.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Peer::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let links = self.links.values().filter_map(Link::poll_timeout);
+        let transfers = self.transfers.values().filter_map(Transfer::poll_timeout);
+        links.chain(transfers).min()
+    }
+
+    /// Time has come.
+    pub fn handle_timeout(&mut self, now: Time) {
+        for link in self.links.values_mut() {
+            link.handle_timeout(now);
+        }
+        for transfer in self.transfers.values_mut() {
+            transfer.handle_timeout(now);
+        }
+        self.pump(now);
+    }
+
+    /// For people: steps done in the round, the last step's loss as head, time since the round began.
+    pub fn progress(&self, now: Time) -> Option<(SeatOrder, u32, Option<f64>)> {
+        let work = self.work.as_ref()?;
+        let (steps, loss, _) = work.progress(now);
+        Some((work.order().clone(), steps, loss))
+    }
+}

@@ -1,0 +1,362 @@
+//! What other volunteers send, and what becomes of links and transfers.
+
+use bytes::Bytes;
+
+use super::fetch::FetchOutput;
+use super::link::{Link, LinkOutput};
+use super::work::{Side, Work, WorkOutput};
+use super::{Event, Output, Peer};
+use crate::compute::Input;
+use crate::limits::EARLY_FRAMES_MAX;
+use crate::transport::LinkEvent;
+use crate::units::{PeerId, Time};
+use crate::wire::frame::{Frame, Header, Mode, Place};
+use crate::wire::signal::{Suspicion, Up};
+use crate::wire::{number, payload};
+
+impl Peer {
+    /// News of a link, from the transport.
+    pub fn handle_link_event(&mut self, now: Time, peer: PeerId, event: LinkEvent) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.handle_event(now, event, &self.identity.key);
+        }
+        self.pump(now);
+    }
+
+    /// Bytes that are no frame arrived from `peer`.
+    pub fn handle_malformed(&mut self, now: Time, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.give_up(Suspicion::Malformed);
+        }
+        self.pump(now);
+    }
+
+    /// A frame arrived from `peer`.
+    pub fn handle_frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
+        let Some(link) = self.links.get_mut(&peer) else {
+            return;
+        };
+        link.heard(now);
+        if let Header::Hello { signature, .. } = &frame.header {
+            link.handle_hello(now, signature);
+        } else if link.is_up() {
+            self.frame(now, peer, frame);
+        }
+        self.pump(now);
+    }
+
+    fn frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
+        match &frame.header {
+            Header::Hello { .. } | Header::Keepalive => {}
+            Header::Forward { slot, .. } | Header::Backward { slot, .. } => {
+                self.place_frame(peer, slot.place, frame);
+            }
+            Header::Apply { place, .. } => self.place_frame(peer, *place, frame),
+            Header::Credit {
+                pipeline,
+                epoch,
+                granted,
+            } => {
+                self.credits.insert(peer, (*pipeline, *epoch, *granted));
+                let (pipeline, epoch, granted) = (*pipeline, *epoch, *granted);
+                if let Some(work) = &mut self.work
+                    && (work.place().pipeline, work.place().epoch) == (pipeline, epoch)
+                    && work.order().next.is_some_and(|next| next.peer == peer)
+                {
+                    work.handle_credit(granted);
+                }
+            }
+            Header::StateRequest {
+                round,
+                stage,
+                offset,
+            } => {
+                let piece = self.kept.piece(*round, *stage, *offset);
+                let (payload, total) = piece.unwrap_or((Bytes::new(), 0));
+                let header = Header::StateChunk {
+                    round: *round,
+                    stage: *stage,
+                    offset: *offset,
+                    total,
+                };
+                self.out(Output::Frame(peer, Frame { header, payload }));
+            }
+            Header::StateChunk {
+                round,
+                stage,
+                offset,
+                total,
+            } => {
+                if let Some(transfer) = self.transfers.get_mut(&(*round, *stage)) {
+                    transfer.handle_piece(now, peer, *offset, *total, &frame.payload);
+                }
+            }
+            Header::Bye { .. } => {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.give_up(Suspicion::Silent);
+                }
+            }
+        }
+    }
+
+    /// A frame about a microbatch: of our line-up and round, of an older one, or of one to come.
+    fn place_frame(&mut self, peer: PeerId, place: Place, frame: Frame) {
+        let current = self.work.as_ref().map(Work::place);
+        if current == Some(place) {
+            self.current_frame(peer, frame);
+        } else if current
+            .is_none_or(|current| (place.epoch, place.round) > (current.epoch, current.round))
+            && self.early.len() < EARLY_FRAMES_MAX
+        {
+            self.early.push_back((peer, frame));
+        }
+    }
+
+    fn current_frame(&mut self, peer: PeerId, frame: Frame) {
+        let (Some(work), Some(config)) = (&mut self.work, &self.config) else {
+            return;
+        };
+        let is = |side: Option<crate::wire::signal::Neighbour>| {
+            side.is_some_and(|neighbour| neighbour.peer == peer)
+        };
+        let (from_previous, from_next) = (is(work.order().previous), is(work.order().next));
+        match frame.header {
+            Header::Forward {
+                slot,
+                mode,
+                sequences,
+                microbatches,
+                first_sample,
+                previous,
+            } if from_previous => {
+                let model = &config.model;
+                let expected = match mode {
+                    Mode::Train => config.training.microbatches,
+                    Mode::Evaluate => config.training.microbatches.max(microbatches),
+                };
+                let fits = sequences == config.microbatch_sequences() && microbatches == expected;
+                let payload = fits.then(|| {
+                    let rows = usize::from(sequences) * model.context;
+                    payload::decode_forward(
+                        &frame.payload,
+                        usize::from(sequences),
+                        model.context,
+                        model.vocabulary,
+                        number::payload_bytes(config.format, rows, model.boundary_width()),
+                    )
+                });
+                let Some(Ok((tokens, boundary))) = payload else {
+                    return self.malformed_neighbour(peer);
+                };
+                let input = Input {
+                    tokens,
+                    boundary: Some(boundary),
+                    first_sample,
+                };
+                work.handle_forward(slot, mode, previous, input);
+            }
+            Header::Backward {
+                slot,
+                mode,
+                loss_sum,
+                norm_squared,
+            } if from_next => {
+                work.handle_backward(slot, mode, loss_sum, norm_squared, frame.payload);
+            }
+            Header::Apply { step, end, .. } if from_previous => work.handle_apply(step, end),
+            _ => self.malformed_neighbour(peer),
+        }
+    }
+
+    fn malformed_neighbour(&mut self, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.give_up(Suspicion::Malformed);
+        }
+    }
+
+    /// Carries out what links want. Returns whether there was anything.
+    pub(super) fn pump_links(&mut self, now: Time) -> bool {
+        let outputs: Vec<(PeerId, LinkOutput)> = self
+            .links
+            .iter_mut()
+            .flat_map(|(peer, link)| {
+                std::iter::from_fn(|| link.poll_output()).map(|output| (*peer, output))
+            })
+            .collect();
+        let any = !outputs.is_empty();
+        for (peer, output) in outputs {
+            self.link_output(now, peer, output);
+        }
+        any
+    }
+
+    fn link_output(&mut self, now: Time, peer: PeerId, output: LinkOutput) {
+        let control = |header| Frame {
+            header,
+            payload: Bytes::new(),
+        };
+        match output {
+            LinkOutput::Step(step) => self.out(Output::Link(peer, step)),
+            LinkOutput::Signal(signal) => self.up(Up::Signal { to: peer, signal }),
+            LinkOutput::Hello(signature) => {
+                let Some(me) = self.me else { return };
+                let header = Header::Hello {
+                    peer: me,
+                    signature,
+                };
+                self.out(Output::Frame(peer, control(header)));
+            }
+            LinkOutput::Keepalive => self.out(Output::Frame(peer, control(Header::Keepalive))),
+            LinkOutput::Up { relayed } => {
+                self.out(Output::Event(Event::LinkUp { peer, relayed }));
+                for transfer in self.transfers.values_mut() {
+                    transfer.handle_link(now, peer);
+                }
+            }
+            LinkOutput::Lost(suspicion) => self.link_lost(now, peer, suspicion),
+        }
+    }
+
+    fn link_lost(&mut self, now: Time, peer: PeerId, suspicion: Suspicion) {
+        self.out(Output::Event(Event::LinkLost { peer }));
+        self.early.retain(|(from, _)| *from != peer);
+        self.credits.remove(&peer);
+        for transfer in self.transfers.values_mut() {
+            transfer.handle_lost(now, peer);
+        }
+        let order = self.work.as_ref().map(Work::order);
+        let order = order.or(self.gathering.as_ref().map(|gathering| &gathering.order));
+        let neighbours = order.map(|order| (order.place, [order.previous, order.next]));
+        if let Some((place, neighbours)) = neighbours
+            && neighbours
+                .into_iter()
+                .flatten()
+                .any(|neighbour| neighbour.peer == peer)
+        {
+            self.up(Up::Suspect {
+                place,
+                peer,
+                suspicion,
+            });
+        }
+    }
+
+    /// Carries out what transfers want. Returns whether there was anything.
+    pub(super) fn pump_transfers(&mut self, now: Time) -> bool {
+        let keys: Vec<_> = self.transfers.keys().copied().collect();
+        let mut any = false;
+        for key in keys {
+            while let Some(output) = self
+                .transfers
+                .get_mut(&key)
+                .and_then(super::fetch::Transfer::poll_output)
+            {
+                any = true;
+                self.transfer_output(now, key, output);
+            }
+        }
+        any
+    }
+
+    fn transfer_output(
+        &mut self,
+        now: Time,
+        key: (crate::units::Round, crate::units::StageId),
+        output: FetchOutput,
+    ) {
+        let (round, stage) = key;
+        let Some(held) = self.transfers.get(&key).map(|transfer| *transfer.held()) else {
+            return;
+        };
+        match output {
+            FetchOutput::Link(peer) => {
+                let is_up = self.link_mut(peer, None).map(|link| {
+                    link.want(now);
+                    link.is_up()
+                });
+                if let Some(transfer) = self.transfers.get_mut(&key) {
+                    match is_up {
+                        Some(true) => transfer.handle_link(now, peer),
+                        Some(false) => {}
+                        None => transfer.handle_lost(now, peer),
+                    }
+                }
+            }
+            FetchOutput::Request { peer, offset } => {
+                let header = Header::StateRequest {
+                    round,
+                    stage,
+                    offset,
+                };
+                self.out(Output::Frame(
+                    peer,
+                    Frame {
+                        header,
+                        payload: Bytes::new(),
+                    },
+                ));
+            }
+            FetchOutput::Download(path) => self.out(Output::Download { held, path }),
+            FetchOutput::Complete(blob) => {
+                self.transfers.remove(&key);
+                self.kept.insert(held, blob);
+                if self.copies.remove(&key) {
+                    self.up(Up::Copied { held });
+                }
+            }
+            FetchOutput::Exhausted => {
+                self.transfers.remove(&key);
+                self.copies.remove(&key);
+                self.up(Up::Missing { round, stage });
+            }
+        }
+    }
+
+    /// Carries out what the seat wants. Returns whether there was anything.
+    pub(super) fn pump_work(&mut self) -> bool {
+        let Some(work) = &mut self.work else {
+            return false;
+        };
+        let Some(output) = work.poll_output() else {
+            return false;
+        };
+        let order = work.order();
+        let neighbour = |side| match side {
+            Side::Previous => order.previous,
+            Side::Next => order.next,
+        };
+        match output {
+            WorkOutput::Frame(side, frame) => {
+                if let Some(to) = neighbour(side) {
+                    self.out(Output::Frame(to.peer, frame));
+                }
+            }
+            WorkOutput::Suspect(side, suspicion) => {
+                if let Some(to) = neighbour(side)
+                    && let Some(link) = self.links.get_mut(&to.peer)
+                {
+                    link.give_up(suspicion);
+                }
+            }
+            WorkOutput::Up(message) => {
+                if let Up::Report(report) = &message {
+                    let (place, steps, loss) = (report.place, report.steps, report.loss);
+                    self.out(Output::Event(Event::Step { place, steps, loss }));
+                }
+                self.up(message);
+            }
+            WorkOutput::Tokens { mode, samples } => self.out(Output::Tokens { mode, samples }),
+            WorkOutput::Keep(states) => {
+                for (held, blob) in states {
+                    self.kept.insert(held, blob);
+                }
+            }
+        }
+        true
+    }
+
+    /// Whether the link to `peer` is up: for figures and checks.
+    pub fn is_linked(&self, peer: PeerId) -> bool {
+        self.links.get(&peer).is_some_and(Link::is_up)
+    }
+}

@@ -1,0 +1,758 @@
+//! One seat at work: which microbatch is computed next, and what follows from its result.
+//!
+//! Owns the order within a round: forwards and backwards in number order whatever the channel's order,
+//! backward before forward, a step's update just before the next step's first forward. The head also
+//! owns the step's end: loss, gradient norm and clip scale are complete when its last backward is.
+//!
+//! Knows no links and no host: frames and messages leave as values, addressed by position in the pipe.
+//! A line-up that changes replaces the whole `Work`.
+//!
+//! Begin reading at [`Work::next_job`] and [`Work::handle_done`].
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::evaluation::Evaluation;
+use crate::compute::{Done, Input, Job, Snapshot};
+use crate::config::run::RunConfig;
+use crate::limits::CREDIT_SLACK;
+use crate::units::{Attempt, Digest, Microbatch, PeerId, Round, SampleRange, Span, Step, Time};
+use crate::wire::frame::{Frame, Header, Mode, Place, Slot, StepEnd};
+use crate::wire::payload;
+use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Suspicion, Up};
+
+/// Which neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The seat before: where forwards come from.
+    Previous,
+    /// The seat after: where gradients come from.
+    Next,
+}
+
+/// What a seat at work wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkOutput {
+    /// Send this to a neighbour.
+    Frame(Side, Frame),
+    /// Tell the host.
+    Up(Up),
+    /// Get these samples' tokens from the host's data.
+    Tokens {
+        /// Training or held-out data.
+        mode: Mode,
+        /// Which samples.
+        samples: SampleRange,
+    },
+    /// Keep these states: a round's result, provisional until it is committed.
+    Keep(Vec<(Held, Bytes)>),
+    /// A neighbour did what no correct build does.
+    Suspect(Side, Suspicion),
+}
+
+/// What the host said at the beginning of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// The attempt at the round's end.
+    pub attempt: Attempt,
+    /// The number that the result gets.
+    pub result: Round,
+    /// Samples committed before the round.
+    pub samples_done: u64,
+}
+
+/// A gradient that came from the next seat.
+#[derive(Clone, Debug)]
+struct Arrived {
+    gradient: Bytes,
+    loss_sum: f64,
+    norm_squared: Option<f64>,
+}
+
+/// How far a seat is within its round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Steps are done as their inputs come.
+    Steps,
+    /// The last step's update and the snapshot.
+    Ending,
+    /// The result is with the host; its commit begins the next round.
+    Held,
+    /// Something cannot go on; the host will renew the line-up.
+    Halted,
+}
+
+/// A seat in its round.
+#[derive(Clone, Debug)]
+pub struct Work {
+    order: SeatOrder,
+    microbatches: u16,
+    sequences: u16,
+    batch: u32,
+    step_tokens: u64,
+    clip: f64,
+    vocabulary: usize,
+
+    phase: Phase,
+    begun: Option<Begun>,
+    /// Steps of this round whose update is done or asked for.
+    applied: u32,
+    step: Step,
+    forward_next: u16,
+    backward_next: u16,
+    inputs: BTreeMap<(Step, u16), Input>,
+    gradients: BTreeMap<(Step, u16), Arrived>,
+    ends: BTreeMap<Step, StepEnd>,
+    last_step: Option<Step>,
+    snapshot_asked: bool,
+    holds: Option<Holds>,
+
+    /// Forwards sent in this epoch, and how many the next seat takes in all.
+    sent: u64,
+    credit: u64,
+    /// Forwards that the previous seat may send in this epoch in all.
+    granted: u64,
+
+    head: Head,
+    evaluation: Evaluation,
+    outputs: VecDeque<WorkOutput>,
+}
+
+/// What only a pipeline's first seat keeps.
+#[derive(Clone, Debug, Default)]
+struct Head {
+    leases: BTreeMap<Step, Lease>,
+    closing: bool,
+    began: Time,
+    step_loss: f64,
+    round_loss: f64,
+    payload_bytes: u64,
+    report: Option<Report>,
+}
+
+impl Work {
+    /// A seat whose states are in place and whose links are up.
+    pub fn new(order: SeatOrder, config: &RunConfig) -> Self {
+        Self {
+            microbatches: config.training.microbatches,
+            sequences: config.microbatch_sequences(),
+            batch: config.training.batch,
+            step_tokens: config.step_tokens(),
+            clip: config.training.clip,
+            vocabulary: config.model.vocabulary,
+            phase: Phase::Steps,
+            begun: None,
+            applied: 0,
+            step: Step(0),
+            forward_next: 0,
+            backward_next: 0,
+            inputs: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            last_step: None,
+            snapshot_asked: false,
+            holds: None,
+            sent: 0,
+            credit: 0,
+            granted: 0,
+            head: Head::default(),
+            evaluation: Evaluation::new(config.schedule.eval_microbatches),
+            outputs: VecDeque::new(),
+            order,
+        }
+    }
+
+    /// Line-up and round.
+    pub fn place(&self) -> Place {
+        self.order.place
+    }
+
+    /// The seat's order, with the round it is at now.
+    pub fn order(&self) -> &SeatOrder {
+        &self.order
+    }
+
+    fn is_head(&self) -> bool {
+        self.order.previous.is_none()
+    }
+
+    fn is_last(&self) -> bool {
+        self.order.next.is_none()
+    }
+
+    /// Microbatches between forward and backward at this seat: enough for every seat behind to have
+    /// one at work and one on the wire.
+    fn in_flight_max(&self) -> u16 {
+        (2 * self.order.seats_behind + 1).min(self.microbatches)
+    }
+
+    fn send(&mut self, side: Side, header: Header, payload: Bytes) {
+        self.head.payload_bytes += payload.len() as u64;
+        self.outputs
+            .push_back(WorkOutput::Frame(side, Frame { header, payload }));
+    }
+
+    /// Grants the previous seat its first microbatches. Once, when the seat is ready.
+    pub fn open(&mut self) {
+        if !self.is_head() {
+            let window = u64::from(self.in_flight_max()) + u64::from(CREDIT_SLACK);
+            self.grant(window);
+        }
+    }
+
+    fn grant(&mut self, more: u64) {
+        self.granted += more;
+        let Place {
+            pipeline, epoch, ..
+        } = self.place();
+        let header = Header::Credit {
+            pipeline,
+            epoch,
+            granted: self.granted,
+        };
+        self.send(Side::Previous, header, Bytes::new());
+    }
+
+    /// How many forwards the next seat takes in all, in this epoch.
+    pub fn handle_credit(&mut self, granted: u64) {
+        self.credit = self.credit.max(granted);
+    }
+
+    /// The host says go.
+    pub fn handle_begin(&mut self, now: Time, mode: Mode, begun: Begun) {
+        match mode {
+            Mode::Train if self.begun.is_none() => {
+                self.begun = Some(begun);
+                self.head.began = now;
+            }
+            Mode::Evaluate if self.is_head() => {
+                if let Some(samples) = self.evaluation.begin(self.sequences) {
+                    let mode = Mode::Evaluate;
+                    self.outputs.push_back(WorkOutput::Tokens { mode, samples });
+                }
+            }
+            Mode::Train | Mode::Evaluate => {}
+        }
+    }
+
+    /// Samples for one step, for the head. A lease that comes again has no effect.
+    pub fn handle_lease(&mut self, lease: Lease) {
+        if self.is_head() && self.head.leases.insert(lease.step, lease).is_none() {
+            let (mode, samples) = (Mode::Train, lease.samples);
+            self.outputs.push_back(WorkOutput::Tokens { mode, samples });
+        }
+    }
+
+    /// The round is to end with the step that is under way.
+    pub fn handle_close(&mut self) {
+        self.head.closing = true;
+        // Between two steps: the one before was the last, if there was one.
+        if self.is_head() && self.phase == Phase::Steps && self.forward_next == 0 && self.step.0 > 0
+        {
+            self.end_round(Step(self.step.0 - 1));
+        }
+    }
+
+    /// Tokens of samples, `[count, context + 1]`, as asked for.
+    pub fn handle_tokens(&mut self, mode: Mode, samples: SampleRange, tokens: &[u32]) {
+        let row = tokens.len() / (samples.count.max(1) as usize);
+        let chunk = row * usize::from(self.sequences);
+        let inputs = (0u16..)
+            .zip(tokens.chunks_exact(chunk.max(1)))
+            .map(|(microbatch, tokens)| {
+                let first_sample =
+                    samples.first + u64::from(microbatch) * u64::from(self.sequences);
+                (
+                    microbatch,
+                    Input {
+                        tokens: tokens.to_vec(),
+                        boundary: None,
+                        first_sample,
+                    },
+                )
+            });
+        match mode {
+            Mode::Train => {
+                let step = self
+                    .head
+                    .leases
+                    .values()
+                    .find(|lease| lease.samples == samples);
+                if let Some(step) = step.map(|lease| lease.step) {
+                    self.inputs
+                        .extend(inputs.map(|(microbatch, input)| ((step, microbatch), input)));
+                }
+            }
+            Mode::Evaluate => inputs.for_each(|(microbatch, input)| {
+                self.evaluation.push(microbatch, input);
+            }),
+        }
+    }
+
+    /// A boundary from the previous seat.
+    pub fn handle_forward(
+        &mut self,
+        slot: Slot,
+        mode: Mode,
+        previous: Option<StepEnd>,
+        input: Input,
+    ) {
+        match mode {
+            Mode::Evaluate => self.evaluation.push(slot.microbatch.0, input),
+            Mode::Train => {
+                let is_late = slot.step < self.step
+                    || (slot.step == self.step && slot.microbatch.0 < self.forward_next);
+                if is_late {
+                    return;
+                }
+                if let (Some(end), Some(before)) = (previous, slot.step.0.checked_sub(1)) {
+                    self.ends.insert(Step(before), end);
+                }
+                self.inputs.insert((slot.step, slot.microbatch.0), input);
+            }
+        }
+    }
+
+    /// A gradient, or an evaluation's loss, from the next seat.
+    pub fn handle_backward(
+        &mut self,
+        slot: Slot,
+        mode: Mode,
+        loss_sum: f64,
+        norm_squared: Option<f64>,
+        gradient: Bytes,
+    ) {
+        match mode {
+            Mode::Evaluate => self.evaluated(slot, loss_sum),
+            Mode::Train if slot.step == self.step && slot.microbatch.0 >= self.backward_next => {
+                let arrived = Arrived {
+                    gradient,
+                    loss_sum,
+                    norm_squared,
+                };
+                self.gradients
+                    .insert((slot.step, slot.microbatch.0), arrived);
+            }
+            Mode::Train => {}
+        }
+    }
+
+    fn evaluated(&mut self, slot: Slot, loss_sum: f64) {
+        if !self.is_head() {
+            let (mode, norm_squared) = (Mode::Evaluate, None);
+            let header = Header::Backward {
+                slot,
+                mode,
+                loss_sum,
+                norm_squared,
+            };
+            self.send(Side::Previous, header, Bytes::new());
+        } else if let Some(loss_sum) = self.evaluation.handle_loss(slot.microbatch.0, loss_sum) {
+            let per_microbatch = self.step_tokens / u64::from(self.microbatches);
+            let tokens = per_microbatch * u64::from(self.evaluation.microbatches());
+            let (place, loss) = (self.place(), loss_sum / tokens as f64);
+            self.outputs
+                .push_back(WorkOutput::Up(Up::Evaluated { place, loss }));
+        }
+    }
+
+    /// The round's last step is over, says the previous seat.
+    pub fn handle_apply(&mut self, step: Step, end: StepEnd) {
+        if self.phase == Phase::Steps && self.last_step.is_none() {
+            self.ends.insert(step, end);
+            self.end_round(step);
+        }
+    }
+
+    /// Ends the round with `step`, whose end is known, here and in the seats behind.
+    fn end_round(&mut self, step: Step) {
+        let Some(end) = self.ends.get(&step).copied() else {
+            return;
+        };
+        self.last_step = Some(step);
+        self.phase = Phase::Ending;
+        if !self.is_last() {
+            let header = Header::Apply {
+                place: self.place(),
+                step,
+                end,
+            };
+            self.send(Side::Next, header, Bytes::new());
+        }
+    }
+
+    /// The next job for the seat, if anything can be computed now.
+    pub fn next_job(&mut self) -> Option<Job> {
+        match self.phase {
+            Phase::Halted => None,
+            Phase::Held => self.evaluation_job(),
+            Phase::Ending => self.ending_job(),
+            Phase::Steps => self
+                .backward_job()
+                .or_else(|| self.forward_job())
+                .or_else(|| self.evaluation_job()),
+        }
+    }
+
+    fn slot(&self, microbatch: u16) -> Slot {
+        Slot {
+            place: self.place(),
+            step: self.step,
+            microbatch: Microbatch(microbatch),
+        }
+    }
+
+    fn backward_job(&mut self) -> Option<Job> {
+        let microbatch = self.backward_next;
+        if microbatch >= self.forward_next {
+            return None;
+        }
+        let arrived = self.gradients.get(&(self.step, microbatch));
+        let gradient = match (self.is_last(), arrived) {
+            (true, _) => None,
+            (false, Some(arrived)) => Some(arrived.gradient.clone()),
+            (false, None) => return None,
+        };
+        let is_last_of_step = microbatch + 1 == self.microbatches;
+        let step_tokens = is_last_of_step.then_some(self.step_tokens);
+        Some(Job::Backward {
+            slot: self.slot(microbatch),
+            gradient,
+            step_tokens,
+        })
+    }
+
+    fn forward_job(&mut self) -> Option<Job> {
+        let microbatch = self.forward_next;
+        let waits = self.begun.is_none() && self.is_head()
+            || microbatch == self.microbatches
+            || microbatch - self.backward_next >= self.in_flight_max()
+            || !(self.is_last() || self.sent < self.credit)
+            || !self.inputs.contains_key(&(self.step, microbatch));
+        if waits {
+            return None;
+        }
+        if self.applied < self.step.0 {
+            return self.apply_job(Step(self.step.0 - 1));
+        }
+        let input = self.inputs.get(&(self.step, microbatch))?.clone();
+        Some(Job::Forward {
+            slot: self.slot(microbatch),
+            mode: Mode::Train,
+            input,
+        })
+    }
+
+    fn apply_job(&mut self, step: Step) -> Option<Job> {
+        let StepEnd {
+            scale,
+            samples_done,
+        } = *self.ends.get(&step)?;
+        let step_tokens = self.step_tokens;
+        Some(Job::Apply {
+            step,
+            scale,
+            samples_done,
+            step_tokens,
+        })
+    }
+
+    fn ending_job(&mut self) -> Option<Job> {
+        let last = self.last_step?;
+        if self.applied <= last.0 {
+            return self.apply_job(last);
+        }
+        let result = self.begun?.result;
+        (!self.snapshot_asked).then(|| {
+            self.snapshot_asked = true;
+            Job::Snapshot { round: result }
+        })
+    }
+
+    fn evaluation_job(&mut self) -> Option<Job> {
+        let may_send = self.is_last() || self.sent < self.credit;
+        let (microbatch, input) =
+            self.evaluation
+                .next(may_send, self.in_flight_max(), self.is_head())?;
+        let slot = Slot {
+            place: self.place(),
+            step: Step(0),
+            microbatch: Microbatch(microbatch),
+        };
+        Some(Job::Forward {
+            slot,
+            mode: Mode::Evaluate,
+            input,
+        })
+    }
+
+    /// A job's result. `job` is what was asked for.
+    pub fn handle_done(&mut self, now: Time, job: &Job, done: Done) {
+        match (job, done) {
+            (
+                Job::Forward { slot, mode, input },
+                Done::Forward {
+                    boundary, loss_sum, ..
+                },
+            ) => {
+                self.forward_done(*slot, *mode, input, boundary, loss_sum);
+            }
+            (
+                Job::Backward { slot, .. },
+                Done::Backward {
+                    gradient,
+                    loss_sum,
+                    norm_squared,
+                    ..
+                },
+            ) => self.backward_done(now, *slot, gradient, loss_sum, norm_squared),
+            (Job::Apply { step, .. }, Done::Applied { .. }) => {
+                self.applied = self.applied.max(step.0 + 1);
+                self.ends.retain(|of, _| *of >= *step);
+            }
+            (Job::Snapshot { round }, Done::Snapshot { stages, .. }) => {
+                self.snapshot_done(*round, stages);
+            }
+            (_, Done::NonFinite { stage, own, .. }) => {
+                let place = self.place();
+                self.halt(WorkOutput::Up(Up::NonFinite { place, stage, own }));
+            }
+            (Job::Backward { .. }, Done::Refused { .. }) => {
+                self.halt(WorkOutput::Suspect(Side::Next, Suspicion::Malformed));
+            }
+            (_, Done::Refused { .. }) => {
+                self.halt(WorkOutput::Suspect(Side::Previous, Suspicion::Malformed));
+            }
+            (job, done) => panic!("the compute answered {job:?} with {done:?}"),
+        }
+    }
+
+    fn halt(&mut self, last_words: WorkOutput) {
+        self.phase = Phase::Halted;
+        self.outputs.push_back(last_words);
+    }
+
+    fn forward_done(
+        &mut self,
+        slot: Slot,
+        mode: Mode,
+        input: &Input,
+        boundary: Option<Bytes>,
+        loss_sum: Option<f64>,
+    ) {
+        if mode == Mode::Train {
+            self.inputs.remove(&(slot.step, slot.microbatch.0));
+            self.forward_next += 1;
+        }
+        if !self.is_head() {
+            self.grant(1);
+        }
+        if let Some(boundary) = boundary {
+            self.sent += 1;
+            let previous = slot.step.0.checked_sub(1).and_then(|before| {
+                // Kept until the step after is applied: every microbatch of the step carries it.
+                self.ends.get(&Step(before)).copied()
+            });
+            let header = Header::Forward {
+                slot,
+                mode,
+                microbatches: self.microbatches,
+                sequences: self.sequences,
+                first_sample: input.first_sample,
+                previous,
+            };
+            let payload = payload::encode_forward(&input.tokens, self.vocabulary, &boundary);
+            self.send(Side::Next, header, payload);
+        }
+        if let Some(loss_sum) = loss_sum {
+            self.evaluated(slot, loss_sum);
+        }
+    }
+
+    fn backward_done(
+        &mut self,
+        now: Time,
+        slot: Slot,
+        gradient: Option<Bytes>,
+        own_loss: Option<f64>,
+        own_norm: Option<f64>,
+    ) {
+        let arrived = self.gradients.remove(&(slot.step, slot.microbatch.0));
+        let loss_sum = own_loss.or(arrived.as_ref().map(|arrived| arrived.loss_sum));
+        let loss_sum = loss_sum.expect("a loss comes from the last seat or with the gradient");
+        let behind = arrived
+            .and_then(|arrived| arrived.norm_squared)
+            .unwrap_or(0.0);
+        let norm_squared = own_norm.map(|own| own + behind);
+        self.backward_next += 1;
+        if let Some(gradient) = gradient {
+            let mode = Mode::Train;
+            let header = Header::Backward {
+                slot,
+                mode,
+                loss_sum,
+                norm_squared,
+            };
+            self.send(Side::Previous, header, gradient);
+        } else {
+            self.head.step_loss += loss_sum;
+        }
+        if let Some(norm_squared) = norm_squared {
+            if self.is_head() {
+                self.end_step(now, norm_squared);
+            }
+            if self.phase == Phase::Steps {
+                self.step.0 += 1;
+                self.forward_next = 0;
+                self.backward_next = 0;
+            }
+        }
+    }
+
+    /// At the head, the step's last backward is done: the step's end is known.
+    fn end_step(&mut self, now: Time, norm_squared: f64) {
+        let norm = norm_squared.sqrt();
+        if !norm.is_finite() || !self.head.step_loss.is_finite() {
+            let (place, stage) = (self.place(), self.order.stages.iter().next());
+            let stage = stage.expect("a seat has a stage");
+            return self.halt(WorkOutput::Up(Up::NonFinite {
+                place,
+                stage,
+                own: false,
+            }));
+        }
+        let begun = self
+            .begun
+            .expect("the head forwards nothing before the host says begin");
+        let scale = if norm > self.clip {
+            (self.clip / norm) as f32
+        } else {
+            1.0
+        };
+        let samples_done = begun.samples_done + u64::from(self.step.0) * u64::from(self.batch);
+        self.ends.insert(
+            self.step,
+            StepEnd {
+                scale,
+                samples_done,
+            },
+        );
+        self.report(now);
+        let is_last = self
+            .head
+            .leases
+            .get(&self.step)
+            .is_some_and(|lease| lease.last);
+        if is_last || self.head.closing {
+            self.end_round(self.step);
+        }
+    }
+
+    fn report(&mut self, now: Time) {
+        let steps = self.step.0 + 1;
+        let loss = self.head.step_loss / self.step_tokens as f64;
+        self.head.step_loss = 0.0;
+        self.head.round_loss += loss;
+        let report = Report {
+            place: self.place(),
+            steps,
+            loss,
+            round_loss: self.head.round_loss / f64::from(steps),
+            elapsed_us: now.since(self.head.began).as_micros(),
+            payload_bytes: self.head.payload_bytes,
+        };
+        self.head.report = Some(report);
+        self.outputs.push_back(WorkOutput::Up(Up::Report(report)));
+    }
+
+    fn snapshot_done(&mut self, round: Round, snapshots: Vec<Snapshot>) {
+        let begun = self.begun.expect("a snapshot is asked for after begin");
+        let states: Vec<(Held, Bytes)> = snapshots
+            .into_iter()
+            .map(
+                |Snapshot {
+                     stage,
+                     agreed,
+                     blob,
+                 }| {
+                    (
+                        Held {
+                            round,
+                            stage,
+                            agreed,
+                            blob: Digest::of(&blob),
+                        },
+                        blob,
+                    )
+                },
+            )
+            .collect();
+        let holds = Holds {
+            place: self.place(),
+            attempt: begun.attempt,
+            steps: self.applied,
+            stages: states.iter().map(|(held, _)| *held).collect(),
+        };
+        self.phase = Phase::Held;
+        self.holds = Some(holds.clone());
+        self.outputs.push_back(WorkOutput::Keep(states));
+        self.outputs.push_back(WorkOutput::Up(Up::Holds(holds)));
+    }
+
+    /// The host committed this seat's result: the next round starts from it.
+    ///
+    /// Returns whether it was this seat's; otherwise nothing changes.
+    pub fn handle_commit(&mut self, round: Round, place: Place, attempt: Attempt) -> bool {
+        let is_ours = self.phase == Phase::Held
+            && place == self.place()
+            && self
+                .begun
+                .is_some_and(|begun| begun.attempt == attempt && begun.result == round);
+        if is_ours {
+            self.order.place.round = round;
+            self.phase = Phase::Steps;
+            self.begun = None;
+            self.applied = 0;
+            self.step = Step(0);
+            self.forward_next = 0;
+            self.backward_next = 0;
+            self.inputs.clear();
+            self.gradients.clear();
+            self.ends.clear();
+            self.last_step = None;
+            self.snapshot_asked = false;
+            self.holds = None;
+            self.head = Head::default();
+        }
+        is_ours
+    }
+
+    /// What the host must know after its connection broke.
+    pub fn resume(&self, peer: PeerId) -> Resume {
+        Resume {
+            peer,
+            place: Some(self.place()),
+            attempt: self.begun.map(|begun| begun.attempt),
+            report: self.head.report,
+            leases: self.head.leases.values().copied().collect(),
+            holds: self.holds.clone(),
+        }
+    }
+
+    /// The provisional result, once there is one.
+    pub fn provisional(&self) -> Option<&Holds> {
+        self.holds.as_ref()
+    }
+
+    /// For people: steps done in the round, the last step's loss, and seconds since the round began.
+    pub fn progress(&self, now: Time) -> (u32, Option<f64>, Span) {
+        let loss = self.head.report.map(|report| report.loss);
+        (self.step.0, loss, now.since(self.head.began))
+    }
+
+    /// What to do next; `None` when there is nothing more.
+    pub fn poll_output(&mut self) -> Option<WorkOutput> {
+        self.outputs.pop_front()
+    }
+}
