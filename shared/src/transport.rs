@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::units::PeerId;
+use crate::wire::signal::IceServer;
 
 /// `Send` natively, where a runtime moves futures between threads; nothing in a browser, where
 /// JavaScript's objects stay on their thread.
@@ -181,6 +182,9 @@ pub trait Transport: MaybeSend + 'static {
     /// Queues `message`, never waits; `false` when the channel's buffer is full (again on
     /// [`NetEvent::Drained`]) or the link is not open (then there is a [`LinkEvent::Down`]).
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool;
+
+    /// ICE servers for links that are opened from now on: their credentials expire.
+    fn set_ice_servers(&mut self, servers: Vec<IceServer>);
 
     /// Next event. Cancel safe: dropping the future loses nothing.
     fn next_event(
