@@ -14,7 +14,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::units::PeerId;
-use crate::wire::signal::IceServer;
 
 /// `Send` natively, where a runtime moves futures between threads; nothing in a browser, where
 /// JavaScript's objects stay on their thread.
@@ -28,6 +27,19 @@ impl<T: Send> MaybeSend for T {}
 pub trait MaybeSend {}
 #[cfg(target_arch = "wasm32")]
 impl<T> MaybeSend for T {}
+
+/// An ICE server, as `RTCIceServer` in a browser.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IceServer {
+    /// `stun:` or `turn:` addresses.
+    pub urls: Vec<String>,
+    /// User name of a TURN server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Its password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+}
 
 /// Which data channel of a link carries a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
