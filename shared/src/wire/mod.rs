@@ -1,6 +1,7 @@
 //! Whatever crosses a boundary between programs, as one type that both sides use.
 //!
-//! [`frame`] is what peers say to each other, [`signal`] what they say to the host, [`chunk`] how frames fit
+//! [`frame`] is what peers say to each other, [`signal`] what they say to the host, [`report`] what the host
+//! tells everybody, [`chunk`] how frames fit
 //! into data channel messages, [`payload`] what a forward frame carries, [`number`] how a boundary's
 //! numbers are packed.
 //!
@@ -10,6 +11,7 @@ pub mod chunk;
 pub mod frame;
 pub mod number;
 pub mod payload;
+pub mod report;
 pub mod signal;
 
 #[cfg(test)]

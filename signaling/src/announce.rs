@@ -1,0 +1,110 @@
+//! What the host says on its standard output: sentences for a person, or with `--json` an object a line.
+//!
+//! Nothing else writes there. Logs go to stderr.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+use shared::coordinator::history::CommitRow;
+use shared::units::Round;
+
+/// Where announcements go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announce {
+    /// Sentences.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What a person is told at the start.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The link that volunteers use.
+    pub link: String,
+    /// What is trained, on what.
+    pub run: String,
+    /// Whether others can use the link, and what to do if not.
+    pub reach: String,
+}
+
+impl Announce {
+    fn line(self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        // Whoever read this is gone; the run goes on without being watched.
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+
+    fn event(self, value: &Value) {
+        self.line(&value.to_string());
+    }
+
+    /// The host listens.
+    pub fn listening(self, opening: &Opening) {
+        match self {
+            Self::Json => self.event(&json!({ "event": "listening", "url": opening.link })),
+            Self::Text => {
+                self.line(&opening.run);
+                self.line(&format!("link    {}", opening.link));
+                self.line(&format!("        {}", opening.reach));
+                self.line(&format!("join    shoal join {}", opening.link));
+                self.line(
+                    "public  whoever has the link can read the data's text, the weights and the names of volunteers",
+                );
+            }
+        }
+    }
+
+    /// A round was committed.
+    pub fn commit(
+        self,
+        commit: &CommitRow,
+        validation_loss: Option<f64>,
+        samples_done: u64,
+        volunteers: usize,
+    ) {
+        let seconds = commit.elapsed_us as f64 / 1e6;
+        match self {
+            Self::Json => self.event(&json!({
+                "event": "commit",
+                "round": commit.round,
+                "loss": commit.loss,
+                "validation_loss": validation_loss,
+                "samples": samples_done,
+                "seconds": seconds,
+                "volunteers": volunteers,
+            })),
+            Self::Text => self.line(&format!(
+                "round {}: loss {:.3}, {samples_done} samples, {seconds:.1} s, {volunteers} volunteers",
+                commit.round, commit.loss
+            )),
+        }
+    }
+
+    /// A round was evaluated.
+    pub fn evaluated(self, round: Round, loss: f64) {
+        match self {
+            Self::Json => self
+                .event(&json!({ "event": "evaluated", "round": round, "validation_loss": loss })),
+            Self::Text => self.line(&format!("round {round}: held-out loss {loss:.3}")),
+        }
+    }
+
+    /// The run went back.
+    pub fn rewind(self, to: Round) {
+        match self {
+            Self::Json => self.event(&json!({ "event": "rewind", "to": to })),
+            Self::Text => self.line(&format!(
+                "the state after round {to} is lost with all its copies: the run goes on from there"
+            )),
+        }
+    }
+
+    /// A checkpoint is in the store.
+    pub fn checkpoint(self, round: Round) {
+        match self {
+            Self::Json => self.event(&json!({ "event": "checkpoint", "round": round })),
+            Self::Text => self.line(&format!("round {round} is in the store")),
+        }
+    }
+}

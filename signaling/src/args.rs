@@ -1,0 +1,177 @@
+//! The command line of `shoal-host`: flag before environment before default.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::data::tokenizer::TokenizerSpec;
+
+/// Hosts a run: lets volunteers in, serves its data and page, keeps its journal and checkpoints.
+///
+/// Whoever has the link can read the data's text, the weights and the names that volunteers choose.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "shoal-host",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Exit codes: 0 stopped in good order, 1 something failed while it ran, 2 what was asked for can't be done."
+)]
+pub struct Args {
+    /// The run's configuration (TOML). Without it, the preset `tiny`.
+    pub run: Option<PathBuf>,
+
+    /// File or folder of text to train on, or of .bin token shards.
+    #[arg(long, env = "SHOAL_DATA", value_name = "PATH")]
+    pub data: PathBuf,
+
+    /// Folder for the run's journal, tokens and checkpoints.
+    #[arg(
+        long,
+        env = "SHOAL_STORE",
+        value_name = "DIR",
+        default_value = "shoal-data"
+    )]
+    pub store: PathBuf,
+
+    /// Address to listen on; 0.0.0.0 lets other machines in.
+    #[arg(
+        long,
+        env = "SHOAL_HOST",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1"
+    )]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 takes a free one. Also from PORT.
+    #[arg(long, env = "SHOAL_PORT", value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// The link that volunteers use, where a proxy in front gives the run another one.
+    #[arg(long, env = "SHOAL_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+
+    /// Take volunteers' addresses from X-Forwarded-For: only behind a proxy that sets it.
+    #[arg(long, env = "SHOAL_TRUST_PROXY")]
+    pub trust_proxy: bool,
+
+    /// `bytes`, `bpe:N` (trained on the data) or a tokenizer.json.
+    #[arg(
+        long,
+        env = "SHOAL_TOKENIZER",
+        value_name = "TOKENIZER",
+        default_value = "bytes"
+    )]
+    pub tokenizer: TokenizerSpec,
+
+    /// STUN or TURN server for volunteers; may be given several times.
+    #[arg(
+        long,
+        env = "SHOAL_ICE_SERVER",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    pub ice_server: Vec<String>,
+
+    /// Shared secret of the TURN servers (coturn: use-auth-secret).
+    #[arg(
+        long,
+        env = "SHOAL_TURN_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true
+    )]
+    pub turn_secret: Option<String>,
+
+    /// One JSON object a line on stdout: `listening`, then one a commit.
+    #[arg(long, env = "SHOAL_JSON")]
+    pub json: bool,
+
+    /// How logs are written to stderr; RUST_LOG says which.
+    #[arg(
+        long,
+        env = "SHOAL_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The port where neither flag nor environment names one.
+pub const PORT_DEFAULT: u16 = 8080;
+
+impl Args {
+    /// The port to listen on: `--port`, `SHOAL_PORT`, `PORT`, then 8080.
+    ///
+    /// # Errors
+    /// `PORT` holds something else than a port.
+    pub fn port(&self, port_variable: Option<&str>) -> Result<u16, PortError> {
+        match (self.port, port_variable) {
+            (Some(port), _) => Ok(port),
+            (None, None) => Ok(PORT_DEFAULT),
+            (None, Some(text)) => text.parse().map_err(|_| PortError {
+                text: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// The environment's `PORT` is no port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("PORT is '{text}', not a number from 0 to 65535: correct it, or give --port")]
+pub struct PortError {
+    text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Args {
+        Args::try_parse_from(line.split_whitespace()).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_port_is_the_flag_then_the_environment_then_8080() {
+        let args = parse("shoal-host --data x");
+        assert_eq!(args.port(None), Ok(8080));
+        assert_eq!(args.port(Some("3000")), Ok(3000));
+        assert!(args.port(Some("http")).is_err());
+        assert_eq!(
+            parse("shoal-host --data x --port 0").port(Some("3000")),
+            Ok(0)
+        );
+    }
+
+    #[test]
+    fn tokenizers_and_several_ice_servers_are_read() {
+        let args = parse(
+            "shoal-host run.toml --data x --tokenizer bpe:4096 --ice-server stun:a,stun:b --ice-server turn:c",
+        );
+        assert_eq!(args.tokenizer, TokenizerSpec::Bpe(4096));
+        assert_eq!(args.ice_server, ["stun:a", "stun:b", "turn:c"]);
+        let refused = Args::try_parse_from(["shoal-host", "--data", "x", "--tokenizer", "bpe:12"]);
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("'bpe:12' is no tokenizer")
+        );
+    }
+}

@@ -1,0 +1,435 @@
+//! The one task that owns the coordinator: events in, outputs carried out.
+//!
+//! Decides nothing. Rows go to the journal's task and come back as `handle_journaled` once they are synced; a manifest is
+//! written in the background and comes back as `handle_manifest`. A volunteer whose outbox is full is disconnected
+//! rather than waited for, so no volunteer can hold up the run.
+//!
+//! Invariant: outputs are carried out in the order in which the coordinator gave them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use shared::config::run::RunConfig;
+use shared::coordinator::history::Row;
+use shared::coordinator::roster::ConnectionId;
+use shared::coordinator::{Coordinator, Manifest, Output};
+use shared::units::{Digest, Round, Span, Time};
+use shared::wire::frame::Place;
+use shared::wire::report::RunReport;
+use shared::wire::signal::{Down, Up};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+
+use crate::announce::Announce;
+use crate::app::{Clock, Event, Ticket, Tickets};
+use crate::data::Data;
+use crate::journal::{Journal, Record};
+use crate::metrics::Metrics;
+use crate::report;
+use crate::store::Store;
+use crate::turn::IceServers;
+
+/// Rows that wait for the disk; then the run waits, too.
+pub const ROWS_WAITING_MAX: usize = 1_024;
+/// Rows in one transaction.
+const ROWS_BATCH_MAX: usize = 256;
+/// Between two tries to write rows that the disk refused.
+const JOURNAL_RETRY: Duration = Duration::from_secs(2);
+/// Between two reports: a page needs no more.
+const REPORT_EVERY: Span = Span::from_millis(250);
+
+/// What background work tells the conductor.
+#[derive(Debug)]
+enum Done {
+    /// Rows up to this one are on the disk.
+    Journaled(u64),
+    /// A manifest was written, or not.
+    Manifest(Round, bool),
+}
+
+/// What the conductor is made of.
+pub struct Parts {
+    /// The run's state machine, just made.
+    pub coordinator: Coordinator,
+    /// The run.
+    pub config: RunConfig,
+    /// Its data.
+    pub data: Data,
+    /// Its store.
+    pub store: Arc<Store>,
+    /// Uploads that may come.
+    pub tickets: Arc<Tickets>,
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For welcomes.
+    pub ice: IceServers,
+    /// Now.
+    pub clock: Clock,
+    /// Where commits are announced.
+    pub announce: Announce,
+    /// From the journal's task: why rows can't be written.
+    pub trouble: watch::Receiver<Option<String>>,
+    /// To whoever looks at the run.
+    pub report: watch::Sender<Arc<RunReport>>,
+}
+
+struct Connection {
+    outbox: mpsc::Sender<Down>,
+    since: Time,
+}
+
+/// See the module's documentation.
+pub struct Conductor {
+    parts: Parts,
+    connections: BTreeMap<u64, Connection>,
+    rows: mpsc::Sender<(u64, Record)>,
+    done_sender: mpsc::Sender<Done>,
+    done: mpsc::Receiver<Done>,
+    /// Rows that are announced once they are synced.
+    news: BTreeMap<u64, Row>,
+    /// Blobs of uploads that no manifest names yet.
+    expected: BTreeSet<(Round, Digest)>,
+    /// What heads said they sent, by line-up and round.
+    sent_bytes: BTreeMap<Place, u64>,
+    line_ups: u64,
+    reported: Time,
+    changed: bool,
+}
+
+/// The journal's task; it ends once the conductor has ended and all rows are written.
+pub struct Writer(tokio::task::JoinHandle<()>);
+
+impl Writer {
+    /// Waits until all rows are written and the file is closed.
+    pub async fn finish(self) {
+        if let Err(error) = self.0.await {
+            tracing::error!(%error, "the journal's task failed");
+        }
+    }
+}
+
+impl Conductor {
+    /// Takes the coordinator over and starts the journal's task.
+    pub fn new(
+        parts: Parts,
+        journal: Journal,
+        trouble: watch::Sender<Option<String>>,
+    ) -> (Self, Writer) {
+        let (rows, waiting) = mpsc::channel(ROWS_WAITING_MAX);
+        let (done_sender, done) = mpsc::channel(ROWS_WAITING_MAX);
+        let writer = tokio::spawn(write_rows(journal, waiting, done_sender.clone(), trouble));
+        let conductor = Self {
+            parts,
+            connections: BTreeMap::new(),
+            rows,
+            done_sender,
+            done,
+            news: BTreeMap::new(),
+            expected: BTreeSet::new(),
+            sent_bytes: BTreeMap::new(),
+            line_ups: 0,
+            reported: Time::ZERO,
+            changed: true,
+        };
+        (conductor, Writer(writer))
+    }
+
+    /// Carries out what the coordinator wants before anybody is let in: this start is on the disk then.
+    pub async fn prepare(&mut self) {
+        self.carry_out().await;
+        if let Some(done) = self.done.recv().await {
+            self.handle_done(done).await;
+        }
+        self.publish();
+    }
+
+    /// Runs until `stop` is true.
+    pub async fn run(mut self, mut inbox: mpsc::Receiver<Event>, mut stop: watch::Receiver<bool>) {
+        let mut trouble = self.parts.trouble.clone();
+        loop {
+            let clock = self.parts.clock;
+            let timeout = self.parts.coordinator.poll_timeout();
+            let report_at = self.changed.then(|| self.reported + REPORT_EVERY);
+            let now = clock.now();
+            let wake = [timeout, report_at].into_iter().flatten().min();
+            let wake = clock.instant(wake.unwrap_or(now + Span::from_secs(3_600)));
+            tokio::select! {
+                event = inbox.recv() => match event {
+                    Some(event) => self.handle_event(event),
+                    None => return,
+                },
+                Some(done) = self.done.recv() => self.handle_done(done).await,
+                changed = trouble.changed() => self.changed |= changed.is_ok(),
+                () = tokio::time::sleep_until(wake) => {}
+                () = stopped(&mut stop) => return,
+            }
+            let now = clock.now();
+            if self
+                .parts
+                .coordinator
+                .poll_timeout()
+                .is_some_and(|at| at <= now)
+            {
+                self.parts.coordinator.handle_timeout(now);
+                self.changed = true;
+            }
+            self.carry_out().await;
+            if self.changed && self.reported + REPORT_EVERY <= now {
+                self.publish();
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        self.changed = true;
+        let now = self.parts.clock.now();
+        let coordinator = &mut self.parts.coordinator;
+        match event {
+            Event::Connected { connection, outbox } => {
+                let since = now;
+                self.connections
+                    .insert(connection, Connection { outbox, since });
+                coordinator.handle_connected(ConnectionId(connection));
+            }
+            Event::Message {
+                connection,
+                message,
+            } => {
+                if let Up::Report(report) = &message {
+                    let before = self.sent_bytes.insert(report.place, report.payload_bytes);
+                    let more = report.payload_bytes.saturating_sub(before.unwrap_or(0));
+                    self.parts.metrics.add_forward_bytes(more);
+                    self.sent_bytes
+                        .retain(|place, _| place.round == report.place.round);
+                }
+                coordinator.handle_up(now, ConnectionId(connection), message);
+            }
+            Event::Malformed { connection, reason } => {
+                tracing::info!(connection, reason, "malformed");
+                coordinator.handle_malformed(now, ConnectionId(connection), reason);
+            }
+            Event::Closed { connection } => {
+                self.connections.remove(&connection);
+                coordinator.handle_closed(now, ConnectionId(connection));
+            }
+            Event::Stored { ticket } => coordinator.handle_stored(now, &ticket),
+        }
+    }
+
+    async fn handle_done(&mut self, done: Done) {
+        self.changed = true;
+        let now = self.parts.clock.now();
+        match done {
+            Done::Journaled(seq) => {
+                self.parts.coordinator.handle_journaled(now, seq);
+                let later = self.news.split_off(&(seq + 1));
+                let news = std::mem::replace(&mut self.news, later);
+                for row in news.into_values() {
+                    self.tell(&row);
+                }
+            }
+            Done::Manifest(round, written) => {
+                self.parts.coordinator.handle_manifest(now, round, written);
+                if written {
+                    self.expected.retain(|(of, _)| *of > round);
+                    self.tidy_store();
+                }
+            }
+        }
+        self.carry_out().await;
+    }
+
+    async fn carry_out(&mut self) {
+        while let Some(output) = self.parts.coordinator.poll_output() {
+            match output {
+                Output::Send(connection, message) => self.send(connection, message),
+                Output::Close(connection) => {
+                    self.connections.remove(&connection.0);
+                }
+                Output::Journal { seq, row } => {
+                    let record = record_of(&row);
+                    self.news.insert(seq, row);
+                    if self.rows.send((seq, record)).await.is_err() {
+                        tracing::error!(
+                            "the journal's task has ended; nothing is committed any more"
+                        );
+                    }
+                }
+                Output::ExpectUpload {
+                    ticket,
+                    held,
+                    deadline,
+                } => {
+                    self.expected.insert((held.round, held.blob));
+                    let now = self.parts.clock.now();
+                    self.parts
+                        .tickets
+                        .add(now, ticket, Ticket { held, deadline });
+                }
+                Output::WriteManifest(manifest) => self.write_manifest(manifest),
+            }
+        }
+    }
+
+    fn send(&mut self, connection: ConnectionId, mut message: Down) {
+        let Some(open) = self.connections.get(&connection.0) else {
+            return;
+        };
+        if let Down::Welcome(welcome) = &mut message {
+            welcome.ice_servers = self.parts.ice.for_peer(welcome.peer, SystemTime::now());
+            let waited = self.parts.clock.now().since(open.since);
+            self.parts.metrics.observe_join(waited.as_secs_f64());
+        }
+        match open.outbox.try_send(message) {
+            Ok(()) => {}
+            // Its `Closed` is on the way.
+            Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(connection = connection.0, "reads nothing: disconnected");
+                self.connections.remove(&connection.0);
+                let now = self.parts.clock.now();
+                self.parts.coordinator.handle_closed(now, connection);
+            }
+        }
+    }
+
+    fn write_manifest(&self, manifest: Manifest) {
+        let (store, done) = (self.parts.store.clone(), self.done_sender.clone());
+        tokio::spawn(async move {
+            let round = manifest.round;
+            let written = store.write_manifest(manifest).await;
+            if let Err(error) = &written {
+                tracing::error!(%round, %error, "no checkpoint was written");
+            }
+            // An error means that the host stops: the next start finds the manifest or does not.
+            let _ = done.send(Done::Manifest(round, written.is_ok())).await;
+        });
+    }
+
+    fn tidy_store(&self) {
+        let store = self.parts.store.clone();
+        let standing = self.parts.coordinator.history().manifests().clone();
+        let spared = self.expected.iter().map(|(_, blob)| *blob).collect();
+        tokio::spawn(async move {
+            if let Err(error) = store.collect_garbage(&standing, &spared).await {
+                tracing::warn!(%error, "old checkpoints could not be cleared away");
+            }
+        });
+    }
+
+    /// Says what is on the disk now.
+    fn tell(&mut self, row: &Row) {
+        let Parts {
+            announce,
+            coordinator,
+            metrics,
+            ..
+        } = &self.parts;
+        match row {
+            Row::Commit(commit) => {
+                let history = coordinator.history();
+                let validation = history
+                    .newest_first()
+                    .find_map(|row| history.validation(row.round));
+                announce.commit(
+                    commit,
+                    validation,
+                    history.samples(),
+                    coordinator.view().volunteers.len(),
+                );
+            }
+            Row::Evaluated { round, loss } => announce.evaluated(*round, *loss),
+            Row::Manifest { round } => announce.checkpoint(*round),
+            Row::Rewind { to } => {
+                metrics.add_recovery("rewind");
+                announce.rewind(*to);
+            }
+            Row::LineUp { place, .. } => {
+                tracing::info!(epoch = %place.epoch, round = %place.round, "new line-up");
+                self.line_ups += 1;
+                if self.line_ups > 1 {
+                    metrics.add_recovery("line_up");
+                }
+            }
+            Row::Started { incarnation } => {
+                if *incarnation > 1 {
+                    metrics.add_recovery("host_restart");
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let view = self.parts.coordinator.view();
+        let copies = view.stage_copies.clone();
+        let trouble = self.parts.trouble.borrow().clone();
+        let report = report::of_run(
+            &self.parts.config,
+            &self.parts.data,
+            &self.parts.coordinator,
+            view,
+            trouble,
+        );
+        self.parts.metrics.observe(&report, &copies);
+        self.reported = self.parts.clock.now();
+        self.changed = false;
+        self.parts.report.send_if_modified(|before| {
+            let changed = **before != report;
+            if changed {
+                *before = Arc::new(report);
+            }
+            changed
+        });
+    }
+}
+
+/// Waits until the host is to stop, or whoever would say so is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// A row as the journal keeps it.
+#[must_use]
+pub fn record_of(row: &Row) -> Record {
+    let kind = match row {
+        Row::Started { .. } => "started",
+        Row::LineUp { .. } => "line_up",
+        Row::Commit(_) => "commit",
+        Row::Evaluated { .. } => "evaluated",
+        Row::Manifest { .. } => "manifest",
+        Row::Rewind { .. } => "rewind",
+    };
+    Record {
+        kind: kind.to_owned(),
+        json: serde_json::to_string(row).expect("rows have string keys"),
+    }
+}
+
+/// Writes rows in their order, as many at once as are waiting; tries again when the disk refuses them.
+async fn write_rows(
+    mut journal: Journal,
+    mut rows: mpsc::Receiver<(u64, Record)>,
+    done: mpsc::Sender<Done>,
+    trouble: watch::Sender<Option<String>>,
+) {
+    let mut batch = Vec::new();
+    while rows.recv_many(&mut batch, ROWS_BATCH_MAX).await > 0 {
+        let (numbers, records): (Vec<u64>, Vec<Record>) = batch.drain(..).unzip();
+        while let Err(error) = journal.append(&records).await {
+            tracing::error!(%error, "rows wait for the disk; nothing is committed meanwhile");
+            trouble.send_replace(Some(format!("paused: {error}")));
+            if rows.is_closed() {
+                return;
+            }
+            tokio::time::sleep(JOURNAL_RETRY).await;
+        }
+        trouble.send_if_modified(|trouble| trouble.take().is_some());
+        let Some(last) = numbers.last() else { continue };
+        // An error means that the conductor has ended: rows are written all the same.
+        let _ = done.send(Done::Journaled(*last)).await;
+    }
+    if let Err(error) = journal.close().await {
+        tracing::warn!(%error, "the journal was not closed in good order; its rows are safe");
+    }
+}

@@ -1,0 +1,129 @@
+//! One WebSocket to a volunteer: JSON text both ways, within limits.
+//!
+//! Reading and writing are two tasks, so that a volunteer that reads slowly is still heard. What is no message is
+//! told to the coordinator, which refuses in words; whoever says nothing at all is closed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use shared::limits::SIGNAL_BYTES_MAX;
+use shared::units::Span;
+use shared::wire::signal::{self, Down, Up};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::app::{App, Event};
+use crate::door::{Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX};
+
+const fn duration(span: Span) -> Duration {
+    Duration::from_micros(span.as_micros())
+}
+
+pub(super) async fn open(
+    State(app): State<Arc<App>>,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let address = super::client_address(&app, address, &headers);
+    if !app.door.admit(app.clock.now(), address) {
+        let text = "too many connections from your address: wait a minute and try again";
+        return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
+    }
+    upgrade
+        .max_message_size(SIGNAL_BYTES_MAX)
+        .max_frame_size(SIGNAL_BYTES_MAX)
+        .on_upgrade(move |socket| serve(app, socket))
+}
+
+async fn serve(app: Arc<App>, socket: WebSocket) {
+    let connection = app.next_connection();
+    let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
+    let (sink, stream) = socket.split();
+    if app
+        .inbox
+        .send(Event::Connected { connection, outbox })
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let mut writer = tokio::spawn(write(sink, messages));
+    let mut stop = app.stop.clone();
+    tokio::select! {
+        () = read(&app, connection, stream) => {}
+        // Whatever ended it, the volunteer hears no more.
+        _ = &mut writer => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    // The coordinator's task drops its end of the outbox; the writer sends what is left and closes.
+    // If it has ended there is nobody left to tell.
+    let _ = app.inbox.send(Event::Closed { connection }).await;
+}
+
+/// Sends until the outbox is closed and empty, or the other end takes no more.
+async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Receiver<Down>) {
+    while let Some(message) = messages.recv().await {
+        let text = Message::Text(signal::encode(&message).into());
+        match timeout(duration(SEND_MAX), sink.send(text)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+    let closing = timeout(duration(SEND_MAX), sink.close()).await;
+    tracing::trace!(?closing, "connection closed");
+}
+
+/// Reads until the other end closes, breaks a limit or says what is no message.
+async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
+    let mut rate = Bucket::new(MESSAGES_BURST, MESSAGE_EVERY);
+    let mut joined = false;
+    loop {
+        let next = if joined {
+            stream.next().await
+        } else {
+            match timeout(duration(JOIN_MAX), stream.next()).await {
+                Ok(next) => next,
+                Err(_) => return,
+            }
+        };
+        let event = match next {
+            None | Some(Ok(Message::Close(_))) => return,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) if joined => continue,
+            // Only `join` counts as a sign of life at the door.
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return,
+            Some(Err(error)) => malformed(connection, error.to_string()),
+            Some(Ok(Message::Binary(_))) => {
+                malformed(connection, "binary messages mean nothing here".to_owned())
+            }
+            Some(Ok(Message::Text(_))) if !rate.take(app.clock.now()) => malformed(
+                connection,
+                "more messages than any volunteer has to send".to_owned(),
+            ),
+            Some(Ok(Message::Text(text))) => match signal::decode::<Up>(&text) {
+                Ok(message) => Event::Message {
+                    connection,
+                    message,
+                },
+                Err(error) => malformed(connection, error.to_string()),
+            },
+        };
+        joined = true;
+        let over = matches!(event, Event::Malformed { .. });
+        if app.inbox.send(event).await.is_err() || over {
+            // The refusal is on its way through the outbox; the writer ends when it is sent.
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn malformed(connection: u64, reason: String) -> Event {
+    Event::Malformed { connection, reason }
+}

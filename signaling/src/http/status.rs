@@ -1,0 +1,99 @@
+//! What the run looks like, for people and programs: page, JSON, events, metrics, health.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use shared::wire::report::RunReport;
+
+use super::page::render;
+use crate::app::App;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+pub(super) async fn page(State(app): State<Arc<App>>) -> Html<String> {
+    let report = app.report.borrow().clone();
+    Html(render(&report, &app.link))
+}
+
+pub(super) async fn style() -> Response {
+    typed("text/css; charset=utf-8", include_str!("page.css"))
+}
+
+pub(super) async fn script() -> Response {
+    typed("text/javascript; charset=utf-8", include_str!("page.js"))
+}
+
+fn typed(content_type: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+}
+
+/// Alive at all.
+pub(super) async fn health() -> &'static str {
+    "ok\n"
+}
+
+/// Able to commit.
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let trouble = app.trouble.borrow().clone();
+    match trouble {
+        None => "ready\n".into_response(),
+        Some(trouble) => (StatusCode::SERVICE_UNAVAILABLE, trouble).into_response(),
+    }
+}
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let content_type = HeaderValue::from_static(OPEN_METRICS);
+    ([(header::CONTENT_TYPE, content_type)], app.metrics.text()).into_response()
+}
+
+pub(super) async fn run(State(app): State<Arc<App>>) -> Json<RunReport> {
+    let report = app.report.borrow().clone();
+    Json(RunReport::clone(&report))
+}
+
+/// One event at once and one a change: round, samples, loss and reason; whoever wants more asks `/api/run`.
+pub(super) async fn events(State(app): State<Arc<App>>) -> Response {
+    let Ok(permit) = app.followers.clone().try_acquire_owned() else {
+        let text = "too many pages follow this run; ask /api/run now and then";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    };
+    let mut report = app.report.clone();
+    report.mark_changed();
+    let stop = app.stop.clone();
+    let changes = stream::unfold(
+        (report, stop, permit),
+        |(mut report, mut stop, permit)| async {
+            tokio::select! {
+                changed = report.changed() => changed.ok()?,
+                _ = stop.wait_for(|stop| *stop) => return None,
+            }
+            let event = summary(&report.borrow_and_update());
+            Some((Ok(event), (report, stop, permit)))
+        },
+    );
+    sse(changes).into_response()
+}
+
+fn sse(
+    changes: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+) -> impl IntoResponse {
+    Sse::new(changes).keep_alive(KeepAlive::default())
+}
+
+fn summary(report: &RunReport) -> Event {
+    let summary = serde_json::json!({
+        "round": report.round,
+        "samples": report.samples,
+        "loss": report.loss,
+        "validation_loss": report.validation_loss,
+        "volunteers": report.volunteers.len(),
+        "reason": report.reason,
+    });
+    Event::default().data(summary.to_string())
+}

@@ -1,0 +1,20 @@
+//! `shoal-host` as a library: what the binary, the auditor and tests use.
+//!
+//! [`start`] puts everything together. [`data`] prepares what is served, [`journal`] keeps rows, [`store`] keeps blobs
+//! and manifests, [`door`] counts who knocks. [`conductor`] is the one task that owns the coordinator; HTTP handlers
+//! reach it through [`app`]. [`audit`] judges a journal.
+
+pub mod announce;
+pub mod app;
+pub mod args;
+pub mod audit;
+pub mod conductor;
+pub mod data;
+pub mod door;
+mod http;
+pub mod journal;
+pub mod metrics;
+pub mod report;
+pub mod start;
+pub mod store;
+pub mod turn;

@@ -1,0 +1,633 @@
+//! The run's folder: blobs of stage state, the manifests that name them, and who may use the folder.
+//!
+//! A blob lies at `blobs/<hash of its bytes>` and gets that name only once all bytes are there and their hash
+//! is right. A manifest, `manifests/<round>.json`, is written last and atomically: it names blobs that are
+//! all there. Whatever fails in between leaves the older manifests valid.
+//! Only the newest [`MANIFESTS_KEPT`] and every [`MANIFESTS_STRIDE`]th manifest are kept, with their blobs.
+//!
+//! Goes through `object_store`; only the lock and the tidying of half-written files know that it is a folder.
+//! Invariant: every blob that a listed manifest names is there.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use object_store::local::LocalFileSystem;
+use object_store::{
+    GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayload,
+};
+use serde::{Deserialize, Serialize};
+use shared::coordinator::Manifest;
+use shared::units::{Digest, Round};
+
+/// Newest manifests that are kept.
+pub const MANIFESTS_KEPT: usize = 3;
+/// Of older ones, each so many is kept for good.
+pub const MANIFESTS_STRIDE: u64 = 20;
+/// Blobs are written in parts of this size; what other stores than folders ask for as a minimum is 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+
+/// A checkpoint as it lies in the store: the coordinator's manifest and its place among the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredManifest {
+    /// Counts manifests of this store, from 0.
+    pub number: u64,
+    /// What it says.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+}
+
+/// Why the store could not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another host uses the folder.
+    #[error("{} is in use by another shoal-host: stop that one, or name another --store", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder can't be read or written.
+    #[error(
+        "the store {place} can't be used: {reason}. Older checkpoints are untouched; see to the disk"
+    )]
+    Io {
+        /// The folder, or a place in it.
+        place: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// There is nothing of that name.
+    #[error("{place} is not in the store")]
+    Missing {
+        /// The name.
+        place: String,
+    },
+    /// A range outside of what is there.
+    #[error("the range lies outside of the {len_bytes} bytes")]
+    Range {
+        /// Bytes that are there.
+        len_bytes: u64,
+    },
+    /// The bytes are not those that were announced.
+    #[error("the bytes have the hash {found:?}, {expected:?} was announced")]
+    Hash {
+        /// What was announced.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// More bytes came than may.
+    #[error("more than {limit_bytes} bytes")]
+    TooLarge {
+        /// Most that are taken.
+        limit_bytes: u64,
+    },
+    /// The sender stopped half-way.
+    #[error("the upload ended early: {reason}")]
+    Interrupted {
+        /// What was said.
+        reason: String,
+    },
+}
+
+fn io_error(place: impl ToString) -> impl Fn(object_store::Error) -> StoreError {
+    let place = place.to_string();
+    move |error| {
+        if matches!(error, object_store::Error::NotFound { .. }) {
+            StoreError::Missing {
+                place: place.clone(),
+            }
+        } else {
+            StoreError::Io {
+                place: place.clone(),
+                reason: error.to_string(),
+            }
+        }
+    }
+}
+
+/// Part of something in the store, as a stream.
+pub struct Read {
+    /// Bytes of the whole.
+    pub len_bytes: u64,
+    /// Which of them come.
+    pub range: Range<u64>,
+    /// They come in order.
+    pub body: BoxStream<'static, Result<Bytes, object_store::Error>>,
+}
+
+/// An open store, the only one over its folder.
+pub struct Store {
+    objects: LocalFileSystem,
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the folder, making it if need be, and clears away what a killed host left half-written.
+    ///
+    /// # Errors
+    /// Another host uses it, or it can't be made or written.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let fail = |error: std::io::Error| StoreError::Io {
+            place: folder.display().to_string(),
+            reason: error.to_string(),
+        };
+        for name in ["blobs", "manifests"] {
+            std::fs::create_dir_all(folder.join(name)).map_err(fail)?;
+        }
+        let lock = File::create(folder.join("lock")).map_err(fail)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse {
+                    path: folder.to_owned(),
+                });
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+        }
+        for name in ["blobs", "manifests"] {
+            for entry in std::fs::read_dir(folder.join(name)).map_err(fail)? {
+                let path = entry.map_err(fail)?.path();
+                if path.to_string_lossy().contains('#') {
+                    std::fs::remove_file(path).map_err(fail)?;
+                }
+            }
+        }
+        let objects = LocalFileSystem::new_with_prefix(folder)
+            .map_err(io_error(folder.display()))?
+            .with_fsync(true);
+        Ok(Self {
+            objects,
+            folder: folder.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// The folder it lies in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Takes a blob of at most `limit_bytes` and keeps it if its hash is `digest`; returns its size.
+    ///
+    /// # Errors
+    /// The hash differs, too much came, the sender stopped or the disk is full: nothing is kept.
+    pub async fn put_blob<E: std::fmt::Display>(
+        &self,
+        digest: Digest,
+        limit_bytes: u64,
+        body: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<u64, StoreError> {
+        let place = blob_path(digest);
+        let mut upload = self
+            .objects
+            .put_multipart(&place)
+            .await
+            .map_err(io_error(&place))?;
+        match write_parts(upload.as_mut(), digest, limit_bytes, body).await {
+            Ok(len_bytes) => {
+                upload.complete().await.map_err(io_error(&place))?;
+                Ok(len_bytes)
+            }
+            Err(error) => {
+                if let Err(abort) = upload.abort().await {
+                    tracing::warn!(%abort, "a half-written upload stays until the next start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the blob of that hash.
+    ///
+    /// # Errors
+    /// It is not there, or the range lies outside.
+    pub async fn blob(&self, digest: Digest, range: Option<GetRange>) -> Result<Read, StoreError> {
+        self.read(&blob_path(digest), range).await
+    }
+
+    /// Opens a file by its path below the folder, with `/` between its parts.
+    ///
+    /// # Errors
+    /// It is not there, or the range lies outside.
+    pub async fn file(&self, path: &str, range: Option<GetRange>) -> Result<Read, StoreError> {
+        self.read(&object_store::path::Path::from(path), range)
+            .await
+    }
+
+    async fn read(
+        &self,
+        place: &object_store::path::Path,
+        range: Option<GetRange>,
+    ) -> Result<Read, StoreError> {
+        if let Some(range) = &range {
+            let len_bytes = self
+                .objects
+                .head(place)
+                .await
+                .map_err(io_error(place))?
+                .size;
+            let outside = match range {
+                GetRange::Bounded(range) => range.start >= len_bytes,
+                GetRange::Offset(start) => *start >= len_bytes,
+                GetRange::Suffix(count) => *count == 0 || len_bytes == 0,
+            };
+            if outside {
+                return Err(StoreError::Range { len_bytes });
+            }
+        }
+        let options = GetOptions {
+            range,
+            ..GetOptions::default()
+        };
+        let result = self
+            .objects
+            .get_opts(place, options)
+            .await
+            .map_err(io_error(place))?;
+        Ok(Read {
+            len_bytes: result.meta.size,
+            range: result.range.clone(),
+            body: result.into_stream(),
+        })
+    }
+
+    /// Writes a manifest; its blobs must be there.
+    ///
+    /// # Errors
+    /// A blob is missing or the disk is full: the older manifests stand.
+    pub async fn write_manifest(&self, manifest: Manifest) -> Result<(), StoreError> {
+        for held in &manifest.stages {
+            let place = blob_path(held.blob);
+            self.objects.head(&place).await.map_err(io_error(&place))?;
+        }
+        let newest = self.manifests().await?.pop();
+        let number = newest.map_or(0, |newest| newest.number + 1);
+        let place = manifest_path(manifest.round);
+        let stored = StoredManifest { number, manifest };
+        let text = serde_json::to_vec_pretty(&stored).expect("plain data");
+        self.objects
+            .put(&place, PutPayload::from(text))
+            .await
+            .map_err(io_error(&place))?;
+        Ok(())
+    }
+
+    /// All manifests that can be read, by number.
+    ///
+    /// # Errors
+    /// The folder can't be listed. A manifest that is damaged or names a missing blob is passed over with a warning.
+    pub async fn manifests(&self) -> Result<Vec<StoredManifest>, StoreError> {
+        let prefix = object_store::path::Path::from("manifests");
+        let places: Vec<_> = self
+            .objects
+            .list(Some(&prefix))
+            .try_collect()
+            .await
+            .map_err(io_error(&prefix))?;
+        let mut manifests = Vec::new();
+        for meta in places {
+            match self.read_manifest(&meta.location).await {
+                Ok(manifest) => manifests.push(manifest),
+                Err(error) => {
+                    tracing::warn!(place = %meta.location, %error, "manifest passed over")
+                }
+            }
+        }
+        manifests.sort_by_key(|manifest| manifest.number);
+        Ok(manifests)
+    }
+
+    async fn read_manifest(
+        &self,
+        place: &object_store::path::Path,
+    ) -> Result<StoredManifest, StoreError> {
+        let result = self.objects.get(place).await.map_err(io_error(place))?;
+        let text = result.bytes().await.map_err(io_error(place))?;
+        let stored: StoredManifest =
+            serde_json::from_slice(&text).map_err(|error| StoreError::Io {
+                place: place.to_string(),
+                reason: error.to_string(),
+            })?;
+        for held in &stored.manifest.stages {
+            let blob = blob_path(held.blob);
+            self.objects.head(&blob).await.map_err(io_error(&blob))?;
+        }
+        Ok(stored)
+    }
+
+    /// Deletes manifests that are no longer kept, then blobs that none of the kept ones names.
+    ///
+    /// Manifests of rounds that are not in `standing` are void. Blobs in `spared` are left alone: they belong to a
+    /// checkpoint that is still being written.
+    ///
+    /// # Errors
+    /// Something could not be listed or deleted; what is kept is whole all the same.
+    pub async fn collect_garbage(
+        &self,
+        standing: &BTreeSet<Round>,
+        spared: &BTreeSet<Digest>,
+    ) -> Result<(), StoreError> {
+        let (valid, void): (Vec<_>, Vec<_>) = self
+            .manifests()
+            .await?
+            .into_iter()
+            .partition(|stored| standing.contains(&stored.manifest.round));
+        let newest_from = valid.len().saturating_sub(MANIFESTS_KEPT);
+        let mut named = spared.clone();
+        let mut dropped = void;
+        for (index, stored) in valid.into_iter().enumerate() {
+            if index >= newest_from || stored.number.is_multiple_of(MANIFESTS_STRIDE) {
+                named.extend(stored.manifest.stages.iter().map(|held| held.blob));
+            } else {
+                dropped.push(stored);
+            }
+        }
+        for stored in dropped {
+            let place = manifest_path(stored.manifest.round);
+            self.objects
+                .delete(&place)
+                .await
+                .map_err(io_error(&place))?;
+        }
+        let prefix = object_store::path::Path::from("blobs");
+        let blobs: Vec<_> = self
+            .objects
+            .list(Some(&prefix))
+            .try_collect()
+            .await
+            .map_err(io_error(&prefix))?;
+        for meta in blobs {
+            let digest: Option<Digest> =
+                meta.location.filename().and_then(|name| name.parse().ok());
+            if digest.is_some_and(|digest| !named.contains(&digest)) {
+                self.objects
+                    .delete(&meta.location)
+                    .await
+                    .map_err(io_error(&meta.location))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn blob_path(digest: Digest) -> object_store::path::Path {
+    format!("blobs/{digest}").into()
+}
+
+fn manifest_path(round: Round) -> object_store::path::Path {
+    format!("manifests/{round}.json").into()
+}
+
+async fn write_parts<E: std::fmt::Display>(
+    upload: &mut dyn MultipartUpload,
+    digest: Digest,
+    limit_bytes: u64,
+    body: impl Stream<Item = Result<Bytes, E>>,
+) -> Result<u64, StoreError> {
+    let mut body = std::pin::pin!(body);
+    let mut hasher = blake3::Hasher::new();
+    let mut len_bytes = 0;
+    let mut part = Vec::new();
+    while let Some(bytes) = body.next().await {
+        let bytes = bytes.map_err(|error| StoreError::Interrupted {
+            reason: error.to_string(),
+        })?;
+        len_bytes += bytes.len() as u64;
+        if len_bytes > limit_bytes {
+            return Err(StoreError::TooLarge { limit_bytes });
+        }
+        hasher.update(&bytes);
+        part.extend_from_slice(&bytes);
+        if part.len() >= PART_BYTES {
+            let full = std::mem::take(&mut part);
+            upload
+                .put_part(full.into())
+                .await
+                .map_err(io_error(blob_path(digest)))?;
+        }
+    }
+    let found = Digest(*hasher.finalize().as_bytes());
+    if found != digest {
+        return Err(StoreError::Hash {
+            expected: digest,
+            found,
+        });
+    }
+    upload
+        .put_part(part.into())
+        .await
+        .map_err(io_error(blob_path(digest)))?;
+    Ok(len_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use shared::units::StageId;
+    use shared::wire::signal::Held;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const LIMIT: u64 = 64 << 20;
+
+    async fn put(store: &Store, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(bytes);
+        let pieces: Vec<Result<Bytes, String>> = bytes
+            .chunks(1 << 20)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        let size = store
+            .put_blob(digest, LIMIT, stream::iter(pieces))
+            .await
+            .unwrap();
+        assert_eq!(size, bytes.len() as u64);
+        digest
+    }
+
+    async fn get(store: &Store, digest: Digest, range: Option<GetRange>) -> Vec<u8> {
+        let read = store.blob(digest, range).await.unwrap();
+        let bytes = read.body.try_collect::<Vec<_>>().await.unwrap().concat();
+        assert_eq!(bytes.len() as u64, read.range.end - read.range.start);
+        bytes
+    }
+
+    fn manifest(number: u64, blob: Digest) -> Manifest {
+        let round = round(number);
+        Manifest {
+            round,
+            parent: Round(0),
+            config: Digest::of(b"config"),
+            data: Digest::of(b"data"),
+            stages: vec![Held {
+                round,
+                stage: StageId(0),
+                agreed: blob,
+                blob,
+            }],
+        }
+    }
+
+    fn round(number: u64) -> Round {
+        Round(u32::try_from(number * 10).unwrap())
+    }
+
+    async fn rounds(store: &Store) -> Vec<u32> {
+        let manifests = store.manifests().await.unwrap();
+        manifests
+            .iter()
+            .map(|stored| stored.manifest.round.0)
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_blob_of_many_parts_reads_back_whole_and_by_range() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let bytes: Vec<u8> = (0..20_000_000_u32)
+            .map(|index| index.to_le_bytes()[1])
+            .collect();
+        let digest = put(&store, &bytes).await;
+        assert_eq!(get(&store, digest, None).await, bytes);
+        let bounded = get(&store, digest, Some(GetRange::Bounded(5..9_000_000))).await;
+        assert_eq!(bounded, bytes[5..9_000_000]);
+        let suffix = get(&store, digest, Some(GetRange::Suffix(7))).await;
+        assert_eq!(suffix, bytes[bytes.len() - 7..]);
+        let outside = store.blob(digest, Some(GetRange::Offset(20_000_000))).await;
+        assert_eq!(
+            outside.err(),
+            Some(StoreError::Range {
+                len_bytes: 20_000_000
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_wrong_too_many_or_cut_off_leave_nothing_behind() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let digest = Digest::of(b"announced");
+        let good = || Ok::<_, String>(Bytes::from_static(b"announced"));
+        let wrong = stream::iter([Ok::<_, String>(Bytes::from_static(b"other"))]);
+        assert!(matches!(
+            store.put_blob(digest, LIMIT, wrong).await,
+            Err(StoreError::Hash { .. })
+        ));
+        assert_eq!(
+            store.put_blob(digest, 8, stream::iter([good()])).await,
+            Err(StoreError::TooLarge { limit_bytes: 8 })
+        );
+        let cut = stream::iter([good(), Err("connection reset".to_owned())]);
+        assert_eq!(
+            store.put_blob(digest, LIMIT, cut).await,
+            Err(StoreError::Interrupted {
+                reason: "connection reset".to_owned()
+            })
+        );
+        assert!(matches!(
+            store.blob(digest, None).await,
+            Err(StoreError::Missing { .. })
+        ));
+        let left = std::fs::read_dir(folder.path().join("blobs")).unwrap();
+        assert_eq!(left.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_manifest_without_its_blobs_is_not_written_and_a_damaged_one_is_passed_over() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let first = manifest(0, put(&store, b"zero").await);
+        store.write_manifest(first.clone()).await.unwrap();
+        let missing = manifest(1, Digest::of(b"never uploaded"));
+        assert!(matches!(
+            store.write_manifest(missing).await,
+            Err(StoreError::Missing { .. })
+        ));
+        std::fs::write(folder.path().join("manifests/20.json"), "{").unwrap();
+        assert_eq!(store.manifests().await.unwrap()[0].manifest, first);
+        assert_eq!(rounds(&store).await, [0]);
+    }
+
+    #[tokio::test]
+    async fn a_manifest_that_can_not_be_written_leaves_the_old_ones_valid() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let first = manifest(0, put(&store, b"zero").await);
+        store.write_manifest(first.clone()).await.unwrap();
+        let second = manifest(1, put(&store, b"one").await);
+        // A folder where the file should go: the rename fails as it does on a broken disk.
+        std::fs::create_dir_all(folder.path().join("manifests/10.json/x")).unwrap();
+        assert!(matches!(
+            store.write_manifest(second).await,
+            Err(StoreError::Io { .. })
+        ));
+        assert_eq!(store.manifests().await.unwrap()[0].manifest, first);
+        assert_eq!(rounds(&store).await, [0]);
+    }
+
+    #[tokio::test]
+    async fn the_last_three_and_every_twentieth_manifest_are_kept_with_their_blobs() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let shared = put(&store, b"the same in two manifests").await;
+        let mut blobs = Vec::new();
+        let mut standing = BTreeSet::new();
+        for number in 0..26 {
+            let blob = match number {
+                3 | 24 => shared,
+                _ => put(&store, format!("state {number}").as_bytes()).await,
+            };
+            blobs.push(blob);
+            standing.insert(round(number));
+            store.write_manifest(manifest(number, blob)).await.unwrap();
+            store
+                .collect_garbage(&standing, &BTreeSet::from([shared]))
+                .await
+                .unwrap();
+        }
+        let pending = put(&store, b"of a checkpoint being written").await;
+        store
+            .collect_garbage(&standing, &BTreeSet::from([pending]))
+            .await
+            .unwrap();
+        let kept = rounds(&store).await;
+        assert_eq!(kept, [0, 200, 230, 240, 250]);
+        for (number, blob) in (0..).zip(&blobs) {
+            let there = store.blob(*blob, None).await.is_ok();
+            let wanted = kept.contains(&round(number).0) || *blob == shared;
+            assert_eq!(there, wanted, "{number}");
+        }
+        assert!(store.blob(pending, None).await.is_ok());
+
+        standing.remove(&round(25));
+        store
+            .collect_garbage(&standing, &BTreeSet::new())
+            .await
+            .unwrap();
+        assert_eq!(rounds(&store).await, [0, 200, 230, 240], "a void one goes");
+        assert!(store.blob(blobs[25], None).await.is_err());
+    }
+
+    #[test]
+    fn a_second_host_is_refused_and_half_written_files_are_cleared_away() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert!(matches!(
+            Store::open(folder.path()),
+            Err(StoreError::InUse { .. })
+        ));
+        drop(store);
+        let half = folder.path().join("blobs/abc#1");
+        std::fs::write(&half, "half").unwrap();
+        Store::open(folder.path()).unwrap();
+        assert!(!half.exists());
+    }
+}
