@@ -1,8 +1,16 @@
-//! The headless volunteer: everything of `shoal` but its command line.
+//! The headless volunteer: everything of `shoal` but its entry point.
 //!
-//! [`rtc`] moves messages between volunteers, [`host`] talks to the host, [`identity`] is who we are.
+//! [`rtc`] moves messages between volunteers, [`host`] talks to the host, [`identity`] is who we
+//! are. [`cli`] and [`settings`] say what a person wants, [`commands`] do it, [`report`] tells what
+//! happens and [`failure`] why it ended.
 
+pub mod cli;
+pub mod commands;
+pub mod failure;
 pub mod host;
 pub mod identity;
+pub mod llama;
 pub mod pace;
+pub mod report;
 pub mod rtc;
+pub mod settings;

@@ -7,6 +7,7 @@ pub mod compute;
 pub mod config;
 pub mod coordinator;
 pub mod derive;
+pub mod driver;
 pub mod limits;
 #[cfg(feature = "compute")]
 pub mod model;

@@ -28,6 +28,19 @@ pub trait MaybeSend {}
 #[cfg(target_arch = "wasm32")]
 impl<T> MaybeSend for T {}
 
+/// An ICE server, as `RTCIceServer` in a browser.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IceServer {
+    /// `stun:` or `turn:` addresses.
+    pub urls: Vec<String>,
+    /// User name of a TURN server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Its password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+}
+
 /// Which data channel of a link carries a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Channel {
@@ -181,6 +194,9 @@ pub trait Transport: MaybeSend + 'static {
     /// Queues `message`, never waits; `false` when the channel's buffer is full (again on
     /// [`NetEvent::Drained`]) or the link is not open (then there is a [`LinkEvent::Down`]).
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool;
+
+    /// ICE servers for links that are opened from now on: their credentials expire.
+    fn set_ice_servers(&mut self, servers: Vec<IceServer>);
 
     /// Next event. Cancel safe: dropping the future loses nothing.
     fn next_event(

@@ -1,9 +1,10 @@
 //! What the end-to-end tests and `cargo xtask` share: finding programs, starting and watching them.
 //!
-//! Begin with [`run`] for a host and its volunteers, with [`browser`] for a page in headless
+//! Begin with [`community`] for a small run and its volunteers, with [`browser`] for a page in headless
 //! Chromium. Nothing here knows how Shoal works inside: it sees processes, their output, and HTTP.
 
 pub mod browser;
+pub mod community;
 pub mod http;
 pub mod paths;
 pub mod process;

@@ -85,7 +85,7 @@ impl Host {
         command
             .args(["--port", &options.port.to_string(), "--json"])
             .args(&options.arguments);
-        let mut program = Program::start("shoal-host", &mut command)?;
+        let mut program = Program::start("shoal-host", without_settings(&mut command))?;
         let event = program.wait_for("listening", LISTEN_WAIT_MAX, |event| {
             event["event"] == "listening"
         })?;
@@ -119,7 +119,7 @@ impl Host {
             command.args(["--gpu", "cpu"]);
         }
         command.args(arguments);
-        Program::start(name, &mut command)
+        Program::start(name, without_settings(&mut command))
     }
 
     /// The host's process.
@@ -178,4 +178,15 @@ impl Host {
             }
         }
     }
+}
+
+/// Takes away what the person's environment would tell the programs.
+fn without_settings(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("SHOAL_") || text == "PORT" {
+            command.env_remove(&name);
+        }
+    }
+    command
 }

@@ -141,11 +141,6 @@ impl RtcTransport {
         }
     }
 
-    /// Servers for links that are opened from now on: their credentials expire.
-    pub fn set_ice_servers(&mut self, ice_servers: Vec<IceServer>) {
-        Arc::make_mut(&mut self.config).ice_servers = ice_servers;
-    }
-
     /// Makes a new connection to `peer`; an older one ends without a word.
     fn open(&mut self, peer: PeerId, generation: u32, first: LinkStep) {
         self.instances += 1;
@@ -194,6 +189,10 @@ impl Transport for RtcTransport {
                 }
             }
         }
+    }
+
+    fn set_ice_servers(&mut self, servers: Vec<IceServer>) {
+        Arc::make_mut(&mut self.config).ice_servers = servers;
     }
 
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool {

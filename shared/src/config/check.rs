@@ -6,10 +6,9 @@
 //!
 //! Invariant: after [`RunConfig::validate`] succeeded, no frame or blob of the run exceeds its limit.
 
-use super::model::ModelConfigError;
+use super::model::{ModelConfigError, token_bytes};
 use super::run::{RunConfig, ScheduleConfig, TrainingConfig};
 use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, STATE_BYTES_MAX};
-use crate::wire::{number, payload};
 
 /// Longest name of a run, in characters.
 pub const RUN_NAME_CHARS_MAX: usize = 64;
@@ -250,8 +249,8 @@ impl RunConfig {
     fn check_frame(&self) -> Result<(), RunConfigError> {
         let model = &self.model;
         let sequence_tokens = model.context as u64 + 1;
-        let row_bytes = number::payload_bytes(self.format, 1, model.boundary_width());
-        let sequence_bytes = sequence_tokens * payload::token_bytes(model.vocabulary) as u64
+        let row_bytes = self.format.row_bytes(model.boundary_width());
+        let sequence_bytes = sequence_tokens * token_bytes(model.vocabulary) as u64
             + model.context as u64 * row_bytes as u64;
         let bytes = sequence_bytes * u64::from(self.microbatch_sequences());
         if bytes > (FRAME_BYTES_MAX - HEADER_BYTES_MAX) as u64 {

@@ -76,6 +76,24 @@ pub enum NumberFormat {
     Int8,
 }
 
+impl NumberFormat {
+    /// Bytes that the `width` numbers of one token take, the scale included.
+    #[must_use]
+    pub const fn row_bytes(self, width: usize) -> usize {
+        match self {
+            Self::F32 => 4 * width,
+            Self::F16 => 2 * width,
+            Self::Int8 => 2 + width,
+        }
+    }
+}
+
+/// Bytes of one token id, on the wire and in data shards.
+#[must_use]
+pub const fn token_bytes(vocabulary: usize) -> usize {
+    if vocabulary > 1 << 16 { 4 } else { 2 }
+}
+
 /// How a parameter begins; see `derive` for the numbers themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Initial {

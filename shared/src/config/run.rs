@@ -8,9 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{ModelConfig, NumberFormat};
+use super::model::{ModelConfig, NumberFormat, token_bytes};
 use crate::units::{Digest, Span};
-use crate::wire::{number, payload};
 
 /// Weights and both moments of one parameter, in f32.
 const PARAMETER_STATE_BYTES: u64 = 12;
@@ -100,14 +99,14 @@ impl RunConfig {
             context,
             ..
         } = self.model;
-        payload::forward_bytes(sequences, context, vocabulary, self.boundary_bytes())
+        sequences * (context + 1) * token_bytes(vocabulary) + self.boundary_bytes()
     }
 
     /// Bytes of a microbatch's packed boundary, in either direction.
     #[must_use]
     pub fn boundary_bytes(&self) -> usize {
         let rows = usize::from(self.microbatch_sequences()) * self.model.context;
-        number::payload_bytes(self.format, rows, self.model.boundary_width())
+        rows * self.format.row_bytes(self.model.boundary_width())
     }
 
     /// Bytes of the weights and both moments of `stage`.

@@ -6,10 +6,11 @@ use super::pipeline::Phase;
 use super::roster::{ConnectionId, Volunteer, presentable};
 use super::{Coordinator, Output};
 use crate::limits::{AWAY_MAX, LINK_TRIES_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX, VOLUNTEERS_MAX};
-use crate::peer::link::verifies;
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::{Place, VERSION};
-use crate::wire::signal::{Down, Join, RefuseCode, Resume, Suspicion, Welcome, join_message};
+use crate::wire::signal::{
+    Down, Join, RefuseCode, Resume, Suspicion, Welcome, join_message, verifies,
+};
 
 impl Coordinator {
     /// A connection is open: the host speaks first.

@@ -156,10 +156,8 @@ impl Coordinator {
 
     /// A stage of `round` that can be had neither from the seed, nor from a volunteer, nor from the store.
     fn lost_stage(&self, round: Round) -> Option<StageId> {
-        let Some(commit) = self.history.get(round) else {
-            return None;
-        };
-        if self.history.manifests().contains(&round) {
+        let commit = self.history.get(round)?;
+        if self.has_manifest(round) {
             return None;
         }
         let lost = commit

@@ -10,6 +10,7 @@
 //! Bases that a run learns or adapts are state, and no business of this module.
 
 mod basis;
+pub mod samples;
 
 use crate::config::model::{Codec, Initial, ModelConfig, Parameter};
 use crate::random::Words;

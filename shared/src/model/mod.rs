@@ -13,6 +13,8 @@ pub mod adamw;
 pub mod block;
 pub mod codec;
 pub mod device;
+pub mod engine;
 pub mod learning_rate;
+pub mod seat;
 pub mod stage;
 pub mod state;

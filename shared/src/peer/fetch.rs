@@ -126,7 +126,7 @@ impl Transfer {
         let fits = total > 0
             && total <= STATE_BYTES_MAX
             && (beginning || total == self.blob.len() as u64)
-            && offset % STATE_CHUNK_BYTES as u64 == 0
+            && offset.is_multiple_of(STATE_CHUNK_BYTES as u64)
             && offset < total
             && payload.len() as u64 == (total - offset).min(STATE_CHUNK_BYTES as u64);
         let (Ok(first), Ok(length)) = (usize::try_from(offset), usize::try_from(total)) else {
@@ -219,7 +219,9 @@ mod tests {
                 match output {
                     FetchOutput::Link(peer) => transfer.handle_link(Time::ZERO, peer),
                     FetchOutput::Request { peer, offset } => requests.push((peer, offset)),
-                    other => return Some(other),
+                    last @ (FetchOutput::Download(_)
+                    | FetchOutput::Complete(_)
+                    | FetchOutput::Exhausted) => return Some(last),
                 }
             }
             let (peer, offset) = requests.pop()?;

@@ -87,10 +87,13 @@ impl Peer {
                 config,
             } => self.hello(version, nonce, *config),
             Down::Welcome(welcome) => self.welcome(*welcome),
-            Down::Refuse { code, text, remedy } => self.exit(match code {
-                RefuseCode::Over => Exit::RunOver,
-                _ => Exit::Refused { code, text, remedy },
-            }),
+            Down::Refuse {
+                code: RefuseCode::Over,
+                ..
+            } => self.exit(Exit::RunOver),
+            Down::Refuse { code, text, remedy } => {
+                self.exit(Exit::Refused { code, text, remedy });
+            }
             Down::Seat(order) => self.seat(now, *order),
             Down::Spare { place } => self.spare(place),
             Down::Signal { from, key, signal } => {
@@ -187,9 +190,11 @@ impl Peer {
         }
         self.me = Some(welcome.peer);
         self.newest = welcome.round;
+        self.data = Some(welcome.data);
         self.out(Output::Event(Event::Welcome {
             peer: welcome.peer,
             round: welcome.round,
+            ice_servers: welcome.ice_servers,
         }));
         if self.leaving == Leaving::AfterCommit {
             self.up(Up::Finish);

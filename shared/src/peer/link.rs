@@ -10,14 +10,14 @@
 
 use std::collections::VecDeque;
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer, SigningKey};
 
 use crate::limits::{
     CANDIDATES_EARLY_MAX, KEEPALIVE, LINK_OPEN_MAX, LINK_TRIES_MAX, SILENCE_MAX, SILENCE_MIN,
 };
 use crate::transport::{LinkEvent, LinkSignal, LinkStep};
 use crate::units::{Digest, PeerId, Span, Time};
-use crate::wire::signal::{Suspicion, hello_message};
+use crate::wire::signal::{Suspicion, hello_message, verifies};
 
 /// What a link wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -352,17 +352,6 @@ impl Link {
             self.retry(now);
         }
     }
-}
-
-/// Whether `signature` is `key`'s over `message`.
-pub fn verifies(key: &Digest, message: &[u8], signature: &[u8]) -> bool {
-    let Ok(key) = VerifyingKey::from_bytes(&key.0) else {
-        return false;
-    };
-    let Ok(signature) = Signature::from_slice(signature) else {
-        return false;
-    };
-    key.verify_strict(message, &signature).is_ok()
 }
 
 /// Inter-arrival times of one link, and when silence becomes suspicious: median + 8 deviations

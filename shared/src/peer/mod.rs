@@ -29,7 +29,7 @@ use crate::config::run::RunConfig;
 use crate::transport::LinkStep;
 use crate::units::{Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, Time};
 use crate::wire::frame::{Frame, Mode, Place};
-use crate::wire::signal::{Capabilities, Held, SeatOrder, Up};
+use crate::wire::signal::{Capabilities, DataInfo, Held, IceServer, SeatOrder, Up};
 
 use fetch::Transfer;
 use kept::Kept;
@@ -100,6 +100,8 @@ pub enum Event {
         peer: PeerId,
         /// Newest committed round.
         round: Round,
+        /// ICE servers for our links.
+        ice_servers: Vec<IceServer>,
     },
     /// We took a seat.
     Seated(Box<SeatOrder>),
@@ -189,6 +191,7 @@ struct Gathering {
 pub struct Peer {
     identity: Identity,
     config: Option<RunConfig>,
+    data: Option<DataInfo>,
     seed_hash: Option<Digest>,
     nonce: Option<Digest>,
     me: Option<PeerId>,
@@ -224,6 +227,7 @@ impl Peer {
         Self {
             identity,
             config: None,
+            data: None,
             seed_hash: None,
             nonce: None,
             me: None,
@@ -250,6 +254,11 @@ impl Peer {
     /// The run's configuration, once the host has told it.
     pub fn config(&self) -> Option<&RunConfig> {
         self.config.as_ref()
+    }
+
+    /// The run's data, once the host has told it.
+    pub fn data(&self) -> Option<&DataInfo> {
+        self.data.as_ref()
     }
 
     /// Our number, once the host has given one.
@@ -317,7 +326,11 @@ impl Peer {
             match done {
                 Done::Seated => gathering.loaded = true,
                 Done::Refused { .. } | Done::NonFinite { .. } => self.states_refused(),
-                other => panic!("the compute answered a seat with {other:?}"),
+                done @ (Done::Forward { .. }
+                | Done::Backward { .. }
+                | Done::Applied { .. }
+                | Done::Snapshot { .. }
+                | Done::Failed { .. }) => panic!("the compute answered a seat with {done:?}"),
             }
         } else if let Some(work) = self.work.as_mut().filter(|work| is_current(work.place())) {
             if self.computed_in != Some(epoch) && matches!(job, Job::Forward { .. }) {

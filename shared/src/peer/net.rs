@@ -31,6 +31,13 @@ impl Peer {
         self.pump(now);
     }
 
+    /// Part of a frame arrived from `peer`: it is alive.
+    pub fn handle_heard(&mut self, now: Time, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.heard(now);
+        }
+    }
+
     /// A frame arrived from `peer`.
     pub fn handle_frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
         let Some(link) = self.links.get_mut(&peer) else {
@@ -164,7 +171,17 @@ impl Peer {
                 work.handle_backward(slot, mode, loss_sum, norm_squared, frame.payload);
             }
             Header::Apply { step, end, .. } if from_previous => work.handle_apply(step, end),
-            _ => self.malformed_neighbour(peer),
+            // From the wrong side of the pipe.
+            Header::Forward { .. } | Header::Backward { .. } | Header::Apply { .. } => {
+                self.malformed_neighbour(peer);
+            }
+            // Not about a microbatch: dealt with before.
+            Header::Hello { .. }
+            | Header::StateRequest { .. }
+            | Header::StateChunk { .. }
+            | Header::Credit { .. }
+            | Header::Keepalive
+            | Header::Bye { .. } => {}
         }
     }
 

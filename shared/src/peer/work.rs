@@ -625,11 +625,7 @@ impl Work {
         let begun = self
             .begun
             .expect("the head forwards nothing before the host says begin");
-        let scale = if norm > self.clip {
-            (self.clip / norm) as f32
-        } else {
-            1.0
-        };
+        let scale = clip_scale(self.clip, norm);
         let samples_done = begun.samples_done + u64::from(self.step.0) * u64::from(self.batch);
         self.ends.insert(
             self.step,
@@ -754,5 +750,18 @@ impl Work {
     /// What to do next; `None` when there is nothing more.
     pub fn poll_output(&mut self) -> Option<WorkOutput> {
         self.outputs.pop_front()
+    }
+}
+
+/// What a gradient of that norm is multiplied by, so that its norm is at most `clip`.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the optimizer multiplies in f32"
+)]
+fn clip_scale(clip: f64, norm: f64) -> f32 {
+    if norm > clip {
+        (clip / norm) as f32
+    } else {
+        1.0
     }
 }

@@ -74,19 +74,10 @@ pub enum NumberError {
     },
 }
 
-/// Bytes that a row of `width` numbers takes.
-const fn row_bytes(format: NumberFormat, width: usize) -> usize {
-    match format {
-        NumberFormat::F32 => 4 * width,
-        NumberFormat::F16 => 2 * width,
-        NumberFormat::Int8 => 2 + width,
-    }
-}
-
 /// Bytes that `rows` tokens of `width` numbers take in `format`, scales included.
 #[must_use]
 pub const fn payload_bytes(format: NumberFormat, rows: usize, width: usize) -> usize {
-    rows * row_bytes(format, width)
+    rows * format.row_bytes(width)
 }
 
 /// Packs `values`, `[rows, width]` row after row.
@@ -154,7 +145,7 @@ pub fn unpack(
         }
         NumberFormat::Int8 => {
             let mut values = Vec::with_capacity(rows * width);
-            for (row, packed) in bytes.chunks_exact(row_bytes(format, width)).enumerate() {
+            for (row, packed) in bytes.chunks_exact(format.row_bytes(width)).enumerate() {
                 let scale = half::bf16::from_le_bytes([packed[0], packed[1]]).to_f32();
                 if !scale.is_finite() || scale.is_sign_negative() {
                     return Err(NumberError::Scale { row });

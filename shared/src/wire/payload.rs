@@ -11,12 +11,7 @@
 use bytes::Bytes;
 
 use super::frame::DecodeError;
-
-/// Bytes of one token id, on the wire and in data shards.
-#[must_use]
-pub const fn token_bytes(vocabulary: usize) -> usize {
-    if vocabulary > 1 << 16 { 4 } else { 2 }
-}
+pub use crate::config::model::token_bytes;
 
 /// Length of a forward payload whose packed boundary has `boundary_bytes`.
 #[must_use]

@@ -5,10 +5,12 @@
 //!
 //! Invariant: a message of more than [`SIGNAL_BYTES_MAX`](crate::limits::SIGNAL_BYTES_MAX) bytes is not read.
 
+use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Mode, Place};
 use crate::config::run::RunConfig;
+pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;
 use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageId, StageRange, Step};
 
@@ -117,6 +119,17 @@ pub fn hello_message(
         to_fingerprint.to_ascii_uppercase()
     );
     text.into_bytes()
+}
+
+/// Whether `signature` is `key`'s Ed25519 signature over `message`.
+pub fn verifies(key: &Digest, message: &[u8], signature: &[u8]) -> bool {
+    let Ok(key) = VerifyingKey::from_bytes(&key.0) else {
+        return false;
+    };
+    let Ok(signature) = Signature::from_slice(signature) else {
+        return false;
+    };
+    key.verify_strict(message, &signature).is_ok()
 }
 
 /// A head's account of its round, cumulative.
@@ -316,19 +329,6 @@ pub struct SeatOrder {
     pub state: Vec<Fetch>,
     /// Keys of the peers named as sources.
     pub keys: Vec<Neighbour>,
-}
-
-/// An ICE server, as `RTCIceServer` in a browser.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IceServer {
-    /// `stun:` or `turn:` addresses.
-    pub urls: Vec<String>,
-    /// User name of a TURN server.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub username: Option<String>,
-    /// Its password.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential: Option<String>,
 }
 
 /// The run's data, as the host serves it: token ids, u16 little-endian (u32 when the vocabulary exceeds 65,536).

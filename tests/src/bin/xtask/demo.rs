@@ -163,13 +163,22 @@ fn follow(
     }
 }
 
+/// The rounds that are done: evaluated, or followed by another one.
 fn rounds_of(run: &Value) -> Vec<Round> {
-    run["rounds"]
+    let mut rounds: Vec<Round> = run["rounds"]
         .as_array()
         .into_iter()
         .flatten()
         .filter_map(Round::of)
-        .collect()
+        .collect();
+    // The evaluation comes a moment after the commit.
+    if rounds
+        .last()
+        .is_some_and(|last| last.validation_loss.is_none())
+    {
+        rounds.pop();
+    }
+    rounds
 }
 
 /// What the volunteers said last, for a run that does not go on.
@@ -187,7 +196,7 @@ fn whys(volunteers: &mut [Program]) -> String {
 
 /// Waits until the store holds a checkpoint, of `round` if it comes in time. Gives its round.
 fn wait_for_checkpoint(host: &mut Host, round: u64) -> anyhow::Result<u64> {
-    let written = |run: &Value| run["checkpoint_round"].as_u64();
+    let written = |run: &Value| run["stored_round"].as_u64();
     let newest = host.wait_until("checkpoint", CHECKPOINT_WAIT_MAX, |run| {
         written(run).is_some_and(|done| done >= round)
     });
@@ -246,7 +255,7 @@ impl Summary {
         Self {
             trained_on: trained_on.to_owned(),
             rounds: rounds.len() as u64,
-            samples: rounds.last().map_or(0, |row| row.samples),
+            samples: rounds.iter().map(|row| row.samples).sum(),
             seconds: rounds.iter().map(|row| row.seconds).sum(),
             loss_first: edge(rounds.first()),
             loss_last: edge(rounds.last()),

@@ -1,0 +1,167 @@
+//! The model behind [`Compute`]: jobs in, results out, on one device.
+//!
+//! Translates between jobs and [`Seat`]. Decides nothing: whatever does not fit is refused with a reason,
+//! and a device that is lost is told as such. The futures do their work between awaits without yielding, so
+//! give an engine a thread of its own (natively) or a worker (in a browser).
+
+use burn::tensor::Device;
+use bytes::Bytes;
+
+use super::codec::BorderCodec;
+use super::learning_rate::learning_rate;
+use super::seat::{Seat, SeatError};
+use super::state::{StageState, StateError};
+use crate::compute::{Compute, Done, Job, StageState as Source};
+use crate::config::run::RunConfig;
+use crate::derive::Derivation;
+use crate::units::{StageId, StageRange};
+use crate::wire::frame::Slot;
+
+/// Does the work of a seat on a device.
+#[derive(Debug)]
+pub struct Engine {
+    run: RunConfig,
+    derivation: Derivation,
+    codec: BorderCodec,
+    device: Device,
+    seat: Option<Seat>,
+}
+
+impl Engine {
+    /// An engine without a seat yet. Derives the run's basis, which takes a moment at `base`.
+    #[must_use]
+    pub fn new(run: RunConfig, device: Device) -> Self {
+        let derivation = Derivation::new(run.model.clone(), run.seed);
+        let codec = BorderCodec::from_seed(&derivation, &device);
+        Self {
+            run,
+            derivation,
+            codec,
+            device,
+            seat: None,
+        }
+    }
+
+    /// Takes `stages` from their states, dropping what was there before.
+    ///
+    /// # Errors
+    /// If the stages are not the model's, or a blob is not the state of its stage.
+    pub fn take_seat(&mut self, stages: StageRange, sources: &[Source]) -> Result<(), String> {
+        let count = self.run.model.stages;
+        if stages.first >= stages.end || usize::from(stages.end) > count {
+            return Err(format!("{stages} of a model with {count} stages"));
+        }
+        if sources.len() != stages.count() {
+            return Err(format!("{} states for {stages}", sources.len()));
+        }
+        let state = |(stage, source): (StageId, &Source)| match source {
+            Source::Seed => Ok(StageState::initial(&self.derivation, usize::from(stage.0))),
+            Source::Blob(blob) => self
+                .state(stage, blob)
+                .map_err(|error| format!("stage {stage}: {error}")),
+        };
+        let states = stages
+            .iter()
+            .zip(sources)
+            .map(state)
+            .collect::<Result<_, _>>()?;
+        // The old seat goes first: both at once may not fit into the device.
+        self.seat = None;
+        let range = usize::from(stages.first)..usize::from(stages.end);
+        self.seat = Some(Seat::new(
+            &self.run,
+            self.codec.clone(),
+            range,
+            states,
+            &self.device,
+        ));
+        Ok(())
+    }
+
+    /// The seat, once taken.
+    #[must_use]
+    pub fn seat(&self) -> Option<&Seat> {
+        self.seat.as_ref()
+    }
+
+    fn state(&self, stage: StageId, blob: &[u8]) -> Result<StageState, StateError> {
+        StageState::from_blob(&self.run.model, usize::from(stage.0), blob)
+    }
+
+    async fn work(&mut self, job: Job) -> Result<Done, (Option<Slot>, SeatError)> {
+        if let Job::Seat { stages, states } = job {
+            let taken = self.take_seat(stages, &states);
+            return Ok(taken.map_or_else(|reason| Done::Refused { reason }, |()| Done::Seated));
+        }
+        let Some(seat) = &mut self.seat else {
+            return Ok(Done::Refused {
+                reason: "no seat was taken yet".to_owned(),
+            });
+        };
+        match job {
+            Job::Seat { .. } => unreachable!("done above"),
+            Job::Forward { slot, mode, input } => {
+                let done = seat.forward(slot, mode, &input).await;
+                let done = done.map_err(|error| (Some(slot), error))?;
+                let boundary = done.boundary.map(Bytes::from);
+                Ok(Done::Forward {
+                    slot,
+                    boundary,
+                    loss_sum: done.loss_sum,
+                })
+            }
+            Job::Backward {
+                slot,
+                gradient,
+                step_tokens,
+            } => {
+                let done = seat.backward(slot, gradient.as_deref(), step_tokens).await;
+                let done = done.map_err(|error| (Some(slot), error))?;
+                Ok(Done::Backward {
+                    slot,
+                    gradient: done.gradient.map(Bytes::from),
+                    loss_sum: done.loss_sum,
+                    norm_squared: done.norm_squared,
+                })
+            }
+            Job::Apply {
+                step,
+                scale,
+                samples_done,
+                step_tokens,
+            } => {
+                seat.apply(
+                    scale,
+                    learning_rate(&self.run.training, samples_done),
+                    step_tokens,
+                );
+                Ok(Done::Applied { step })
+            }
+            Job::Snapshot { round } => {
+                let stages = seat
+                    .snapshot()
+                    .await
+                    .map_err(|error| (None, error.into()))?;
+                Ok(Done::Snapshot { round, stages })
+            }
+        }
+    }
+}
+
+impl Compute for Engine {
+    async fn run(&mut self, job: Job) -> Done {
+        match self.work(job).await {
+            Ok(done) => done,
+            Err((_, SeatError::Refused { reason })) => Done::Refused { reason },
+            Err((Some(slot), SeatError::NonFinite { stage, own })) => {
+                Done::NonFinite { slot, stage, own }
+            }
+            Err((None, error @ SeatError::NonFinite { .. })) => Done::Failed {
+                reason: error.to_string(),
+            },
+            Err((_, SeatError::Device(lost))) => Done::Failed {
+                reason: lost.to_string(),
+            },
+        }
+    }
+}

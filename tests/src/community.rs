@@ -1,0 +1,275 @@
+//! A small community: a host, some volunteers and text to learn, gone when the value is.
+//!
+//! The model is a hundred times smaller than `tiny`, and a round takes about a second, so that a
+//! test sees many of them. What it trains on is generated here, the same for every test. Begin
+//! with [`Community::gather`].
+
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::{Program, Signal};
+use crate::run::{Host, HostOptions};
+
+/// For a round of the small model, with other tests beside it on a slow machine, and for a fault
+/// to be noticed and repaired.
+pub const ROUND_WAIT_MAX: Duration = Duration::from_secs(90);
+/// For a volunteer to leave after the round it is in.
+const LEAVE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Bytes of text to learn.
+const TEXT_BYTES: usize = 200_000;
+
+/// A host and its volunteers.
+#[derive(Debug)]
+pub struct Community {
+    /// The host.
+    pub host: Host,
+    /// Who was started and not ended, in order.
+    pub volunteers: Vec<Program>,
+    _text: TempDir,
+}
+
+/// How the small run is organised; all else is the same in every test.
+#[derive(Clone, Debug)]
+pub struct Small {
+    /// Seats that the run waits for.
+    pub seats_min: u16,
+    /// Minutes between checkpoints.
+    pub checkpoint_minutes: f64,
+    /// Steps a round.
+    pub round_steps: u32,
+}
+
+impl Default for Small {
+    fn default() -> Self {
+        Self {
+            seats_min: 2,
+            checkpoint_minutes: 5.0,
+            round_steps: 10,
+        }
+    }
+}
+
+impl Small {
+    /// The run as a host writes it.
+    #[must_use]
+    pub fn config(&self) -> String {
+        format!(
+            r#"
+[run]
+name = "small"
+seed = 7
+
+[model]
+d_model = 32
+heads = 2
+d_ff = 96
+blocks = 4
+stages = 4
+context = 32
+codec = "subspace"
+rank = 8
+
+[wire]
+format = "f32"
+
+[training]
+batch = 8
+microbatches = 4
+learning_rate = 1e-2
+samples = 40000
+warmup_samples = 80
+
+[schedule]
+round_steps = {}
+seats_min = {}
+eval_rounds = 0
+checkpoint_minutes = {}
+rewind_wait_seconds = 3
+"#,
+            self.round_steps, self.seats_min, self.checkpoint_minutes,
+        )
+    }
+}
+
+impl Community {
+    /// Starts a host over the small run and `names` as its volunteers.
+    ///
+    /// # Errors
+    /// A program is not built or does not start.
+    pub fn gather(small: &Small, names: &[&str]) -> anyhow::Result<Self> {
+        let text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
+        std::fs::write(text.path().join("text.txt"), sentences(TEXT_BYTES))?;
+        let options = HostOptions {
+            config: small.config(),
+            data: text.path().to_owned(),
+            port: 0,
+            arguments: vec![],
+        };
+        let host = Host::start(options)?;
+        let mut community = Self {
+            host,
+            volunteers: vec![],
+            _text: text,
+        };
+        for name in names {
+            community.join(name)?;
+        }
+        Ok(community)
+    }
+
+    /// Starts one more volunteer.
+    ///
+    /// # Errors
+    /// The program does not start.
+    pub fn join(&mut self, name: &str) -> anyhow::Result<()> {
+        self.volunteers.push(self.host.volunteer(name, &[])?);
+        Ok(())
+    }
+
+    /// Waits until `round` is committed and gives the run.
+    ///
+    /// # Errors
+    /// It is not in time; the message holds the run and what everybody said.
+    pub fn reach(&mut self, round: u64) -> anyhow::Result<Value> {
+        let what = format!("commit of round {round}");
+        let holds = |run: &Value| run["round"].as_u64() >= Some(round);
+        let reached = self.host.wait_until(&what, ROUND_WAIT_MAX, holds);
+        reached.with_context(|| self.said())
+    }
+
+    /// Waits until `count` more rounds are committed than now.
+    ///
+    /// # Errors
+    /// As [`Self::reach`].
+    pub fn go_on(&mut self, count: u64) -> anyhow::Result<Value> {
+        let round = self.round()?;
+        self.reach(round + count)
+    }
+
+    /// The newest committed round.
+    ///
+    /// # Errors
+    /// The host does not answer.
+    pub fn round(&self) -> anyhow::Result<u64> {
+        self.host.api()?["round"]
+            .as_u64()
+            .context("the run has a round")
+    }
+
+    /// Waits until the run's list of volunteers is as `holds` asks.
+    ///
+    /// # Errors
+    /// It is not within `wait_max`.
+    pub fn wait_for_volunteers(
+        &mut self,
+        what: &str,
+        wait_max: Duration,
+        mut holds: impl FnMut(&[Value]) -> bool,
+    ) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        let reached = self.host.wait_until(what, wait_max, |run| {
+            holds(run["volunteers"].as_array().map_or(&[], Vec::as_slice))
+        });
+        reached.with_context(|| self.said())?;
+        Ok(begun.elapsed())
+    }
+
+    /// The index of a volunteer in state `seated` whose stages begin at `first`.
+    ///
+    /// # Errors
+    /// Nobody has that seat.
+    pub fn holder_of(&self, first: u64) -> anyhow::Result<usize> {
+        let run = self.host.api()?;
+        let listed = run["volunteers"].as_array().into_iter().flatten();
+        let name = listed
+            .filter(|one| one["state"] == "seated" && one["stages"]["first"] == first)
+            .find_map(|one| one["name"].as_str())
+            .with_context(|| format!("nobody holds stage {first}: {run:#}"))?;
+        self.volunteers
+            .iter()
+            .position(|one| one.name() == name)
+            .with_context(|| format!("{name} was not started here"))
+    }
+
+    /// Sends a volunteer Ctrl-C and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn interrupt(&mut self, index: usize) -> anyhow::Result<ExitStatus> {
+        let mut volunteer = self.volunteers.remove(index);
+        volunteer.signal(Signal::INT)?;
+        volunteer.wait_end(LEAVE_WAIT_MAX)
+    }
+
+    /// Ends a volunteer as `kill -9` does.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        self.volunteers.remove(index).kill()
+    }
+
+    /// Everything that volunteers have said as events so far.
+    pub fn events(&mut self) -> Vec<Value> {
+        let mut events = Vec::new();
+        for volunteer in &mut self.volunteers {
+            while let Some(event) = volunteer.next_event(Instant::now()) {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    /// What everybody said last, for the message of a failure.
+    pub fn said(&mut self) -> String {
+        self.events();
+        self.volunteers
+            .iter()
+            .map(Program::said)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+/// Mean loss of each standing round by the samples up to and with it.
+///
+/// # Errors
+/// The run lists no rounds.
+pub fn losses(run: &Value) -> anyhow::Result<Vec<(u64, f64)>> {
+    let mut samples = 0;
+    let mut losses = Vec::new();
+    for row in run["rounds"].as_array().context("a run lists its rounds")? {
+        samples += row["samples"].as_u64().context("a round has samples")?;
+        losses.push((samples, row["loss"].as_f64().context("a round has a loss")?));
+    }
+    if losses.is_empty() {
+        bail!("no round is committed: {run:#}");
+    }
+    Ok(losses)
+}
+
+/// Text with something to learn: short sentences over a few words, the same each time.
+fn sentences(bytes: usize) -> String {
+    const SUBJECTS: [&str; 4] = ["the herring", "a sardine", "the old whale", "one crab"];
+    const VERBS: [&str; 4] = ["follows", "meets", "sees", "leaves"];
+    let mut state = 1_u32;
+    let mut pick = |words: [&'static str; 4]| {
+        // The constants of Numerical Recipes; the top bits are the good ones.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        words[(state >> 30) as usize]
+    };
+    let mut text = String::new();
+    while text.len() < bytes {
+        text.push_str(pick(SUBJECTS));
+        text.push(' ');
+        text.push_str(pick(VERBS));
+        text.push(' ');
+        text.push_str(pick(SUBJECTS));
+        text.push_str(".\n");
+    }
+    text
+}
