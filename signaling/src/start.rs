@@ -209,7 +209,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         data: data.info.clone(),
         seed_hash,
         secret: secret()?,
-        costs: StageCosts::new(&config.model),
+        costs: StageCosts::new(&config),
     };
     let coordinator = Coordinator::new(clock.now(), start, &rows)
         .map_err(|source| HostError::History { source })?;
