@@ -14,6 +14,7 @@ pub mod block;
 pub mod codec;
 pub mod device;
 pub mod engine;
+mod layers;
 pub mod learning_rate;
 pub mod seat;
 pub mod stage;

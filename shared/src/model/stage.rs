@@ -8,29 +8,18 @@
 //! the norm is taken and when they are applied. Invariant: tensors are always in the order of
 //! [`ModelConfig::parameters_of`], sorted by name.
 
-use burn::module::{Module, Param};
-use burn::nn::{Embedding, Linear, RmsNorm};
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
 use super::adamw::{AdamW, Moments};
-use super::block::{Block, Numerics, Positions, View, linear, narrow, norm};
+use super::block::{Numerics, narrow};
 use super::codec::Batch;
+use super::layers::{Layers, cross_entropy_sum, rows};
 use super::state::StageState;
 use crate::config::model::{ModelConfig, Parameter};
 
 /// Logits that exist at once: 64 MiB, a few times over on the tape. More tokens go in turns.
 const LOGITS_MAX: usize = 16 << 20;
-
-/// A stage's layers, without a tape.
-#[derive(Module, Debug)]
-struct Layers {
-    embed: Option<Embedding>,
-    blocks: Vec<Block>,
-    norm_final: Option<RmsNorm>,
-    head: Option<Linear>,
-    positions: Positions,
-}
 
 /// A stage in training.
 #[derive(Debug)]
@@ -42,6 +31,8 @@ pub struct Stage {
     moments: Vec<Moments>,
     updates: u64,
     gradients: Option<Vec<Tensor<1>>>,
+    /// Logits that exist at once.
+    logits_max: usize,
 }
 
 /// What a backward gives besides the gradients that it adds to the stage's.
@@ -121,6 +112,7 @@ impl Stage {
             moments,
             updates,
             gradients: None,
+            logits_max: LOGITS_MAX,
         }
     }
 
@@ -281,7 +273,7 @@ impl Stage {
 
     /// Ranges of token rows whose logits exist at once.
     fn turns(&self, tokens: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let step = (LOGITS_MAX / self.config.vocabulary).max(1);
+        let step = (self.logits_max / self.config.vocabulary).max(1);
         (0..tokens)
             .step_by(step)
             .map(move |start| start..(start + step).min(tokens))
@@ -363,149 +355,58 @@ impl Stage {
     }
 }
 
-impl Layers {
-    fn new(
-        config: &ModelConfig,
-        index: usize,
-        numerics: Numerics,
-        device: &Device,
-        mut take: impl FnMut(&str) -> TensorData,
-    ) -> Self {
-        let embed = (index == 0).then(|| Embedding {
-            weight: Param::from_data(take("embed"), device),
-        });
-        let blocks = config
-            .blocks_of(index)
-            .map(|block| {
-                let take = |part: &str| take(&format!("block.{block}.{part}"));
-                Block::new(config, numerics, take, device)
-            })
-            .collect();
-        let last = config.is_last(index);
-        let norm_final = last.then(|| norm(take("norm_final"), numerics, device));
-        let head = last.then(|| linear(take("head"), device));
-        let positions = Positions::new(config, numerics, device);
-        Self {
-            embed,
-            blocks,
-            norm_final,
-            head,
-            positions,
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::derive::Derivation;
+    use crate::model::codec::BorderCodec;
 
-    /// The state after all blocks: the border, or the stream at the last stage.
-    fn forward(&self, input: Option<Tensor<3>>, tokens: Tensor<2, Int>, view: &View) -> Tensor<3> {
-        let state = match (&self.embed, input) {
-            (Some(embed), None) => embed.forward(tokens),
-            (None, Some(input)) => input,
-            (Some(_), Some(_)) => panic!("stage 0 reads tokens, not a border"),
-            (None, None) => panic!("a stage after stage 0 reads a border"),
+    #[test]
+    fn a_head_that_takes_turns_gives_the_same_loss_and_gradients() {
+        let config = ModelConfig {
+            blocks: 1,
+            stages: 1,
+            context: 10,
+            ..ModelConfig::tiny()
         };
-        // The last stage writes into the whole stream, for its head to read.
-        let (state, view) = if self.head.is_some() {
-            (view.stream(state), &View::Whole)
-        } else {
-            (state, view)
+        let device = Device::flex();
+        let derivation = Derivation::new(config.clone(), 1);
+        let batch = BorderCodec::from_seed(&derivation, &device).batch(&[7; 22], 10, &device);
+        let figures = |logits_max: usize| {
+            let mut state = StageState::initial(&derivation, 0);
+            // The head is zero at first, and would hide what reaches the layers below it.
+            let head = state.weights.len() - 2;
+            state.weights[head]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(index, value)| {
+                    *value = narrow(((index * 37) % 101) as f64 / 1000.0);
+                });
+            let mut stage = Stage::new(&config, 0, Numerics::default(), state, &device);
+            assert_eq!(stage.parameters[head].name, "head");
+            stage.logits_max = logits_max;
+            let read = |tensor: Tensor<1>| tensor.into_data().try_to_vec::<f32>().expect("f32");
+            let evaluated = read(stage.loss_sum(None, &batch));
+            let back = stage.backward(None, &batch, Objective::Targets);
+            let trained = read(back.loss_sum.expect("the last stage"));
+            [evaluated, trained]
+                .into_iter()
+                .chain(stage.gradients().into_iter().map(read))
+                .collect::<Vec<_>>()
         };
-        self.blocks.iter().fold(state, |state, block| {
-            block.forward(state, view, &self.positions)
-        })
-    }
-
-    /// What the head reads.
-    fn hidden(&self, stream: Tensor<3>) -> Tensor<3> {
-        self.norm_final
-            .as_ref()
-            .expect("only the last stage has logits")
-            .forward(stream)
-    }
-
-    fn head(&self) -> &Linear {
-        self.head.as_ref().expect("only the last stage has logits")
-    }
-
-    /// Every parameter with its name, sorted by name.
-    fn slots(&mut self, first_block: usize) -> Vec<(String, Slot<'_>)> {
-        let mut slots = Vec::new();
-        if let Some(embed) = &mut self.embed {
-            slots.push(("embed".to_owned(), Slot::Matrix(&mut embed.weight)));
-        }
-        for (index, block) in self.blocks.iter_mut().enumerate() {
-            let mut add = |part: &str, slot| {
-                slots.push((format!("block.{}.{part}", first_block + index), slot));
-            };
-            add("query", Slot::Matrix(&mut block.query.weight));
-            add("key", Slot::Matrix(&mut block.key.weight));
-            add("value", Slot::Matrix(&mut block.value.weight));
-            add(
-                "attention_out",
-                Slot::Matrix(&mut block.attention_out.weight),
-            );
-            add(
-                "gate",
-                Slot::Matrix(&mut block.gate_and_up.linear_inner.weight),
-            );
-            add(
-                "up",
-                Slot::Matrix(&mut block.gate_and_up.linear_outer.weight),
-            );
-            add("down", Slot::Matrix(&mut block.down.weight));
-            add(
-                "norm_attention",
-                Slot::Vector(&mut block.norm_attention.gamma),
-            );
-            add("norm_mlp", Slot::Vector(&mut block.norm_mlp.gamma));
-        }
-        if let Some(norm_final) = &mut self.norm_final {
-            slots.push(("norm_final".to_owned(), Slot::Vector(&mut norm_final.gamma)));
-        }
-        if let Some(head) = &mut self.head {
-            slots.push(("head".to_owned(), Slot::Matrix(&mut head.weight)));
-        }
-        slots.sort_by(|(a, _), (b, _)| a.cmp(b));
-        slots
-    }
-}
-
-/// A parameter in its place.
-enum Slot<'a> {
-    Vector(&'a mut Param<Tensor<1>>),
-    Matrix(&'a mut Param<Tensor<2>>),
-}
-
-impl Slot<'_> {
-    /// Its values, flat.
-    fn value(&self) -> Tensor<1> {
-        match self {
-            Self::Vector(param) => param.val(),
-            Self::Matrix(param) => param.val().flatten(0, 1),
+        let whole = figures(LOGITS_MAX);
+        for tokens in [1, 3, 19, 20] {
+            for (a, b) in whole.iter().zip(figures(tokens * config.vocabulary)) {
+                let most = a.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+                let difference = a
+                    .iter()
+                    .zip(&b)
+                    .fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(
+                    difference <= 1e-5 * most,
+                    "{tokens} tokens at once: {difference} of {most}"
+                );
+            }
         }
     }
-
-    /// Puts flat `values` in its place.
-    fn replace(self, values: Tensor<1>) {
-        match self {
-            Self::Vector(param) => *param = param.clone().map(|_| values),
-            Self::Matrix(param) => *param = param.clone().map(|old| values.reshape(old.dims())),
-        }
-    }
-
-    /// Its gradient, flat, if the tape has one.
-    fn gradient(&self, tape: &mut Gradients) -> Option<Tensor<1>> {
-        match self {
-            Self::Vector(param) => param.val().grad_remove(tape),
-            Self::Matrix(param) => Some(param.val().grad_remove(tape)?.flatten(0, 1)),
-        }
-    }
-}
-
-/// `[sequences, context, width]` as token rows, `[tokens, width]`.
-fn rows(x: Tensor<3>) -> Tensor<2> {
-    x.flatten(0, 1)
-}
-
-/// Sum of the negative log-probabilities of `targets` `[tokens, 1]`, shape `[1]`.
-fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<2, Int>) -> Tensor<1> {
-    log_softmax(logits, 1).gather(1, targets).sum().neg()
 }

@@ -8,18 +8,21 @@
 //! One read from the device a microbatch brings border, loss and norm together. Knows no peers and
 //! no optimizer schedule: what arrives is checked, refused or computed.
 
+mod blame;
+mod generate;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, Transaction};
 
-use super::adamw::AdamW;
-use super::block::{Numerics, tensor};
-use super::codec::{Batch, BorderCodec};
-use super::stage::{Objective, Stage};
-use super::state::{DeviceLost, StageState, read_all};
 use crate::compute::{Input, Snapshot};
 use crate::config::run::RunConfig;
+use crate::model::adamw::AdamW;
+use crate::model::block::{Numerics, tensor};
+use crate::model::codec::{Batch, BorderCodec};
+use crate::model::stage::{Objective, Stage};
+use crate::model::state::{DeviceLost, StageState, read_all};
 use crate::units::StageId;
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::number::{Direction, Noise, Rounding, pack, unpack};
@@ -316,40 +319,6 @@ impl Seat {
         Ok(snapshots)
     }
 
-    /// Scores of the token after `tokens`, by a seat that covers the whole model.
-    ///
-    /// Only the last `context` tokens are looked at.
-    ///
-    /// # Errors
-    /// If there are no tokens, an id is out of range, or the device is lost.
-    ///
-    /// # Panics
-    /// If the seat does not cover the whole model.
-    pub async fn next_token_logits(&self, tokens: &[u32]) -> Result<Vec<f32>, SeatError> {
-        assert_eq!(
-            self.stages.len(),
-            self.run.model.stages,
-            "all stages, to generate"
-        );
-        self.check_ids(tokens)?;
-        let window = &tokens[tokens.len().saturating_sub(self.run.model.context)..];
-        if window.is_empty() {
-            return refuse("no token to go on from".to_owned());
-        }
-        let batch = self
-            .codec
-            .batch_of(window, window, window.len(), &self.device);
-        let (last, before) = self.stages.split_last().expect("a seat has stages");
-        let input = before
-            .iter()
-            .fold(None, |input, stage| Some(stage.forward(input, &batch)));
-        let logits = last.logits(input, &batch);
-        let row = logits
-            .slice([0..1, window.len() - 1..window.len()])
-            .flatten(0, 2);
-        Ok(read(vec![row]).await?.remove(0))
-    }
-
     /// Checks an input and brings it to the device.
     fn take_in(&self, input: &Input) -> Result<Kept, SeatError> {
         let context = self.run.model.context;
@@ -424,45 +393,6 @@ impl Seat {
             .iter()
             .map(|stage| stage.norms_squared(step_tokens))
             .collect()
-    }
-
-    /// The first stage whose output in a forward is not finite; without `output`, the last one has a loss.
-    async fn blame_forward(
-        &self,
-        kept: &Kept,
-        output: Option<Tensor<3>>,
-    ) -> Result<SeatError, DeviceLost> {
-        let inner = kept.inputs[1..].iter().cloned().chain([output]);
-        let mut stage = self.first();
-        for output in inner.flatten() {
-            if !all_finite(&read(vec![output.flatten(0, 2)]).await?[0]) {
-                break;
-            }
-            stage += 1;
-        }
-        Ok(SeatError::NonFinite {
-            stage: StageId(number(stage)),
-            own: kept.finite,
-        })
-    }
-
-    /// The first stage, from the seat's end, whose input gradient is not finite.
-    async fn blame_backward(
-        &self,
-        kept: &Kept,
-        flowed: &[(StageId, Tensor<3>)],
-    ) -> Result<SeatError, DeviceLost> {
-        let mut blamed = StageId(number(self.first()));
-        for (stage, gradient) in flowed {
-            if !all_finite(&read(vec![gradient.clone().flatten(0, 2)]).await?[0]) {
-                blamed = *stage;
-                break;
-            }
-        }
-        Ok(SeatError::NonFinite {
-            stage: blamed,
-            own: self.gradients_finite && kept.finite,
-        })
     }
 }
 

@@ -1,0 +1,175 @@
+//! A stage's layers: the module that burn differentiates, and its parameters by name.
+//!
+//! Owns which layers a stage has and in what order they run. Knows nothing of moments, steps or
+//! loss scales: [`super::stage`] does. Invariant: [`Layers::slots`] lists the parameters exactly as
+//! [`ModelConfig::parameters_of`] does, sorted by name.
+
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, Linear, RmsNorm};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+
+use super::block::{Block, Numerics, Positions, View, linear, norm};
+use crate::config::model::ModelConfig;
+
+/// A stage's layers, without a tape.
+#[derive(Module, Debug)]
+pub(super) struct Layers {
+    embed: Option<Embedding>,
+    blocks: Vec<Block>,
+    norm_final: Option<RmsNorm>,
+    head: Option<Linear>,
+    pub(super) positions: Positions,
+}
+
+impl Layers {
+    pub(super) fn new(
+        config: &ModelConfig,
+        index: usize,
+        numerics: Numerics,
+        device: &Device,
+        mut take: impl FnMut(&str) -> TensorData,
+    ) -> Self {
+        let embed = (index == 0).then(|| Embedding {
+            weight: Param::from_data(take("embed"), device),
+        });
+        let blocks = config
+            .blocks_of(index)
+            .map(|block| {
+                let take = |part: &str| take(&format!("block.{block}.{part}"));
+                Block::new(config, numerics, take, device)
+            })
+            .collect();
+        let last = config.is_last(index);
+        let norm_final = last.then(|| norm(take("norm_final"), numerics, device));
+        let head = last.then(|| linear(take("head"), device));
+        let positions = Positions::new(config, numerics, device);
+        Self {
+            embed,
+            blocks,
+            norm_final,
+            head,
+            positions,
+        }
+    }
+
+    /// The state after all blocks: the border, or the stream at the last stage.
+    pub(super) fn forward(
+        &self,
+        input: Option<Tensor<3>>,
+        tokens: Tensor<2, Int>,
+        view: &View,
+    ) -> Tensor<3> {
+        let state = match (&self.embed, input) {
+            (Some(embed), None) => embed.forward(tokens),
+            (None, Some(input)) => input,
+            (Some(_), Some(_)) => panic!("stage 0 reads tokens, not a border"),
+            (None, None) => panic!("a stage after stage 0 reads a border"),
+        };
+        // The last stage writes into the whole stream, for its head to read.
+        let (state, view) = if self.head.is_some() {
+            (view.stream(state), &View::Whole)
+        } else {
+            (state, view)
+        };
+        self.blocks.iter().fold(state, |state, block| {
+            block.forward(state, view, &self.positions)
+        })
+    }
+
+    /// What the head reads.
+    pub(super) fn hidden(&self, stream: Tensor<3>) -> Tensor<3> {
+        self.norm_final
+            .as_ref()
+            .expect("only the last stage has logits")
+            .forward(stream)
+    }
+
+    pub(super) fn head(&self) -> &Linear {
+        self.head.as_ref().expect("only the last stage has logits")
+    }
+
+    /// Every parameter with its name, sorted by name.
+    pub(super) fn slots(&mut self, first_block: usize) -> Vec<(String, Slot<'_>)> {
+        let mut slots = Vec::new();
+        if let Some(embed) = &mut self.embed {
+            slots.push(("embed".to_owned(), Slot::Matrix(&mut embed.weight)));
+        }
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            let mut add = |part: &str, slot| {
+                slots.push((format!("block.{}.{part}", first_block + index), slot));
+            };
+            add("query", Slot::Matrix(&mut block.query.weight));
+            add("key", Slot::Matrix(&mut block.key.weight));
+            add("value", Slot::Matrix(&mut block.value.weight));
+            add(
+                "attention_out",
+                Slot::Matrix(&mut block.attention_out.weight),
+            );
+            add(
+                "gate",
+                Slot::Matrix(&mut block.gate_and_up.linear_inner.weight),
+            );
+            add(
+                "up",
+                Slot::Matrix(&mut block.gate_and_up.linear_outer.weight),
+            );
+            add("down", Slot::Matrix(&mut block.down.weight));
+            add(
+                "norm_attention",
+                Slot::Vector(&mut block.norm_attention.gamma),
+            );
+            add("norm_mlp", Slot::Vector(&mut block.norm_mlp.gamma));
+        }
+        if let Some(norm_final) = &mut self.norm_final {
+            slots.push(("norm_final".to_owned(), Slot::Vector(&mut norm_final.gamma)));
+        }
+        if let Some(head) = &mut self.head {
+            slots.push(("head".to_owned(), Slot::Matrix(&mut head.weight)));
+        }
+        slots.sort_by(|(a, _), (b, _)| a.cmp(b));
+        slots
+    }
+}
+
+/// A parameter in its place.
+pub(super) enum Slot<'a> {
+    Vector(&'a mut Param<Tensor<1>>),
+    Matrix(&'a mut Param<Tensor<2>>),
+}
+
+impl Slot<'_> {
+    /// Its values, flat.
+    pub(super) fn value(&self) -> Tensor<1> {
+        match self {
+            Self::Vector(param) => param.val(),
+            Self::Matrix(param) => param.val().flatten(0, 1),
+        }
+    }
+
+    /// Puts flat `values` in its place.
+    pub(super) fn replace(self, values: Tensor<1>) {
+        match self {
+            Self::Vector(param) => *param = param.clone().map(|_| values),
+            Self::Matrix(param) => *param = param.clone().map(|old| values.reshape(old.dims())),
+        }
+    }
+
+    /// Its gradient, flat, if the tape has one.
+    pub(super) fn gradient(&self, tape: &mut Gradients) -> Option<Tensor<1>> {
+        match self {
+            Self::Vector(param) => param.val().grad_remove(tape),
+            Self::Matrix(param) => Some(param.val().grad_remove(tape)?.flatten(0, 1)),
+        }
+    }
+}
+
+/// `[sequences, context, width]` as token rows, `[tokens, width]`.
+pub(super) fn rows(x: Tensor<3>) -> Tensor<2> {
+    x.flatten(0, 1)
+}
+
+/// Sum of the negative log-probabilities of `targets` `[tokens, 1]`, shape `[1]`.
+pub(super) fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<2, Int>) -> Tensor<1> {
+    log_softmax(logits, 1).gather(1, targets).sum().neg()
+}
