@@ -354,7 +354,7 @@ fn minutes(time: Duration) -> String {
 }
 
 /// Copies what people write in this repository. Gives how many files that is.
-fn copy_own_text(folder: &Path) -> anyhow::Result<usize> {
+pub(crate) fn copy_own_text(folder: &Path) -> anyhow::Result<usize> {
     let files: Vec<String> = match output(
         Command::new("git")
             .args(["ls-files"])
