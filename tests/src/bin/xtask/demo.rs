@@ -196,7 +196,7 @@ fn whys(volunteers: &mut [Program]) -> String {
 
 /// Waits until the store holds a checkpoint, of `round` if it comes in time. Gives its round.
 fn wait_for_checkpoint(host: &mut Host, round: u64) -> anyhow::Result<u64> {
-    let written = |run: &Value| run["stored_round"].as_u64();
+    let written = |run: &Value| run["checkpoint_round"].as_u64();
     let newest = host.wait_until("checkpoint", CHECKPOINT_WAIT_MAX, |run| {
         written(run).is_some_and(|done| done >= round)
     });
