@@ -2,7 +2,7 @@
 //!
 //! [`rtc`] moves messages between volunteers, [`host`] talks to the host, [`identity`] is who we
 //! are. [`cli`] and [`settings`] say what a person wants, [`commands`] do it, [`report`] tells what
-//! happens and [`failure`] why it ended.
+//! happens and [`failure`] why it ended. [`volunteer`] is what takes part in a run.
 
 pub mod cli;
 pub mod commands;
@@ -10,7 +10,9 @@ pub mod failure;
 pub mod host;
 pub mod identity;
 pub mod llama;
+pub mod log;
 pub mod pace;
 pub mod report;
 pub mod rtc;
 pub mod settings;
+pub mod volunteer;

@@ -49,7 +49,7 @@ pub enum Note {
     },
     /// The device was measured.
     Measured {
-        /// Microseconds of one block for one sequence, forward and backward, with the throttle's rest.
+        /// Microseconds of one block for one sequence, forward and backward.
         block_us: u64,
         /// Hash of what follows from the run's seed.
         seed_hash: String,
@@ -60,8 +60,6 @@ pub enum Note {
         peer: u64,
         /// Newest committed round.
         round: u32,
-        /// Whether the seat of before goes on.
-        resumed: bool,
     },
     /// We take a seat.
     Seat {
@@ -128,7 +126,7 @@ pub enum Note {
     },
     /// The first Ctrl-C: we leave when the round is committed.
     Finish,
-    /// The device rests by itself, or works again.
+    /// Something does not work as it should, and what follows from it.
     Trouble {
         /// What happened, and what follows from it.
         text: String,
@@ -187,7 +185,7 @@ impl Note {
                     *block_us as f64 / 1e3
                 )
             }
-            Self::Welcome { peer, round, .. } => {
+            Self::Welcome { peer, round } => {
                 format!("welcome: volunteer {peer}, round {round}")
             }
             Self::Seat {
@@ -326,9 +324,18 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter whose clock starts now.
+    /// A reporter whose clock starts now; on a terminal it keeps a status line.
     pub fn new(format: LogFormat) -> Self {
         let on_terminal = format == LogFormat::Text && std::io::stderr().is_terminal();
+        Self::with_status(format, on_terminal)
+    }
+
+    /// A reporter that never keeps a status line.
+    pub fn without_status(format: LogFormat) -> Self {
+        Self::with_status(format, false)
+    }
+
+    fn with_status(format: LogFormat, on_terminal: bool) -> Self {
         let bar = if on_terminal {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let template = if no_color() {

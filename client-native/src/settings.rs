@@ -62,7 +62,7 @@ pub enum Text {
 }
 
 impl Text {
-    fn into_string(self) -> String {
+    pub(crate) fn into_string(self) -> String {
         match self {
             Self::Text(text) => text,
             Self::Number(number) => number.to_string(),

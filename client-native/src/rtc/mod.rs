@@ -119,6 +119,16 @@ impl Outboxes {
     }
 }
 
+/// Waits for the end of a transport's connections.
+pub struct TransportEnd(mpsc::Receiver<()>);
+
+impl TransportEnd {
+    /// Returns when the transport is gone and the last connection is closed.
+    pub async fn wait(mut self) {
+        while self.0.recv().await.is_some() {}
+    }
+}
+
 /// The network of one volunteer.
 pub struct RtcTransport {
     config: Arc<RtcConfig>,
@@ -126,19 +136,28 @@ pub struct RtcTransport {
     instances: u64,
     events: mpsc::Receiver<Tagged>,
     report: mpsc::Sender<Tagged>,
+    alive: mpsc::Sender<()>,
 }
 
 impl RtcTransport {
     /// A network without links. Must be used within a tokio runtime.
     pub fn new(config: RtcConfig) -> Self {
+        Self::with_end(config).0
+    }
+
+    /// The same, and what tells when it was dropped and all its connections are closed.
+    pub fn with_end(config: RtcConfig) -> (Self, TransportEnd) {
         let (report, events) = mpsc::channel(EVENTS_MAX);
-        Self {
+        let (alive, end) = mpsc::channel(1);
+        let transport = Self {
             config: Arc::new(config),
             links: BTreeMap::new(),
             instances: 0,
             events,
             report,
-        }
+            alive,
+        };
+        (transport, TransportEnd(end))
     }
 
     /// Makes a new connection to `peer`; an older one ends without a word.
@@ -155,7 +174,11 @@ impl RtcTransport {
             report: self.report.clone(),
             outboxes: outboxes.clone(),
         };
-        tokio::spawn(task.run(first, mailbox));
+        let alive = self.alive.clone();
+        tokio::spawn(async move {
+            task.run(first, mailbox).await;
+            drop(alive);
+        });
         let link = Link {
             instance,
             steps,

@@ -1,0 +1,278 @@
+//! `shoal generate`: an exported model goes on writing from a prompt.
+//!
+//! Each token is drawn from the model's own distribution, sharpened by the temperature and cut to
+//! the likeliest tokens. The draws come from a generator that a seed fixes. When text and prompt are longer
+//! than the model's context, it sees the last part of them.
+
+use std::io::Write;
+use std::path::Path;
+
+use shared::random::Words;
+use tokenizers::Tokenizer;
+
+use super::open;
+use crate::cli::GenerateArgs;
+use crate::failure::{Code, Failure};
+use crate::llama::{LlamaError, PlainModel, TOKENIZER_FILE};
+use crate::settings::{self, FileSettings};
+
+/// What the text is made of.
+enum Alphabet {
+    Tokenizer(Box<Tokenizer>),
+    /// Each token is a byte.
+    Bytes,
+}
+
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug)]
+struct Sampling {
+    temperature: f64,
+    top_p: f64,
+}
+
+pub(super) async fn generate(args: GenerateArgs, file: &FileSettings) -> Result<(), Failure> {
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+    };
+    let sensible = sampling.temperature >= 0.0
+        && sampling.temperature.is_finite()
+        && sampling.top_p > 0.0
+        && sampling.top_p <= 1.0;
+    if !sensible {
+        return Err(Failure::new(
+            Code::Usage,
+            "--temperature must not be negative, --top-p lies above 0 and at most at 1",
+            "See shoal generate --help.",
+        ));
+    }
+    let opened = open(&settings::gpu(args.device.gpu.clone(), file)).await?;
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => getrandom::u64()
+            .map_err(|error| Failure::new(Code::Failed, error, "Give a number with --seed."))?,
+    };
+    let work = tokio::task::spawn_blocking(move || write(&args, sampling, seed, &opened.device));
+    work.await.unwrap_or_else(|_| {
+        Err(Failure::new(
+            Code::NoDevice,
+            "the device failed",
+            "Try --gpu cpu.",
+        ))
+    })
+}
+
+fn write(
+    args: &GenerateArgs,
+    sampling: Sampling,
+    seed: u64,
+    device: &burn::tensor::Device,
+) -> Result<(), Failure> {
+    let model = PlainModel::load(&args.folder).map_err(not_loaded)?;
+    let vocabulary = model.config().vocabulary;
+    let alphabet = Alphabet::load(&args.folder, vocabulary)?;
+    let mut tokens = alphabet.encode(&args.prompt, vocabulary)?;
+    if tokens.is_empty() {
+        return Err(Failure::new(
+            Code::Usage,
+            "the prompt has no token",
+            "Give some text with --prompt.",
+        ));
+    }
+    let stage = model.stage(device);
+    let mut words = Words::new("generate", &[seed]);
+    let mut out = std::io::stdout().lock();
+    let mut written = 0;
+    for _ in 0..args.tokens {
+        let seen = &tokens[tokens.len().saturating_sub(model.config().context)..];
+        let logits = stage.logits(None, &PlainModel::batch(seen, device));
+        let logits: Vec<f32> = logits
+            .into_data()
+            .try_to_vec()
+            .map_err(|error| Failure::new(Code::NoDevice, format!("{error:?}"), ""))?;
+        let last = &logits[logits.len() - vocabulary..];
+        tokens.push(sampling.draw(last, uniform(&mut words)));
+        let text = alphabet.decode(&tokens)?;
+        written = print_new(&mut out, &text, written, false);
+    }
+    let text = alphabet.decode(&tokens)?;
+    print_new(&mut out, &text, written, true);
+    // A reader that went away has read enough.
+    let _ = writeln!(out);
+    Ok(())
+}
+
+/// Prints what was not printed yet; an unfinished character at the end waits for its other bytes.
+fn print_new(out: &mut impl Write, text: &str, written: usize, all: bool) -> usize {
+    let whole = if all {
+        text
+    } else {
+        text.trim_end_matches(char::REPLACEMENT_CHARACTER)
+    };
+    let Some(new) = whole.get(written..) else {
+        return written;
+    };
+    let _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
+    written.max(whole.len())
+}
+
+impl Alphabet {
+    fn load(folder: &Path, vocabulary: usize) -> Result<Self, Failure> {
+        let path = folder.join(TOKENIZER_FILE);
+        if path.exists() {
+            let tokenizer = Tokenizer::from_file(&path).map_err(|error| {
+                let what = format!("{}: {error}", path.display());
+                Failure::new(Code::Failed, what, "Export the model again.")
+            })?;
+            return Ok(Self::Tokenizer(Box::new(tokenizer)));
+        }
+        if vocabulary == 256 {
+            return Ok(Self::Bytes);
+        }
+        Err(Failure::new(
+            Code::Failed,
+            format!("there is no {}", path.display()),
+            "Put the tokenizer.json there that the run's data was made with.",
+        ))
+    }
+
+    fn encode(&self, text: &str, vocabulary: usize) -> Result<Vec<u32>, Failure> {
+        let tokens = match self {
+            Self::Bytes => text.bytes().map(u32::from).collect(),
+            Self::Tokenizer(tokenizer) => tokenizer
+                .encode(text, false)
+                .map_err(|error| Failure::new(Code::Failed, error, ""))?
+                .get_ids()
+                .to_vec(),
+        };
+        match tokens.iter().find(|token| **token as usize >= vocabulary) {
+            None => Ok(tokens),
+            Some(token) => Err(Failure::new(
+                Code::Failed,
+                format!("tokenizer.json knows token {token}, the model has {vocabulary}"),
+                "Both must come from the same export.",
+            )),
+        }
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String, Failure> {
+        match self {
+            Self::Bytes => {
+                let bytes: Vec<u8> = tokens
+                    .iter()
+                    .map(|token| u8::try_from(*token).unwrap_or(b'?'))
+                    .collect();
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            Self::Tokenizer(tokenizer) => tokenizer
+                .decode(tokens, false)
+                .map_err(|error| Failure::new(Code::Failed, error, "")),
+        }
+    }
+}
+
+impl Sampling {
+    /// The token that `chance` in [0, 1) chooses.
+    fn draw(self, logits: &[f32], chance: f64) -> u32 {
+        let mut ranked: Vec<(usize, f64)> = logits
+            .iter()
+            .map(|logit| f64::from(*logit))
+            .enumerate()
+            .collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let token = |index: usize| u32::try_from(index).expect("a vocabulary fits into u32");
+        let best = ranked[0];
+        if self.temperature == 0.0 {
+            return token(best.0);
+        }
+        for (_, weight) in &mut ranked {
+            *weight = ((*weight - best.1) / self.temperature).exp();
+        }
+        let total: f64 = ranked.iter().map(|(_, weight)| weight).sum();
+        let mut kept = 0.0;
+        let enough = ranked
+            .iter()
+            .position(|(_, weight)| {
+                kept += weight;
+                kept >= self.top_p * total
+            })
+            .unwrap_or(ranked.len() - 1);
+        let mut left = chance * kept;
+        for (index, weight) in &ranked[..=enough] {
+            left -= weight;
+            if left < 0.0 {
+                return token(*index);
+            }
+        }
+        token(ranked[enough].0)
+    }
+}
+
+/// A number in [0, 1) with 32 random bits.
+fn uniform(words: &mut Words) -> f64 {
+    f64::from(words.next_word()) / (f64::from(u32::MAX) + 1.0)
+}
+
+fn not_loaded(error: LlamaError) -> Failure {
+    Failure::new(
+        Code::Failed,
+        error,
+        "Give the folder that `shoal export LINK -o FOLDER` wrote.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draws(temperature: f64, top_p: f64, logits: &[f32]) -> Vec<u32> {
+        let sampling = Sampling { temperature, top_p };
+        (0..1_000)
+            .map(|n| sampling.draw(logits, f64::from(n) / 1_000.0))
+            .collect()
+    }
+
+    fn share(drawn: &[u32], token: u32) -> f64 {
+        drawn.iter().filter(|one| **one == token).count() as f64 / drawn.len() as f64
+    }
+
+    #[test]
+    fn temperature_one_follows_the_models_own_probabilities() {
+        let logits = [0.5_f32.ln(), 0.2_f32.ln(), 0.3_f32.ln()];
+        let drawn = draws(1.0, 1.0, &logits);
+        for (token, expected) in [(0, 0.5), (1, 0.2), (2, 0.3)] {
+            assert!(
+                (share(&drawn, token) - expected).abs() < 0.002,
+                "token {token}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_low_temperature_sharpens_and_zero_takes_the_best() {
+        let logits = [0.0, 1.0, 0.5];
+        assert!(draws(0.0, 1.0, &logits).iter().all(|token| *token == 1));
+        assert!(share(&draws(0.25, 1.0, &logits), 1) > share(&draws(1.0, 1.0, &logits), 1));
+    }
+
+    #[test]
+    fn top_p_leaves_the_unlikely_out() {
+        let logits = [0.6_f32.ln(), 0.3_f32.ln(), 0.1_f32.ln()];
+        let drawn = draws(1.0, 0.8, &logits);
+        assert_eq!(share(&drawn, 2), 0.0);
+        assert!((share(&drawn, 0) - 2.0 / 3.0).abs() < 0.002);
+    }
+
+    #[test]
+    fn a_character_is_printed_once_all_its_bytes_are_there() {
+        let mut out = Vec::new();
+        let bytes = Alphabet::Bytes;
+        let mut written = 0;
+        let tokens: Vec<u32> = "aé!".bytes().map(u32::from).collect();
+        for count in 1..=tokens.len() {
+            let text = bytes.decode(&tokens[..count]).unwrap();
+            written = print_new(&mut out, &text, written, count == tokens.len());
+        }
+        assert_eq!(String::from_utf8(out).unwrap(), "aé!");
+    }
+}

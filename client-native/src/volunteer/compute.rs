@@ -1,0 +1,249 @@
+//! The device at work: the model's engine on a thread of its own, with its rests.
+//!
+//! An engine computes between awaits without yielding, so it must not share a thread with sockets.
+//! [`NativeWorkshop`] starts that thread once the run's model is known, measures a block and gives
+//! [`ThreadCompute`], which passes jobs to it one at a time. A throttled device rests after each
+//! microbatch in proportion to the time it worked. A panic inside the engine (a GPU out of memory)
+//! ends the thread and is told as [`Done::Failed`].
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+use bytes::Bytes;
+use shared::compute::{Compute, Done, Input, Job, StageState};
+use shared::config::run::RunConfig;
+use shared::driver::{Prepared, Workshop};
+use shared::model::engine::Engine;
+use shared::units::{Digest, Epoch, Microbatch, PipelineId, Round, StageRange, Step};
+use shared::wire::frame::{Mode, Place, Slot};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Notes;
+use crate::report::Note;
+
+/// Most time to spend on measuring a block; a first try, which compiles kernels, comes before.
+const MEASURE_MAX: Duration = Duration::from_secs(2);
+/// Measurements of which the fastest counts: the others met something else on the machine.
+const MEASURE_TRIES: usize = 5;
+/// Longest rest at once, so that a throttled device still answers its pipeline in time.
+const REST_MAX: Duration = Duration::from_secs(30);
+
+/// Makes the compute of this machine.
+pub struct NativeWorkshop {
+    /// The device that was chosen.
+    pub device: Device,
+    /// Share of the time that it works, 10 to 100.
+    pub throttle_percent: u8,
+    /// Where to tell what was measured.
+    pub(crate) notes: Notes,
+}
+
+/// The engine's thread, as the driver sees it.
+pub struct ThreadCompute {
+    jobs: mpsc::Sender<(Job, oneshot::Sender<Done>)>,
+}
+
+impl Workshop for NativeWorkshop {
+    type Compute = ThreadCompute;
+
+    async fn prepare(self, config: RunConfig) -> Result<Prepared<ThreadCompute>, String> {
+        self.notes.tell(Note::Prepare {
+            run: config.name.clone(),
+            parameters: config.model.parameter_count() as u64,
+        });
+        let (ready, prepared) = oneshot::channel();
+        let (jobs, inbox) = mpsc::channel(1);
+        let (device, throttle_percent) = (self.device, self.throttle_percent);
+        std::thread::Builder::new()
+            .name("compute".to_owned())
+            .spawn(move || {
+                let made = catch_unwind(AssertUnwindSafe(|| prepare(&config, &device)));
+                match made {
+                    Ok((engine, seed_hash, Ok(block_us))) => {
+                        if ready.send(Ok((seed_hash, block_us))).is_ok() {
+                            work(engine, inbox, throttle_percent);
+                        }
+                    }
+                    Ok((_, _, Err(reason))) => {
+                        // Nobody who waits is nobody to tell.
+                        let _ = ready.send(Err(reason));
+                    }
+                    Err(panic) => {
+                        let _ = ready.send(Err(words(panic.as_ref())));
+                    }
+                }
+            })
+            .map_err(|error| format!("no thread for the device: {error}"))?;
+        let outcome = prepared.await;
+        let (seed_hash, block_us) =
+            outcome.map_err(|_| "the device's thread ended".to_owned())??;
+        self.notes.tell(Note::Measured {
+            block_us,
+            seed_hash: seed_hash.to_string(),
+        });
+        Ok(Prepared {
+            compute: ThreadCompute { jobs },
+            seed_hash,
+            block_us,
+        })
+    }
+}
+
+impl Compute for ThreadCompute {
+    async fn run(&mut self, job: Job) -> Done {
+        let (reply, done) = oneshot::channel();
+        let failed = || Done::Failed {
+            reason: "the device's thread ended".to_owned(),
+        };
+        if self.jobs.send((job, reply)).await.is_err() {
+            return failed();
+        }
+        done.await.unwrap_or_else(|_| failed())
+    }
+}
+
+/// What the driver waits for before it joins.
+fn prepare(config: &RunConfig, device: &Device) -> (Engine, Digest, Result<u64, String>) {
+    let seed_hash = Digest(shared::derive::seed_hash(&config.model, config.seed));
+    let mut engine = Engine::new(config.clone(), device.clone());
+    let block_us = measure_block(&mut engine, config);
+    (engine, seed_hash, block_us)
+}
+
+/// Does jobs until the owner is gone.
+fn work(
+    mut engine: Engine,
+    mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>,
+    throttle_percent: u8,
+) {
+    while let Some((job, reply)) = inbox.blocking_recv() {
+        let began = Instant::now();
+        let heavy = matches!(
+            job,
+            Job::Forward { .. } | Job::Backward { .. } | Job::Apply { .. }
+        );
+        let outcome = catch_unwind(AssertUnwindSafe(|| block_on(engine.run(job))));
+        let worked = began.elapsed();
+        match outcome {
+            Ok(done) => {
+                // A driver that is gone waits for nothing.
+                let _ = reply.send(done);
+            }
+            Err(panic) => {
+                let reason = words(panic.as_ref());
+                let _ = reply.send(Done::Failed { reason });
+                return;
+            }
+        }
+        if heavy {
+            std::thread::sleep(rest(worked, throttle_percent));
+        }
+    }
+}
+
+/// How long to rest after working for `worked`, so that work is that share of the time.
+pub(super) fn rest(worked: Duration, throttle_percent: u8) -> Duration {
+    let percent = u32::from(throttle_percent.clamp(1, 100));
+    (worked * (100 - percent) / percent).min(REST_MAX)
+}
+
+/// Microseconds of forward and backward of one block for one sequence of the run's model.
+///
+/// Leaves the engine without its gradients: the next [`Job::Seat`] clears what is left.
+///
+/// # Errors
+/// The device does not compute this model: why, in words.
+pub fn measure_block(engine: &mut Engine, config: &RunConfig) -> Result<u64, String> {
+    let stages = StageRange { first: 0, end: 1 };
+    let seat = Job::Seat {
+        stages,
+        states: vec![StageState::Seed],
+    };
+    let blocks = config.model.blocks_of(0).len() as u128;
+    // The first one compiles kernels and fills caches: it is not counted.
+    let first = once(engine, config, seat.clone(), 1)?;
+    let whole = config.microbatch_sequences();
+    let sequences = if first * u32::from(whole) > MEASURE_MAX {
+        1
+    } else {
+        whole
+    };
+    let began = Instant::now();
+    let mut fastest = None;
+    for _ in 0..MEASURE_TRIES {
+        let took = once(engine, config, seat.clone(), sequences)?;
+        fastest = fastest.min(Some(took)).or(Some(took));
+        if began.elapsed() > MEASURE_MAX {
+            break;
+        }
+    }
+    let fastest = fastest.expect("at least one try").as_micros();
+    let each = fastest / (blocks * u128::from(sequences));
+    Ok(u64::try_from(each).unwrap_or(u64::MAX).max(1))
+}
+
+/// Forward and backward of stage 0 over that many sequences, from a fresh seat.
+fn once(
+    engine: &mut Engine,
+    config: &RunConfig,
+    seat: Job,
+    sequences: u16,
+) -> Result<Duration, String> {
+    let place = Place {
+        pipeline: PipelineId(0),
+        epoch: Epoch::default(),
+        round: Round(0),
+    };
+    let slot = Slot {
+        place,
+        step: Step(0),
+        microbatch: Microbatch(0),
+    };
+    let count = usize::from(sequences) * (config.model.context + 1);
+    let tokens = (0..count)
+        .map(|token| u32::try_from(token * 31 % config.model.vocabulary).unwrap_or(0))
+        .collect();
+    let forward = Job::Forward {
+        slot,
+        mode: Mode::Train,
+        input: Input {
+            tokens,
+            boundary: None,
+            first_sample: 0,
+        },
+    };
+    if let Done::Failed { reason } | Done::Refused { reason } = block_on(engine.run(seat)) {
+        return Err(reason);
+    }
+    let began = Instant::now();
+    // Any numbers of the right form will do as a gradient: the boundary's own are.
+    let gradient: Option<Bytes> = match block_on(engine.run(forward)) {
+        Done::Forward { boundary, .. } => boundary,
+        other => return Err(format!("a forward gave {other:?}")),
+    };
+    let backward = Job::Backward {
+        slot,
+        gradient,
+        step_tokens: Some(count as u64),
+    };
+    match block_on(engine.run(backward)) {
+        Done::Backward { .. } => Ok(began.elapsed()),
+        other => Err(format!("a backward gave {other:?}")),
+    }
+}
+
+/// Drives a future of the engine, which yields only where it waits for the device.
+fn block_on<F: Future>(future: F) -> F::Output {
+    pollster::block_on(future)
+}
+
+/// What a panic said.
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("the device failed without a word")
+        .to_owned()
+}

@@ -1,0 +1,311 @@
+//! `shoal join`: the driver with everything that a headless machine gives it.
+//!
+//! Binds sockets, files, device and clock to [`shared::driver`], passes Ctrl-C on, and tells what
+//! happens. Decides nothing but when to give up: everything about the run is [`shared::peer`]'s.
+
+pub mod compute;
+mod host;
+mod signals;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shared::driver::{self, World};
+use shared::model::device::{DeviceKind, Opened};
+use shared::peer::{Event, Exit, Identity as PeerIdentity, Peer};
+use shared::transport::TransportStopped;
+use shared::units::Time;
+use shared::wire::signal::{Capabilities, RefuseCode, VolunteerKind};
+use tokio::sync::mpsc;
+
+use crate::failure::{Code, Failure};
+use crate::host::http::HostFiles;
+use crate::host::socket::HostSocket;
+use crate::identity::Identity;
+use crate::pace::Pacer;
+use crate::report::{Note, Reporter};
+use crate::rtc::{RtcConfig, RtcTransport};
+use crate::settings::Settings;
+use compute::NativeWorkshop;
+use host::NativeHost;
+
+/// Notes that wait for a slow terminal before some are lost.
+const NOTES_MAX: usize = 1_024;
+/// Between looks at the status line.
+const TICK: Duration = Duration::from_millis(250);
+/// How long connections may take to say goodbye at the end.
+const GOODBYE_MAX: Duration = Duration::from_millis(600);
+/// Memory that is lent where a device does not say what it has.
+const GPU_MEMORY_BYTES: u64 = 2_000_000_000;
+
+/// Where notes go. Never waits; a terminal that does not keep up loses some.
+#[derive(Clone)]
+pub(crate) struct Notes(mpsc::Sender<Note>);
+
+impl Notes {
+    pub(crate) fn tell(&self, note: Note) {
+        if self.0.try_send(note).is_err() {
+            tracing::debug!("a note was lost: nobody reads them");
+        }
+    }
+}
+
+/// The process's clock.
+#[derive(Clone, Copy, Debug)]
+struct ProcessClock(Instant);
+
+impl driver::Clock for ProcessClock {
+    fn now(&self) -> Time {
+        Time::from_micros(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    async fn sleep_until(&self, at: Time) {
+        let at = self.0 + Duration::from_micros(at.as_micros());
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+/// Takes part in a run until it is over, and tells why it ended. `opened` is the device to work with.
+pub async fn join(settings: Settings, opened: Opened, reporter: Reporter) -> ExitCode {
+    let (notes, heard) = mpsc::channel(NOTES_MAX);
+    let notes = Notes(notes);
+    let telling = tokio::spawn(tell_all(heard, reporter));
+    let outcome = take_part(settings, opened, &notes).await;
+    let (note, code) = match outcome {
+        Ok(text) => {
+            let text = text.to_owned();
+            (Note::End { code: 0, text }, ExitCode::SUCCESS)
+        }
+        Err(failure) if matches!(failure.code, Code::Over | Code::Stopped) => {
+            let (code, text) = (failure.code as u8, failure.what.clone());
+            (Note::End { code, text }, failure.exit_code())
+        }
+        Err(failure) => (Note::of(&failure), failure.exit_code()),
+    };
+    notes.tell(note);
+    drop(notes);
+    if telling.await.is_err() {
+        tracing::error!("telling notes panicked");
+    }
+    code
+}
+
+/// Tells notes until their senders are gone.
+async fn tell_all(mut heard: mpsc::Receiver<Note>, mut reporter: Reporter) {
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            note = heard.recv() => match note {
+                Some(note) => reporter.say(&note),
+                None => break,
+            },
+            _ = tick.tick() => reporter.tick(),
+        }
+    }
+    reporter.finish();
+}
+
+/// Joins, works and leaves. Gives the last word where all went as it should.
+async fn take_part(
+    settings: Settings,
+    opened: Opened,
+    notes: &Notes,
+) -> Result<&'static str, Failure> {
+    let identity = Identity::open(&settings.identity_path)?;
+    let capabilities = capabilities(&settings, &opened);
+    let name = settings.name.map_or_else(
+        || format!("volunteer {}", &identity.public().to_string()[..6]),
+        |name| name.0,
+    );
+    notes.tell(Note::Start {
+        version: env!("CARGO_PKG_VERSION"),
+        link: settings.link.to_string(),
+        name: name.clone(),
+        key: identity.public().to_string(),
+        device: opened.name.clone(),
+        memory_bytes: capabilities.memory_bytes,
+        throttle_percent: settings.throttle.0,
+    });
+    let peer = Peer::new(PeerIdentity {
+        key: identity.signing_key(),
+        session: identity.session,
+        name,
+        capabilities,
+    });
+    let pacer = settings.max_upload.map(|rate| Arc::new(Pacer::new(rate.0)));
+    let (transport, transport_end) = RtcTransport::with_end(RtcConfig {
+        ice_servers: Vec::new(),
+        relay_only: settings.relay_only,
+        loopback: settings.link.is_loopback(),
+        pacer: pacer.clone(),
+    });
+    let (gave_up, mut given_up) = mpsc::channel(1);
+    let files = HostFiles::new(&settings.link, pacer);
+    let world = World {
+        transport,
+        host: NativeHost::new(
+            HostSocket::open(&settings.link),
+            files,
+            notes.clone(),
+            gave_up,
+        ),
+        workshop: NativeWorkshop {
+            device: opened.device,
+            throttle_percent: settings.throttle.0,
+            notes: notes.clone(),
+        },
+        clock: ProcessClock(Instant::now()),
+    };
+    let (commands, mut stopped) = signals::listen(notes.clone())?;
+    let mut watcher = Watcher {
+        notes: notes.clone(),
+        last_step: None,
+    };
+    let watch = |peer: &Peer, now: Time, event: Event| watcher.watch(peer, now, event);
+    let exit = tokio::select! {
+        exit = driver::run(peer, world, watch, commands) => outcome(exit),
+        Some(failure) = given_up.recv() => Err(failure),
+        () = stopped.wait() => Err(stopped_at_once()),
+    };
+    // The other ends notice sooner when connections close than when they fall silent.
+    let _ = tokio::time::timeout(GOODBYE_MAX, transport_end.wait()).await;
+    exit
+}
+
+/// What this machine offers.
+fn capabilities(settings: &Settings, opened: &Opened) -> Capabilities {
+    let memory_bytes = settings
+        .memory
+        .map_or_else(|| careful_memory(opened.kind), |memory| memory.0);
+    Capabilities {
+        kind: VolunteerKind::Native,
+        device: opened.name.clone(),
+        memory_bytes,
+        // Measured when the run's model is known.
+        block_us: 0,
+        throttle_percent: settings.throttle.0,
+        relay_only: settings.relay_only,
+    }
+}
+
+/// Memory to lend when nobody said how much: half of what is free, or little where that is unknown.
+pub fn careful_memory(kind: DeviceKind) -> u64 {
+    match kind {
+        DeviceKind::Gpu => GPU_MEMORY_BYTES,
+        DeviceKind::Cpu | DeviceKind::SoftwareGpu => {
+            available_memory().map_or(GPU_MEMORY_BYTES, |bytes| bytes / 2)
+        }
+    }
+}
+
+/// Bytes of memory that programs could still take, where the system tells (Linux).
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1_024)
+}
+
+fn stopped_at_once() -> Failure {
+    Failure::new(Code::Stopped, "stopped at once", "")
+}
+
+/// What the driver's end means for the process.
+fn outcome(exit: Result<Exit, TransportStopped>) -> Result<&'static str, Failure> {
+    match exit {
+        Ok(Exit::Finished) => Ok("left after the round's commit; nothing is lost. Thank you"),
+        Ok(Exit::Stopped) => Err(stopped_at_once()),
+        Ok(Exit::RunOver) => Err(Failure::new(
+            Code::Over,
+            "the run is over; its model can be had with `shoal export`",
+            "",
+        )),
+        Ok(Exit::Refused { code, text, remedy }) => {
+            let exit = match code {
+                RefuseCode::Version => Code::Version,
+                RefuseCode::Over => Code::Over,
+                RefuseCode::SeedHash
+                | RefuseCode::Proof
+                | RefuseCode::Session
+                | RefuseCode::Full
+                | RefuseCode::Invite
+                | RefuseCode::Removed
+                | RefuseCode::Malformed => Code::Refused,
+            };
+            Err(Failure::new(exit, text, remedy))
+        }
+        Ok(Exit::Device { reason }) => Err(Failure::new(
+            Code::NoDevice,
+            format!("the device failed: {reason}"),
+            "Lend less with --memory, choose another device with --gpu, or see what `shoal doctor` says.",
+        )),
+        Err(stopped) => Err(Failure::new(
+            Code::Network,
+            stopped,
+            "Start again; if it stays so, tell us what the log says (RUST_LOG=debug).",
+        )),
+    }
+}
+
+/// Turns what the driver tells into notes.
+struct Watcher {
+    notes: Notes,
+    /// When the last step of this volunteer as head was done, and of which line-up.
+    last_step: Option<(shared::wire::frame::Place, Time)>,
+}
+
+impl Watcher {
+    fn watch(&mut self, peer: &Peer, now: Time, event: Event) {
+        let note = match event {
+            Event::Welcome { peer, round, .. } => Note::Welcome {
+                peer: peer.0,
+                round: round.0,
+            },
+            Event::Seated(order) => Note::Seat {
+                pipeline: order.place.pipeline.0,
+                epoch: order.place.epoch.to_string(),
+                round: order.place.round.0,
+                first_stage: order.stages.first,
+                end_stage: order.stages.end,
+                previous: order.previous.map(|neighbour| neighbour.peer.0),
+                next: order.next.map(|neighbour| neighbour.peer.0),
+            },
+            Event::Spare => Note::Spare,
+            Event::FirstMicrobatch => Note::FirstMicrobatch,
+            Event::Step { place, steps, loss } => {
+                let before = self.last_step.replace((place, now));
+                let seconds = before
+                    .filter(|(of, _)| of.epoch == place.epoch && of.round == place.round)
+                    .map(|(_, at)| now.since(at).as_secs_f64());
+                let tokens = peer.config().map(|config| config.step_tokens() as f64);
+                Note::Step {
+                    round: place.round.0,
+                    steps,
+                    loss,
+                    tokens_per_second: seconds
+                        .filter(|seconds| *seconds > 0.0)
+                        .and_then(|seconds| Some(tokens? / seconds)),
+                }
+            }
+            Event::Commit { round, ours } => Note::Commit {
+                round: round.0,
+                ours,
+            },
+            Event::LinkUp { peer, relayed } => Note::Link {
+                peer: peer.0,
+                relayed,
+            },
+            Event::LinkLost { peer } => Note::LinkLost { peer: peer.0 },
+            Event::Reason(text) => Note::Reason { text },
+            // Told with its reason by the socket.
+            Event::HostLost => return,
+        };
+        self.notes.tell(note);
+    }
+}
+
+#[cfg(test)]
+mod tests;
