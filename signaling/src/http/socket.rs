@@ -22,6 +22,9 @@ use tokio::time::timeout;
 use crate::app::{App, Event};
 use crate::door::{Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX};
 
+/// Messages up to here are refused in words; longer ones are not received at all.
+const MESSAGE_BYTES_MAX: usize = 2 * SIGNAL_BYTES_MAX;
+
 const fn duration(span: Span) -> Duration {
     Duration::from_micros(span.as_micros())
 }
@@ -38,8 +41,8 @@ pub(super) async fn open(
         return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
     }
     upgrade
-        .max_message_size(SIGNAL_BYTES_MAX)
-        .max_frame_size(SIGNAL_BYTES_MAX)
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .max_frame_size(MESSAGE_BYTES_MAX)
         .on_upgrade(move |socket| serve(app, socket))
 }
 
@@ -95,11 +98,11 @@ async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
             }
         };
         let event = match next {
-            None | Some(Ok(Message::Close(_))) => return,
+            // A connection that breaks says nothing about who was at its other end.
+            None | Some(Err(_) | Ok(Message::Close(_))) => return,
             Some(Ok(Message::Ping(_) | Message::Pong(_))) if joined => continue,
             // Only `join` counts as a sign of life at the door.
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return,
-            Some(Err(error)) => malformed(connection, error.to_string()),
             Some(Ok(Message::Binary(_))) => {
                 malformed(connection, "binary messages mean nothing here".to_owned())
             }
