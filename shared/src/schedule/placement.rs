@@ -4,7 +4,7 @@
 //! volunteer that would slow the pipe down stays a spare. Among line-ups within [`GAIN_PERCENT_MIN`] of the
 //! best, the one that moves the least state wins, and an old line-up that is still possible stays.
 //!
-//! Finding the best line-up is NP-hard in general. [`search`] keeps a bounded number of partial line-ups: all
+//! Finding the best line-up is NP-hard in general. `search` keeps a bounded number of partial line-ups: all
 //! there are up to about eight volunteers, the most promising ones beyond. Volunteers that as many others as
 //! there are stages beat in speed and memory are left out before, so that 10,000 cost hardly more than 30.
 //!
