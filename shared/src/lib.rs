@@ -14,6 +14,8 @@ pub mod model;
 pub mod peer;
 pub mod random;
 pub mod schedule;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod transport;
 pub mod units;
 pub mod wire;

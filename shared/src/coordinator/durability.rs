@@ -79,17 +79,27 @@ impl Coordinator {
         self.tell_all(&Down::Safe { round, securing });
     }
 
+    /// Asks one holder of each stage to upload it; if a stage has none, there is no checkpoint now.
     fn order_uploads(&mut self, now: Time) {
-        let Some(round) = self.securing_round() else {
+        let Some(commit) = self
+            .securing_round()
+            .and_then(|round| self.history.get(round))
+        else {
             return;
         };
-        let Some(commit) = self.history.get(round) else {
+        let holders: Option<Vec<(Held, PeerId)>> = commit
+            .stages
+            .iter()
+            .map(|held| Some((*held, self.roster.holders(held).next()?.peer)))
+            .collect();
+        let Some(holders) = holders else {
+            self.manifest_tried = None;
+            if let Some(securing) = &mut self.securing {
+                securing.checkpoint = false;
+            }
             return;
         };
-        for held in commit.stages.clone() {
-            let Some(holder) = self.roster.holders(&held).next().map(|holder| holder.peer) else {
-                continue;
-            };
+        for (held, holder) in holders {
             self.tickets += 1;
             let ticket = self.ticket();
             if let Some(securing) = &mut self.securing {

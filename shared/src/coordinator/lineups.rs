@@ -20,6 +20,13 @@ impl Coordinator {
         if self.is_journaling() {
             return;
         }
+        if self
+            .pipeline
+            .as_ref()
+            .is_some_and(|pipeline| pipeline.broken)
+        {
+            self.break_pipeline();
+        }
         self.release_finished();
         if self.over || self.paused.is_some() {
             return self.rest();
@@ -95,6 +102,11 @@ impl Coordinator {
 
     /// Ends the line-up: its leases come again, its seats wait for a new one.
     pub(super) fn break_pipeline(&mut self) {
+        if let (true, Some(pipeline)) = (self.is_journaling(), &mut self.pipeline) {
+            // Its leases may be part of the commit that is on its way to the disk.
+            pipeline.broken = true;
+            return;
+        }
         let Some(pipeline) = self.pipeline.take() else {
             return;
         };
@@ -337,6 +349,8 @@ impl Coordinator {
             if let (Phase::Resuming { .. }, true) = (pipeline.phase, is_head) {
                 pipeline.leases.clone_from(&resume.leases);
                 pipeline.attempt = resume.attempt;
+                let leased: Vec<_> = pipeline.leased_samples().collect();
+                self.take_out(&leased);
             }
             if let Some(report) = resume.report {
                 self.report(now, peer, report);
@@ -360,11 +374,9 @@ impl Coordinator {
         }
         pipeline.began = now;
         pipeline.progressed = now;
-        let leased: Vec<_> = pipeline.leased_samples().collect();
         if pipeline.attempt.is_some() {
             pipeline.phase = Phase::Training;
             pipeline.steps_target = self.start.config.schedule.round_steps;
-            self.take_out(&leased);
             self.top_up(now);
             self.try_commit(now);
         } else {

@@ -66,6 +66,8 @@ pub struct Pipeline {
     pub report: Option<Report>,
     /// Whether the head was told to end the round early.
     pub closing: bool,
+    /// Whether it is to end once what is being journaled is synced.
+    pub broken: bool,
     /// When the phase or round began.
     pub began: Time,
     /// When anything last went forward.
@@ -94,6 +96,7 @@ impl Pipeline {
             steps_target: 0,
             report: None,
             closing: false,
+            broken: false,
             began: now,
             progressed: now,
         }

@@ -251,6 +251,7 @@ mod tests {
         let starts: Vec<u64> = (0..6)
             .map(|number| samples.place(number).tokens.start)
             .collect();
-        expect_test::expect!["[183518, 462558, 639838, 991710, 213086, 837598]"].assert_eq(&format!("{starts:?}"));
+        expect_test::expect!["[183518, 462558, 639838, 991710, 213086, 837598]"]
+            .assert_eq(&format!("{starts:?}"));
     }
 }

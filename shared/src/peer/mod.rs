@@ -168,6 +168,16 @@ pub enum Exit {
     },
 }
 
+/// Rules that a test breaks on purpose, to show that the simulation notices.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BrokenRules {
+    /// Takes frames of an older epoch for current ones.
+    pub ignore_epoch: bool,
+    /// Applies a step with the clip scale of the one before.
+    pub stale_scale: bool,
+}
+
 /// How a volunteer wants to leave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Leaving {
@@ -219,6 +229,10 @@ pub struct Peer {
     computed_in: Option<Epoch>,
 
     outputs: VecDeque<Output>,
+    #[cfg(any(test, feature = "sim"))]
+    broken: BrokenRules,
+    #[cfg(any(test, feature = "sim"))]
+    stale: f32,
 }
 
 impl Peer {
@@ -248,7 +262,17 @@ impl Peer {
             job: None,
             computed_in: None,
             outputs: VecDeque::new(),
+            #[cfg(any(test, feature = "sim"))]
+            broken: BrokenRules::default(),
+            #[cfg(any(test, feature = "sim"))]
+            stale: 1.0,
         }
+    }
+
+    /// Breaks rules, for a test that must notice.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn break_rules(&mut self, broken: BrokenRules) {
+        self.broken = broken;
     }
 
     /// The run's configuration, once the host has told it.

@@ -10,6 +10,8 @@ use crate::compute::Input;
 use crate::limits::EARLY_FRAMES_MAX;
 use crate::transport::LinkEvent;
 use crate::units::{PeerId, Time};
+#[cfg(any(test, feature = "sim"))]
+use crate::wire::frame::StepEnd;
 use crate::wire::frame::{Frame, Header, Mode, Place};
 use crate::wire::signal::{Suspicion, Up};
 use crate::wire::{number, payload};
@@ -109,6 +111,11 @@ impl Peer {
     /// A frame about a microbatch: of our line-up and round, of an older one, or of one to come.
     fn place_frame(&mut self, peer: PeerId, place: Place, frame: Frame) {
         let current = self.work.as_ref().map(Work::place);
+        #[cfg(any(test, feature = "sim"))]
+        let place = match current {
+            Some(current) if self.broken.ignore_epoch => current,
+            Some(_) | None => place,
+        };
         if current == Some(place) {
             self.current_frame(peer, frame);
         } else if current
@@ -155,6 +162,14 @@ impl Peer {
                 let Some(Ok((tokens, boundary))) = payload else {
                     return self.malformed_neighbour(peer);
                 };
+                #[cfg(any(test, feature = "sim"))]
+                let previous = previous.map(|end| match self.broken.stale_scale {
+                    true => StepEnd {
+                        scale: std::mem::replace(&mut self.stale, end.scale),
+                        ..end
+                    },
+                    false => end,
+                });
                 let input = Input {
                     tokens,
                     boundary: Some(boundary),

@@ -1,0 +1,339 @@
+//! Compute without mathematics: weights are a hash of everything that went into them.
+//!
+//! A stage's boundary is a hash of its weights and its input, its gradient a hash of both and what came back,
+//! its update a hash of weights, gradients, clip scale and samples done. So two runs end with equal
+//! weights exactly when they did the same work in the same order, wherever the model was cut;
+//! [`Fold`] says what that is for a journal.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::compute::{Done, Input, Job, Snapshot, StageState};
+use crate::config::run::RunConfig;
+use crate::units::{Digest, SampleRange, StageId, StageRange};
+use crate::wire::frame::{Mode, Slot};
+use crate::wire::payload;
+
+/// A hash of a sequence of byte strings, each with its length.
+fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// One stage's weights, and the gradients of the step under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stage {
+    weights: [u8; 32],
+    gradients: [u8; 32],
+}
+
+impl Stage {
+    fn initial(seed: u64, stage: StageId) -> Self {
+        let weights = hash(&[b"seed", &seed.to_le_bytes(), &stage.0.to_le_bytes()]);
+        Self {
+            weights,
+            gradients: [0; 32],
+        }
+    }
+
+    fn forward(&self, input: &[u8]) -> [u8; 32] {
+        hash(&[b"forward", &self.weights, input])
+    }
+
+    fn backward(&mut self, input: &[u8], gradient: &[u8]) -> [u8; 32] {
+        self.gradients = hash(&[&self.gradients, input, gradient]);
+        hash(&[b"backward", &self.weights, input, gradient])
+    }
+
+    /// A multiple of 1/64, so that sums are exact in any order.
+    fn norm_squared(&self) -> f64 {
+        f64::from(self.gradients[0]) / 64.0
+    }
+
+    fn apply(&mut self, scale: f32, samples_done: u64) {
+        self.weights = hash(&[
+            b"apply",
+            &self.weights,
+            &self.gradients,
+            &scale.to_le_bytes(),
+            &samples_done.to_le_bytes(),
+        ]);
+        self.gradients = [0; 32];
+    }
+
+    fn agreed(&self) -> Digest {
+        Digest::of(&self.weights)
+    }
+}
+
+/// Tokens of samples, `[count, context + 1]`: any fixed function will do.
+pub fn tokens(config: &RunConfig, mode: Mode, samples: SampleRange) -> Vec<u32> {
+    let row = config.model.context as u64 + 1;
+    let vocabulary = config.model.vocabulary as u64;
+    let salt = match mode {
+        Mode::Train => 0,
+        Mode::Evaluate => 77,
+    };
+    (samples.first..samples.end())
+        .flat_map(|sample| (0..row).map(move |at| sample * 31 + at * 7 + salt))
+        .map(|value| u32::try_from(value % vocabulary).expect("a vocabulary fits u32"))
+        .collect()
+}
+
+fn token_bytes(config: &RunConfig, tokens: &[u32]) -> [u8; 32] {
+    hash(&[&payload::encode_tokens(tokens, config.model.vocabulary)])
+}
+
+/// Does what [`crate::model`] would, without mathematics.
+#[derive(Clone, Debug)]
+pub struct FakeCompute {
+    config: RunConfig,
+    first: u16,
+    stages: Vec<Stage>,
+    kept: BTreeMap<Slot, [u8; 32]>,
+}
+
+impl FakeCompute {
+    /// A compute that holds no stages yet.
+    pub fn new(config: RunConfig) -> Self {
+        Self {
+            config,
+            first: 0,
+            stages: Vec::new(),
+            kept: BTreeMap::new(),
+        }
+    }
+
+    /// Does a job, at once.
+    pub fn run(&mut self, job: &Job) -> Done {
+        match job {
+            Job::Seat { stages, states } => self.seat(*stages, states),
+            Job::Forward { slot, mode, input } => self.forward(*slot, *mode, input),
+            Job::Backward {
+                slot,
+                gradient,
+                step_tokens,
+            } => self.backward(*slot, gradient.as_ref(), *step_tokens),
+            Job::Apply {
+                step,
+                scale,
+                samples_done,
+                ..
+            } => {
+                for stage in &mut self.stages {
+                    stage.apply(*scale, *samples_done);
+                }
+                Done::Applied { step: *step }
+            }
+            Job::Snapshot { round } => {
+                let stages = (self.first..)
+                    .zip(&self.stages)
+                    .map(|(stage, state)| Snapshot {
+                        stage: StageId(stage),
+                        agreed: state.agreed(),
+                        blob: Bytes::copy_from_slice(&state.weights),
+                    })
+                    .collect();
+                Done::Snapshot {
+                    round: *round,
+                    stages,
+                }
+            }
+        }
+    }
+
+    fn seat(&mut self, stages: StageRange, states: &[StageState]) -> Done {
+        self.first = stages.first;
+        self.kept.clear();
+        self.stages.clear();
+        for (stage, state) in stages.iter().zip(states) {
+            let state = match state {
+                StageState::Seed => Stage::initial(self.config.seed, stage),
+                StageState::Blob(blob) => match <[u8; 32]>::try_from(&blob[..]) {
+                    Ok(weights) => Stage {
+                        weights,
+                        gradients: [0; 32],
+                    },
+                    Err(_) => {
+                        return Done::Refused {
+                            reason: "not 32 bytes".to_owned(),
+                        };
+                    }
+                },
+            };
+            self.stages.push(state);
+        }
+        Done::Seated
+    }
+
+    fn is_last(&self) -> bool {
+        usize::from(self.first) + self.stages.len() == self.config.model.stages
+    }
+
+    /// The first 32 bytes of a boundary, or of what the tokens hash to.
+    fn entering(&self, input: &Input) -> Option<[u8; 32]> {
+        match &input.boundary {
+            None => Some(token_bytes(&self.config, &input.tokens)),
+            Some(boundary) => boundary.get(..32)?.try_into().ok(),
+        }
+    }
+
+    /// A value in the form of a boundary of the right length.
+    fn leaving(&self, value: [u8; 32]) -> Bytes {
+        let numbers = usize::from(self.config.microbatch_sequences())
+            * self.config.model.context
+            * self.config.model.boundary_width();
+        value.iter().copied().cycle().take(4 * numbers).collect()
+    }
+
+    fn forward(&mut self, slot: Slot, mode: Mode, input: &Input) -> Done {
+        let Some(entering) = self.entering(input) else {
+            return Done::Refused {
+                reason: "boundary too short".to_owned(),
+            };
+        };
+        if mode == Mode::Train {
+            self.kept.insert(slot, entering);
+            if self.is_last() {
+                return Done::Forward {
+                    slot,
+                    boundary: None,
+                    loss_sum: None,
+                };
+            }
+        }
+        let value = self
+            .stages
+            .iter()
+            .fold(entering, |value, stage| stage.forward(&value));
+        let tokens =
+            f64::from(self.config.microbatch_sequences()) * self.config.model.context as f64;
+        match self.is_last() {
+            true => Done::Forward {
+                slot,
+                boundary: None,
+                loss_sum: Some(tokens),
+            },
+            false => Done::Forward {
+                slot,
+                boundary: Some(self.leaving(value)),
+                loss_sum: None,
+            },
+        }
+    }
+
+    fn backward(&mut self, slot: Slot, gradient: Option<&Bytes>, step_tokens: Option<u64>) -> Done {
+        let entering = self
+            .kept
+            .remove(&slot)
+            .expect("a backward follows its forward");
+        let mut inputs = vec![entering];
+        for stage in &self.stages {
+            let last = inputs[inputs.len() - 1];
+            inputs.push(stage.forward(&last));
+        }
+        let loss_sum =
+            f64::from(self.config.microbatch_sequences()) * self.config.model.context as f64;
+        let (mut back, loss_sum) = match gradient {
+            None => (hash(&[b"loss", &inputs[self.stages.len()]]), Some(loss_sum)),
+            Some(gradient) => match gradient.get(..32).and_then(|bytes| bytes.try_into().ok()) {
+                Some(back) => (back, None),
+                None => {
+                    return Done::Refused {
+                        reason: "gradient too short".to_owned(),
+                    };
+                }
+            },
+        };
+        for (stage, input) in self.stages.iter_mut().zip(&inputs).rev() {
+            back = stage.backward(input, &back);
+        }
+        let norm_squared = step_tokens.map(|_| self.stages.iter().map(Stage::norm_squared).sum());
+        let gradient = (self.first > 0).then(|| self.leaving(back));
+        Done::Backward {
+            slot,
+            gradient,
+            loss_sum,
+            norm_squared,
+        }
+    }
+}
+
+/// What the weights of all stages must be after some steps, whoever computed them.
+#[derive(Clone, Debug)]
+pub struct Fold {
+    stages: Vec<Stage>,
+    samples_done: u64,
+}
+
+impl Fold {
+    /// Weights as they follow from the seed.
+    pub fn new(config: &RunConfig) -> Self {
+        let count = u16::try_from(config.model.stages).expect("stages fit u16");
+        let stages = (0..count).map(|stage| Stage::initial(config.seed, StageId(stage)));
+        Self {
+            stages: stages.collect(),
+            samples_done: 0,
+        }
+    }
+
+    /// Goes on by these steps' samples.
+    pub fn steps(&mut self, config: &RunConfig, steps: &[SampleRange]) {
+        let sequences = u64::from(config.microbatch_sequences());
+        for samples in steps {
+            for microbatch in 0..u64::from(config.training.microbatches) {
+                let part = SampleRange {
+                    first: samples.first + microbatch * sequences,
+                    count: u32::from(config.microbatch_sequences()),
+                };
+                let tokens = tokens(config, Mode::Train, part);
+                fold_microbatch(&mut self.stages, &token_bytes(config, &tokens));
+            }
+            let norm = self
+                .stages
+                .iter()
+                .map(Stage::norm_squared)
+                .sum::<f64>()
+                .sqrt();
+            let scale = scale(config.training.clip, norm);
+            for stage in &mut self.stages {
+                stage.apply(scale, self.samples_done);
+            }
+            self.samples_done += u64::from(samples.count);
+        }
+    }
+
+    /// Hashes of all stages' weights.
+    pub fn digests(&self) -> Vec<Digest> {
+        self.stages.iter().map(Stage::agreed).collect()
+    }
+}
+
+fn fold_microbatch(stages: &mut [Stage], entering: &[u8; 32]) {
+    let mut inputs = vec![*entering];
+    for stage in stages.iter() {
+        let last = inputs[inputs.len() - 1];
+        inputs.push(stage.forward(&last));
+    }
+    let mut back = hash(&[b"loss", &inputs[stages.len()]]);
+    for (stage, input) in stages.iter_mut().zip(&inputs).rev() {
+        back = stage.backward(input, &back);
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the optimizer multiplies in f32"
+)]
+fn scale(clip: f64, norm: f64) -> f32 {
+    if norm > clip {
+        (clip / norm) as f32
+    } else {
+        1.0
+    }
+}

@@ -1,0 +1,113 @@
+//! What goes wrong: one fault at a time, drawn from the seed; then peace.
+
+use super::network::ProcessId;
+use super::world::{Event, World};
+use crate::units::Span;
+
+/// Volunteers that a world may have at most.
+const VOLUNTEERS_MAX: usize = 10;
+
+impl World {
+    /// One fault, and the next one later.
+    pub(super) fn fault(&mut self) {
+        if self.now >= self.faults_until {
+            return;
+        }
+        self.summary.faults += 1;
+        let alive = self.alive();
+        match self.dice.below(12) {
+            0 | 1 => self.kill(),
+            2 => self.kill_silently(),
+            3 | 4 => self.freeze(),
+            5 if self.host.is_some() => self.crash_host(),
+            6 | 7 => self.cut(),
+            8 => self.say(|peer| peer.finish()),
+            9 => self.say(|peer| peer.stop()),
+            10 if self.dice.once_in(3) => {
+                for id in alive {
+                    self.bury(id);
+                }
+            }
+            _ => {}
+        }
+        while self.processes.len() < 2
+            || (self.processes.len() < VOLUNTEERS_MAX && self.dice.once_in(2))
+        {
+            self.spawn();
+        }
+        let wait = self.dice.millis(1_000, 25_000);
+        self.after(wait, Event::Fault);
+    }
+
+    fn anyone(&mut self) -> Option<ProcessId> {
+        let alive = self.alive();
+        self.dice.pick(&alive)
+    }
+
+    /// `kill -9`: the kernel closes its sockets.
+    fn kill(&mut self) {
+        if let Some(id) = self.anyone() {
+            self.bury(id);
+        }
+    }
+
+    /// The cable is pulled: nobody is told.
+    fn kill_silently(&mut self) {
+        let Some(id) = self.anyone() else { return };
+        if let Some(process) = self.processes.remove(&id)
+            && let Some(connection) = process.connection
+        {
+            self.connections.remove(&connection);
+        }
+    }
+
+    fn freeze(&mut self) {
+        let span = self.dice.millis(500, 30_000);
+        let until = self.now + span;
+        if let Some(id) = self.anyone()
+            && let Some(process) = self.processes.get_mut(&id)
+        {
+            process.frozen_until = Some(until);
+        }
+    }
+
+    fn cut(&mut self) {
+        let (a, b) = (self.anyone(), self.anyone());
+        let until = self.now + self.dice.millis(500, 40_000);
+        let forever = self.dice.once_in(4);
+        if let (Some(a), Some(b)) = (a, b)
+            && a != b
+        {
+            self.network.cut(a, b, until);
+            if forever {
+                self.network.separate(a, b);
+            }
+        }
+    }
+
+    /// A person at a terminal.
+    fn say(&mut self, command: impl FnOnce(&mut crate::peer::Peer)) {
+        if let Some(id) = self.anyone()
+            && let Some(process) = self.processes.get_mut(&id)
+            && process.frozen_until.is_none_or(|until| self.now >= until)
+        {
+            command(&mut process.peer);
+            // Its outputs leave with its next event.
+            self.after(
+                Span::ZERO,
+                Event::Timer {
+                    process: id,
+                    at: self.now,
+                },
+            );
+        }
+    }
+
+    /// Faults are over: links connect, enough volunteers are there.
+    pub(super) fn make_peace(&mut self) {
+        self.network.heal();
+        while self.processes.len() < 5 {
+            self.spawn();
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Links between volunteers: they take time to open, delay frames, and fail without a word.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Dice;
+use crate::transport::Channel;
+use crate::units::{Span, Time};
+use crate::wire::frame::Header;
+
+/// A volunteer's process: never used again after its death.
+pub(super) type ProcessId = usize;
+
+/// What the network does between two processes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Network {
+    /// Pairs that nothing gets through between, until when.
+    cut: BTreeMap<(ProcessId, ProcessId), Time>,
+    /// When the last frame on an ordered channel arrives, by direction.
+    ordered: BTreeMap<(ProcessId, ProcessId), Time>,
+    /// Pairs that can never connect.
+    apart: BTreeSet<(ProcessId, ProcessId)>,
+}
+
+fn pair(a: ProcessId, b: ProcessId) -> (ProcessId, ProcessId) {
+    (a.min(b), a.max(b))
+}
+
+impl Network {
+    /// Lets nothing through between two until `until`.
+    pub(super) fn cut(&mut self, a: ProcessId, b: ProcessId, until: Time) {
+        self.cut.insert(pair(a, b), until);
+    }
+
+    /// These two can never connect.
+    pub(super) fn separate(&mut self, a: ProcessId, b: ProcessId) {
+        self.apart.insert(pair(a, b));
+    }
+
+    /// Ends all cuts.
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+        self.apart.clear();
+    }
+
+    /// Whether anything gets through between two now.
+    pub(super) fn connects(&self, now: Time, a: ProcessId, b: ProcessId) -> bool {
+        !self.apart.contains(&pair(a, b))
+            && self.cut.get(&pair(a, b)).is_none_or(|until| now >= *until)
+    }
+
+    /// When a frame that is sent now arrives. What is on `control` keeps its order, tensors do not.
+    pub(super) fn arrival(
+        &mut self,
+        now: Time,
+        dice: &mut Dice,
+        from: ProcessId,
+        to: ProcessId,
+        channel: Channel,
+    ) -> Time {
+        let at = now + dice.millis(10, 60);
+        match channel {
+            Channel::Tensors => at,
+            Channel::Control => {
+                let last = self.ordered.entry((from, to)).or_default();
+                *last = at.max(*last + Span::from_micros(1));
+                *last
+            }
+        }
+    }
+}
+
+/// Which channel carries a frame: as in the driver.
+pub(super) fn channel(header: &Header) -> Channel {
+    match header {
+        Header::Forward { .. } | Header::Backward { .. } | Header::StateChunk { .. } => {
+            Channel::Tensors
+        }
+        Header::Hello { .. }
+        | Header::Apply { .. }
+        | Header::StateRequest { .. }
+        | Header::Credit { .. }
+        | Header::Keepalive
+        | Header::Bye { .. } => Channel::Control,
+    }
+}

@@ -1,0 +1,67 @@
+//! One volunteer's process in the simulation: the real peer, fake compute, and what a process holds.
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::SigningKey;
+
+use super::compute::FakeCompute;
+use crate::compute::Job;
+use crate::coordinator::roster::ConnectionId;
+use crate::peer::{Identity, Peer};
+use crate::units::{PeerId, Time};
+use crate::wire::signal::{Capabilities, VolunteerKind};
+
+use super::network::ProcessId;
+
+/// One end of a link, as a transport holds it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinkEnd {
+    pub(super) generation: u32,
+    pub(super) open: bool,
+}
+
+/// A volunteer's process.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) peer: Peer,
+    pub(super) compute: Option<FakeCompute>,
+    pub(super) connection: Option<ConnectionId>,
+    pub(super) job: Option<Job>,
+    pub(super) links: BTreeMap<PeerId, LinkEnd>,
+    pub(super) frozen_until: Option<Time>,
+    /// When its next timer event comes: an older one is out of date.
+    pub(super) timer: Option<Time>,
+    /// Milliseconds that a unit of work takes.
+    pub(super) pace_ms: u64,
+}
+
+impl Process {
+    pub(super) fn new(id: ProcessId, pace_ms: u64) -> Self {
+        let session = id as u64;
+        let mut seed = [7; 32];
+        seed[..8].copy_from_slice(&session.to_le_bytes());
+        let identity = Identity {
+            key: SigningKey::from_bytes(&seed),
+            session,
+            name: format!("volunteer {id}"),
+            capabilities: Capabilities {
+                kind: VolunteerKind::Native,
+                device: "hashes".to_owned(),
+                memory_bytes: 1 << 30,
+                block_us: 1_000 * pace_ms,
+                throttle_percent: 100,
+                relay_only: false,
+            },
+        };
+        Self {
+            peer: Peer::new(identity),
+            compute: None,
+            connection: None,
+            job: None,
+            links: BTreeMap::new(),
+            frozen_until: None,
+            timer: None,
+            pace_ms,
+        }
+    }
+}

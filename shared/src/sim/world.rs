@@ -1,0 +1,912 @@
+//! The world: events in order of time, a host that may die, processes that may too.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::Dice;
+use super::audit::{Auditor, Objection};
+use super::compute::{FakeCompute, tokens};
+use super::network::{Network, ProcessId, channel};
+use super::volunteer::{LinkEnd, Process};
+use crate::compute::Job;
+use crate::config::model::{Codec, ModelConfig, NumberFormat};
+use crate::config::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use crate::coordinator::history::Row;
+use crate::coordinator::roster::ConnectionId;
+use crate::coordinator::{self, BrokenRules, Coordinator, Start};
+use crate::peer;
+use crate::schedule::placement::StageCosts;
+use crate::transport::{LinkEvent, LinkStep};
+use crate::units::{Digest, PeerId, Round, SampleRange, Span, Time};
+use crate::wire::frame::{Frame, Mode};
+use crate::wire::signal::{DataInfo, Down, Held, Up};
+
+/// Rules broken on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sabotage {
+    /// In the coordinator.
+    pub host: BrokenRules,
+    /// In the volunteers.
+    pub peer: peer::BrokenRules,
+}
+
+/// What a world went through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Rounds that stand at its end.
+    pub rounds: u32,
+    /// Times that the run went back.
+    pub rewinds: u32,
+    /// Line-ups.
+    pub line_ups: u32,
+    /// Faults.
+    pub faults: u32,
+    /// Starts of the host.
+    pub incarnations: u32,
+}
+
+/// A rule was broken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("seed {seed}, at {at_ms} ms: {what}")]
+pub struct Failure {
+    /// Replays it.
+    pub seed: u64,
+    /// Virtual time.
+    pub at_ms: u64,
+    /// What was wrong.
+    pub what: String,
+}
+
+/// Something that happens at its time.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    HostStart,
+    HostTimer {
+        incarnation: u32,
+    },
+    Synced {
+        incarnation: u32,
+        seq: u64,
+        row: Box<Row>,
+        crash: bool,
+    },
+    Stored {
+        incarnation: u32,
+        ticket: String,
+        blob: Bytes,
+    },
+    Manifest {
+        incarnation: u32,
+        round: Round,
+    },
+    ToHost {
+        connection: ConnectionId,
+        message: Box<Up>,
+    },
+    HostSees {
+        connection: ConnectionId,
+    },
+    Connect {
+        process: ProcessId,
+    },
+    ToVolunteer {
+        process: ProcessId,
+        connection: ConnectionId,
+        message: Box<Down>,
+    },
+    Disconnected {
+        process: ProcessId,
+        connection: ConnectionId,
+    },
+    Timer {
+        process: ProcessId,
+        at: Time,
+    },
+    Prepared {
+        process: ProcessId,
+    },
+    Done {
+        process: ProcessId,
+    },
+    Tokens {
+        process: ProcessId,
+        mode: Mode,
+        samples: SampleRange,
+    },
+    Downloaded {
+        process: ProcessId,
+        held: Held,
+        blob: Option<Bytes>,
+    },
+    Link {
+        process: ProcessId,
+        peer: PeerId,
+        event: LinkEvent,
+    },
+    Frame {
+        from: PeerId,
+        process: ProcessId,
+        generation: u32,
+        frame: Box<Frame>,
+    },
+    Fault,
+}
+
+impl Event {
+    /// The process that it happens to.
+    fn process(&self) -> Option<ProcessId> {
+        match self {
+            Self::Connect { process }
+            | Self::ToVolunteer { process, .. }
+            | Self::Disconnected { process, .. }
+            | Self::Timer { process, .. }
+            | Self::Prepared { process }
+            | Self::Done { process }
+            | Self::Tokens { process, .. }
+            | Self::Downloaded { process, .. }
+            | Self::Link { process, .. }
+            | Self::Frame { process, .. } => Some(*process),
+            Self::HostStart
+            | Self::HostTimer { .. }
+            | Self::Synced { .. }
+            | Self::Stored { .. }
+            | Self::Manifest { .. }
+            | Self::ToHost { .. }
+            | Self::HostSees { .. }
+            | Self::Fault => None,
+        }
+    }
+}
+
+/// A coordinator, volunteers, a network, a clock.
+#[derive(Debug)]
+pub struct World {
+    pub(super) seed: u64,
+    sabotage: Sabotage,
+    pub(super) dice: Dice,
+    pub(super) now: Time,
+    events: BTreeMap<(Time, u64), Event>,
+    scheduled: u64,
+    config: RunConfig,
+
+    pub(super) host: Option<Coordinator>,
+    pub(super) incarnation: u32,
+    rows: Vec<Row>,
+    auditor: Auditor,
+    blobs: BTreeMap<Digest, Bytes>,
+    tickets: BTreeMap<String, Held>,
+    pub(super) connections: BTreeMap<ConnectionId, ProcessId>,
+    connected: u64,
+
+    pub(super) processes: BTreeMap<ProcessId, Process>,
+    pub(super) spawned: ProcessId,
+    /// Which process a number belongs to, dead ones included.
+    numbers: BTreeMap<PeerId, ProcessId>,
+    pub(super) network: Network,
+    pub(super) faults_until: Time,
+    pub(super) summary: Summary,
+}
+
+fn config(seed: u64, dice: &mut Dice) -> RunConfig {
+    RunConfig {
+        name: "simulation".to_owned(),
+        seed,
+        model: ModelConfig {
+            d_model: 8,
+            heads: 2,
+            d_ff: 8,
+            blocks: 4,
+            stages: 4,
+            vocabulary: 64,
+            context: 1,
+            codec: Codec::Dense,
+        },
+        format: NumberFormat::F32,
+        training: TrainingConfig {
+            batch: 8,
+            microbatches: 4,
+            learning_rate: 1e-3,
+            clip: 1.0,
+            samples: 1 << 40,
+            warmup_samples: 0,
+        },
+        schedule: ScheduleConfig {
+            round_steps: u32::try_from(dice.between(2, 5)).expect("small"),
+            round_max: Span::from_secs(60),
+            seats_min: u16::try_from(dice.between(1, 4)).expect("small"),
+            pipelines_max: 1,
+            eval_rounds: 4,
+            eval_microbatches: 2,
+            checkpoint: Span::from_secs(dice.between(10, 90)),
+            rewind_wait: Span::from_secs(15),
+        },
+    }
+}
+
+impl World {
+    /// A world that has not begun.
+    pub fn new(seed: u64, sabotage: Sabotage) -> Self {
+        let mut dice = Dice::new(seed);
+        let config = config(seed, &mut dice);
+        let mut world = Self {
+            seed,
+            sabotage,
+            now: Time::ZERO,
+            events: BTreeMap::new(),
+            scheduled: 0,
+            host: None,
+            incarnation: 0,
+            rows: Vec::new(),
+            auditor: Auditor::new(config.clone()),
+            config,
+            blobs: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            connected: 0,
+            processes: BTreeMap::new(),
+            spawned: 0,
+            numbers: BTreeMap::new(),
+            network: Network::default(),
+            faults_until: Time::ZERO + Span::from_secs(dice.between(120, 300)),
+            summary: Summary::default(),
+            dice,
+        };
+        world.after(Span::ZERO, Event::HostStart);
+        for _ in 0..world.dice.between(3, 7) {
+            world.spawn();
+        }
+        world.after(Span::from_secs(10), Event::Fault);
+        world
+    }
+
+    pub(super) fn after(&mut self, span: Span, event: Event) {
+        self.at(self.now + span, event);
+    }
+
+    fn at(&mut self, at: Time, event: Event) {
+        self.scheduled += 1;
+        self.events.insert((at, self.scheduled), event);
+    }
+
+    /// A newcomer.
+    pub(super) fn spawn(&mut self) {
+        let id = self.spawned;
+        self.spawned += 1;
+        let pace_ms = self.dice.between(5, 40);
+        let mut process = Process::new(id, pace_ms);
+        process.peer.break_rules(self.sabotage.peer);
+        self.processes.insert(id, process);
+        let wait = self.dice.millis(0, 3_000);
+        self.after(wait, Event::Connect { process: id });
+    }
+
+    fn failure(&self, what: impl ToString) -> Failure {
+        Failure {
+            seed: self.seed,
+            at_ms: self.now.as_micros() / 1_000,
+            what: what.to_string(),
+        }
+    }
+
+    /// Runs to its end: faults, then peace, in which rounds must be committed.
+    ///
+    /// # Errors
+    /// The first rule that was broken.
+    pub fn run(mut self) -> Result<Summary, Failure> {
+        let bound = Span::from_secs(300);
+        let mut peace: Option<(Time, u32)> = None;
+        while let Some(((at, _), event)) = self.events.pop_first() {
+            self.now = at;
+            self.happen(event)?;
+            let commits = self.summary.rounds;
+            match peace {
+                None if self.now >= self.faults_until => {
+                    self.make_peace();
+                    peace = Some((self.now, commits));
+                }
+                None => {}
+                Some((_, before)) if commits >= before + 3 => return Ok(self.summary),
+                Some((since, _)) if self.now > since + bound => {
+                    let state = self.host.as_ref().map(|host| host.view());
+                    return Err(self.failure(format!(
+                        "no three commits in {} s of peace: {state:#?}",
+                        bound.as_secs_f64()
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        Err(self.failure("nothing happens any more"))
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Failure> {
+        if let Some(id) = event.process() {
+            match self.processes.get(&id) {
+                None => return Ok(()),
+                Some(Process {
+                    frozen_until: Some(until),
+                    ..
+                }) if self.now < *until => {
+                    // What comes while it is frozen waits in its sockets.
+                    let until = *until;
+                    self.at(until, event);
+                    return Ok(());
+                }
+                Some(_) => {}
+            }
+            self.happen_to_process(id, event);
+            self.settle_process(id);
+        } else {
+            self.happen_to_host(event)?;
+        }
+        self.settle_host()
+    }
+
+    fn happen_to_host(&mut self, event: Event) -> Result<(), Failure> {
+        let (now, current) = (self.now, self.incarnation);
+        match event {
+            Event::HostStart => self.start_host()?,
+            Event::Synced {
+                incarnation,
+                seq,
+                row,
+                crash,
+            } if incarnation == current => {
+                if self.host.is_some() {
+                    self.sync(seq, &row, crash)?;
+                }
+            }
+            Event::Fault => self.fault(),
+            Event::ToHost {
+                connection,
+                message,
+            } => {
+                if let Some(host) = &mut self.host {
+                    host.handle_up(now, connection, *message);
+                }
+            }
+            Event::HostSees { connection } => {
+                if let Some(host) = &mut self.host {
+                    host.handle_closed(now, connection);
+                }
+            }
+            Event::HostTimer { incarnation } if incarnation == current => {
+                if let Some(host) = &mut self.host {
+                    host.handle_timeout(now);
+                    let wait = crate::limits::TICK;
+                    self.after(wait, Event::HostTimer { incarnation });
+                }
+            }
+            Event::Stored {
+                incarnation,
+                ticket,
+                blob,
+            } if incarnation == current => {
+                if let (Some(host), Some(held)) = (&mut self.host, self.tickets.remove(&ticket)) {
+                    assert_eq!(
+                        Digest::of(&blob),
+                        held.blob,
+                        "a peer uploads what it was asked for"
+                    );
+                    self.blobs.insert(held.blob, blob);
+                    host.handle_stored(now, &ticket);
+                }
+            }
+            Event::Manifest { incarnation, round } if incarnation == current => {
+                let written = !self.dice.once_in(10);
+                if let Some(host) = &mut self.host {
+                    host.handle_manifest(now, round, written);
+                }
+            }
+            // Of a host that is dead.
+            Event::Synced { .. }
+            | Event::HostTimer { .. }
+            | Event::Stored { .. }
+            | Event::Manifest { .. } => {}
+            event => unreachable!("{event:?} happens to a process"),
+        }
+        Ok(())
+    }
+
+    fn start_host(&mut self) -> Result<(), Failure> {
+        let start = Start {
+            config: self.config.clone(),
+            data: DataInfo {
+                digest: Digest::default(),
+                train_tokens: 1 << 20,
+                validation_tokens: 1 << 10,
+            },
+            seed_hash: Digest::default(),
+            secret: [3; 32],
+            costs: StageCosts::new(&self.config.model),
+        };
+        self.incarnation += 1;
+        self.summary.incarnations += 1;
+        let mut host =
+            Coordinator::new(self.now, start, &self.rows).map_err(|error| self.failure(error))?;
+        host.break_rules(self.sabotage.host);
+        self.host = Some(host);
+        self.after(
+            crate::limits::TICK,
+            Event::HostTimer {
+                incarnation: self.incarnation,
+            },
+        );
+        Ok(())
+    }
+
+    /// A row reached the disk; `crash`: the host dies before it learns of it.
+    fn sync(&mut self, seq: u64, row: &Row, crash: bool) -> Result<(), Failure> {
+        self.auditor
+            .row(row)
+            .map_err(|objection| self.failure(objection))?;
+        self.rows.push(row.clone());
+        match row {
+            Row::Commit(_) => self.summary.rounds += 1,
+            Row::Rewind { .. } => self.summary.rewinds += 1,
+            Row::LineUp { .. } => self.summary.line_ups += 1,
+            Row::Started { .. } | Row::Evaluated { .. } | Row::Manifest { .. } => {}
+        }
+        if crash {
+            self.crash_host();
+        } else if let Some(host) = &mut self.host {
+            host.handle_journaled(self.now, seq);
+        }
+        Ok(())
+    }
+
+    /// The host dies; it comes back after a while.
+    pub(super) fn crash_host(&mut self) {
+        self.host = None;
+        self.tickets.clear();
+        for (connection, process) in std::mem::take(&mut self.connections) {
+            let wait = self.dice.millis(1, 200);
+            self.after(
+                wait,
+                Event::Disconnected {
+                    process,
+                    connection,
+                },
+            );
+        }
+        let wait = self.dice.millis(500, 12_000);
+        self.after(wait, Event::HostStart);
+    }
+
+    fn settle_host(&mut self) -> Result<(), Failure> {
+        while let Some(output) = self.host.as_mut().and_then(Coordinator::poll_output) {
+            self.carry_out_for_host(output)?;
+        }
+        if let Some(host) = &self.host {
+            let lowest_open = host.lowest_open_sample();
+            self.auditor
+                .open(lowest_open)
+                .map_err(|objection| self.failure(objection))?;
+        }
+        Ok(())
+    }
+
+    fn carry_out_for_host(&mut self, output: coordinator::Output) -> Result<(), Failure> {
+        let incarnation = self.incarnation;
+        match output {
+            coordinator::Output::Send(connection, message) => {
+                if let Down::Commit { round, .. } = &message {
+                    self.auditor
+                        .told(*round)
+                        .map_err(|objection| self.failure(objection))?;
+                }
+                if let Some(&process) = self.connections.get(&connection) {
+                    let wait = self.one_way();
+                    let message = Box::new(message);
+                    self.after(
+                        wait,
+                        Event::ToVolunteer {
+                            process,
+                            connection,
+                            message,
+                        },
+                    );
+                }
+            }
+            coordinator::Output::Close(connection) => {
+                if let Some(process) = self.connections.remove(&connection) {
+                    let wait = self.one_way() + Span::from_micros(1);
+                    self.after(
+                        wait,
+                        Event::Disconnected {
+                            process,
+                            connection,
+                        },
+                    );
+                }
+            }
+            coordinator::Output::Journal { seq, row } => {
+                let is_commit = matches!(row, Row::Commit(_));
+                let peaceful = self.now >= self.faults_until;
+                let crash = is_commit && !peaceful && self.dice.once_in(25);
+                let row = Box::new(row);
+                // Rows are written in order: each takes as long as any.
+                let wait = Span::from_millis(8);
+                self.after(
+                    wait,
+                    Event::Synced {
+                        incarnation,
+                        seq,
+                        row,
+                        crash,
+                    },
+                );
+            }
+            coordinator::Output::ExpectUpload { ticket, held, .. } => {
+                self.tickets.insert(ticket, held);
+            }
+            coordinator::Output::WriteManifest(manifest) => {
+                let round = manifest.round;
+                let all = manifest
+                    .stages
+                    .iter()
+                    .all(|held| self.blobs.contains_key(&held.blob));
+                if !all {
+                    let what = format!("manifest of round {round} without all its blobs");
+                    return Err(self.failure(what));
+                }
+                let wait = self.dice.millis(5, 100);
+                self.after(wait, Event::Manifest { incarnation, round });
+            }
+        }
+        Ok(())
+    }
+
+    /// To the host and back messages keep their order, as in a WebSocket.
+    fn one_way(&self) -> Span {
+        Span::from_millis(20)
+    }
+
+    fn happen_to_process(&mut self, id: ProcessId, event: Event) {
+        let now = self.now;
+        if let Event::Connect { .. } = event {
+            return self.connect(id);
+        }
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        match event {
+            Event::ToVolunteer {
+                connection,
+                message,
+                ..
+            } => {
+                if process.connection == Some(connection) {
+                    if let Down::Welcome(welcome) = &*message {
+                        self.numbers.insert(welcome.peer, id);
+                    }
+                    process.peer.handle_host(now, *message);
+                }
+            }
+            Event::Disconnected { connection, .. } => {
+                if process.connection == Some(connection) {
+                    process.connection = None;
+                    process.peer.handle_host_closed();
+                    let wait = self.dice.millis(250, 2_000);
+                    self.after(wait, Event::Connect { process: id });
+                }
+            }
+            Event::Timer { at, .. } => {
+                if process.timer == Some(at) {
+                    process.timer = None;
+                    process.peer.handle_timeout(now);
+                }
+            }
+            Event::Prepared { .. } => {
+                process.compute = Some(FakeCompute::new(self.config.clone()));
+                let block_us = 1_000 * process.pace_ms;
+                process
+                    .peer
+                    .handle_prepared(now, Digest::default(), block_us);
+            }
+            Event::Done { .. } => {
+                if let (Some(job), Some(compute)) = (process.job.take(), &mut process.compute) {
+                    let done = compute.run(&job);
+                    process.peer.handle_done(now, done);
+                }
+            }
+            Event::Tokens { mode, samples, .. } => {
+                let tokens = tokens(&self.config, mode, samples);
+                process.peer.handle_tokens(now, mode, samples, &tokens);
+            }
+            Event::Downloaded { held, blob, .. } => process.peer.handle_download(now, &held, blob),
+            Event::Link { peer, event, .. } => self.happen_to_link(id, peer, event),
+            Event::Frame {
+                from,
+                generation,
+                frame,
+                ..
+            } => {
+                let end = process.links.get(&from);
+                if end.is_some_and(|end| end.open && end.generation == generation) {
+                    process.peer.handle_frame(now, from, *frame);
+                }
+            }
+            event => unreachable!("{event:?} happens to the host"),
+        }
+    }
+
+    fn connect(&mut self, id: ProcessId) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        if process.connection.is_some() {
+            return;
+        }
+        let Some(host) = &mut self.host else {
+            let wait = self.dice.millis(250, 2_000);
+            return self.after(wait, Event::Connect { process: id });
+        };
+        self.connected += 1;
+        let connection = ConnectionId(self.connected);
+        process.connection = Some(connection);
+        process.peer.handle_host_open();
+        host.handle_connected(connection);
+        self.connections.insert(connection, id);
+    }
+
+    fn happen_to_link(&mut self, id: ProcessId, peer: PeerId, event: LinkEvent) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(end) = process.links.get_mut(&peer) else {
+            return;
+        };
+        match &event {
+            LinkEvent::Open { generation, .. } if *generation == end.generation => end.open = true,
+            LinkEvent::Down { generation } if *generation == end.generation => {
+                process.links.remove(&peer);
+            }
+            LinkEvent::Description { .. }
+            | LinkEvent::Candidate { .. }
+            | LinkEvent::Open { .. }
+            | LinkEvent::Down { .. } => {}
+        }
+        process.peer.handle_link_event(now, peer, event);
+    }
+
+    fn settle_process(&mut self, id: ProcessId) {
+        let mut outputs = VecDeque::new();
+        if let Some(process) = self.processes.get_mut(&id) {
+            while let Some(output) = process.peer.poll_output() {
+                outputs.push_back(output);
+            }
+        }
+        for output in outputs {
+            self.carry_out_for_process(id, output);
+        }
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let wanted = process.peer.poll_timeout().map(|at| at.max(self.now));
+        if wanted != process.timer {
+            process.timer = wanted;
+            if let Some(at) = wanted {
+                self.at(at, Event::Timer { process: id, at });
+            }
+        }
+    }
+
+    fn carry_out_for_process(&mut self, id: ProcessId, output: peer::Output) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let pace_ms = process.pace_ms;
+        match output {
+            peer::Output::Host(message) => {
+                if let Some(connection) = process.connection {
+                    let wait = self.one_way();
+                    let message = Box::new(message);
+                    self.after(
+                        wait,
+                        Event::ToHost {
+                            connection,
+                            message,
+                        },
+                    );
+                }
+            }
+            peer::Output::Frame(to, frame) => self.send(id, to, frame),
+            peer::Output::Link(peer, step) => self.link_step(id, peer, step),
+            peer::Output::Prepare(_) => {
+                self.after(Span::from_millis(300), Event::Prepared { process: id });
+            }
+            peer::Output::Compute(job) => {
+                let units = match &job {
+                    Job::Backward { .. } => 2,
+                    Job::Forward { .. } | Job::Apply { .. } => 1,
+                    Job::Seat { .. } | Job::Snapshot { .. } => 4,
+                };
+                process.job = Some(job);
+                let wait = Span::from_millis(units * pace_ms);
+                self.after(wait, Event::Done { process: id });
+            }
+            peer::Output::Tokens { mode, samples } => {
+                let wait = self.dice.millis(5, 80);
+                self.after(
+                    wait,
+                    Event::Tokens {
+                        process: id,
+                        mode,
+                        samples,
+                    },
+                );
+            }
+            peer::Output::Download { held, path } => {
+                let name: Option<Digest> =
+                    path.rsplit('/').next().and_then(|name| name.parse().ok());
+                let blob = name.and_then(|name| self.blobs.get(&name)).cloned();
+                let wait = self.dice.millis(20, 500);
+                self.after(
+                    wait,
+                    Event::Downloaded {
+                        process: id,
+                        held,
+                        blob,
+                    },
+                );
+            }
+            peer::Output::Upload { ticket, blob, .. } => {
+                let incarnation = self.incarnation;
+                let wait = self.dice.millis(20, 800);
+                self.after(
+                    wait,
+                    Event::Stored {
+                        incarnation,
+                        ticket,
+                        blob,
+                    },
+                );
+            }
+            peer::Output::Event(_) => {}
+            peer::Output::Exit(_) => self.bury(id),
+        }
+    }
+
+    /// A process is gone: its sockets close, now or when the other ends notice.
+    pub(super) fn bury(&mut self, id: ProcessId) {
+        let Some(process) = self.processes.remove(&id) else {
+            return;
+        };
+        if let Some(connection) = process.connection {
+            self.connections.remove(&connection);
+            let wait = self.one_way() + Span::from_micros(1);
+            self.after(wait, Event::HostSees { connection });
+        }
+        let Some(me) = process.peer.id() else { return };
+        for (peer, end) in process.links {
+            self.link_ends(peer, me, end.generation, Span::from_secs(3));
+        }
+    }
+
+    fn link_ends(&mut self, at: PeerId, other: PeerId, generation: u32, after: Span) {
+        if let Some(&process) = self.numbers.get(&at) {
+            let event = LinkEvent::Down { generation };
+            self.after(
+                after,
+                Event::Link {
+                    process,
+                    peer: other,
+                    event,
+                },
+            );
+        }
+    }
+
+    fn send(&mut self, from: ProcessId, to: PeerId, frame: Frame) {
+        let Some(process) = self.processes.get(&from) else {
+            return;
+        };
+        let (Some(me), Some(end)) = (process.peer.id(), process.links.get(&to)) else {
+            return;
+        };
+        let (generation, open) = (end.generation, end.open);
+        let Some(&receiver) = self.numbers.get(&to) else {
+            return;
+        };
+        if !open || !self.network.connects(self.now, from, receiver) {
+            return;
+        }
+        let channel = channel(&frame.header);
+        let at = self
+            .network
+            .arrival(self.now, &mut self.dice, from, receiver, channel);
+        // What was sent is what arrives, byte for byte: through the real codec.
+        let frame = Box::new(Frame::decode(&frame.encode()).expect("a peer sends valid frames"));
+        self.at(
+            at,
+            Event::Frame {
+                from: me,
+                process: receiver,
+                generation,
+                frame,
+            },
+        );
+    }
+
+    fn link_step(&mut self, id: ProcessId, peer: PeerId, step: LinkStep) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(me) = process.peer.id() else { return };
+        match step {
+            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => {
+                process.links.insert(
+                    peer,
+                    LinkEnd {
+                        generation,
+                        open: false,
+                    },
+                );
+                let event = LinkEvent::Description {
+                    generation,
+                    sdp: "v=0".to_owned(),
+                };
+                self.after(
+                    Span::from_millis(5),
+                    Event::Link {
+                        process: id,
+                        peer,
+                        event,
+                    },
+                );
+            }
+            LinkStep::Accept { generation, .. } => self.open_link(id, me, peer, generation),
+            LinkStep::Candidate { .. } => {}
+            LinkStep::Close => {
+                if let Some(end) = process.links.remove(&peer) {
+                    self.link_ends(peer, me, end.generation, Span::from_millis(200));
+                }
+            }
+        }
+    }
+
+    fn open_link(&mut self, id: ProcessId, me: PeerId, peer: PeerId, generation: u32) {
+        let Some(&other) = self.numbers.get(&peer) else {
+            return;
+        };
+        if !self.network.connects(self.now, id, other) {
+            return;
+        }
+        let wait = self.dice.millis(200, 900);
+        for (process, peer, local, remote) in [(id, peer, id, other), (other, me, other, id)] {
+            let event = LinkEvent::Open {
+                generation,
+                local_fingerprint: format!("AA:{local}"),
+                remote_fingerprint: format!("AA:{remote}"),
+                relayed: false,
+            };
+            self.after(
+                wait,
+                Event::Link {
+                    process,
+                    peer,
+                    event,
+                },
+            );
+        }
+    }
+
+    /// Processes that run now.
+    pub(super) fn alive(&self) -> Vec<ProcessId> {
+        self.processes
+            .keys()
+            .copied()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
+    }
+}
+
+impl From<Objection> for String {
+    fn from(objection: Objection) -> Self {
+        objection.to_string()
+    }
+}
