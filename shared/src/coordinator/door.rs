@@ -203,7 +203,23 @@ impl Coordinator {
                     .as_ref()
                     .is_some_and(|holds| holds.attempt == commit.attempt)
         });
+        let training = &self.config().training;
+        let farthest = self.fresh
+            + training
+                .samples
+                .min(u64::from(training.batch) * u64::from(u16::MAX));
+        // A head says itself what it was leased; it can't lease itself what no host would.
+        let leases_fit = resume.leases.len() <= self.config().schedule.round_steps as usize
+            && resume.leases.iter().all(|lease| {
+                lease.samples.count == training.batch
+                    && lease
+                        .samples
+                        .first
+                        .is_multiple_of(u64::from(training.batch))
+                    && lease.samples.first < farthest
+            });
         pipeline.seat(resume.peer).is_some()
+            && leases_fit
             && pipeline.phase != Phase::Journaling
             && place.epoch == pipeline.place.epoch
             && (place.round == pipeline.place.round || missed_commit)

@@ -425,6 +425,12 @@ impl Peer {
             work.handle_credit(granted);
         }
         self.work = Some(work);
+        self.early.retain(|(_, frame)| {
+            frame
+                .header
+                .place()
+                .is_none_or(|early| early.epoch >= place.epoch)
+        });
         self.up(Up::Ready { place, stages });
     }
 

@@ -15,6 +15,8 @@ pub mod compute;
 mod audit;
 mod faults;
 mod network;
+#[cfg(test)]
+mod tests;
 mod volunteer;
 mod world;
 

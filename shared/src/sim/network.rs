@@ -59,6 +59,8 @@ impl Network {
     ) -> Time {
         let at = now + dice.millis(10, 60);
         match channel {
+            // Now and then a frame waits for a lost packet to be sent again: past its epoch, perhaps.
+            Channel::Tensors if dice.once_in(12) => at + dice.millis(300, 6_000),
             Channel::Tensors => at,
             Channel::Control => {
                 let last = self.ordered.entry((from, to)).or_default();

@@ -419,7 +419,7 @@ impl World {
             },
             seed_hash: Digest::default(),
             secret: [3; 32],
-            costs: StageCosts::new(&self.config.model),
+            costs: StageCosts::new(&self.config),
         };
         self.incarnation += 1;
         self.summary.incarnations += 1;

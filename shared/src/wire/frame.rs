@@ -214,6 +214,20 @@ impl StepEnd {
 }
 
 impl Header {
+    /// Line-up and round that the frame is about, if it is about any.
+    pub fn place(&self) -> Option<Place> {
+        match self {
+            Self::Forward { slot, .. } | Self::Backward { slot, .. } => Some(slot.place),
+            Self::Apply { place, .. } => Some(*place),
+            Self::Hello { .. }
+            | Self::StateRequest { .. }
+            | Self::StateChunk { .. }
+            | Self::Credit { .. }
+            | Self::Keepalive
+            | Self::Bye { .. } => None,
+        }
+    }
+
     /// The header's name, for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
