@@ -131,6 +131,23 @@ impl Program {
         kill_process(pid, signal).with_context(|| format!("{} takes no signal", self.name))
     }
 
+    /// Most memory that it has held so far.
+    ///
+    /// # Errors
+    /// It has ended, or this system does not tell.
+    pub fn peak_bytes(&self) -> anyhow::Result<u64> {
+        let file = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        let kibibytes: u64 = peak
+            .with_context(|| format!("{file} has no VmHWM"))?
+            .trim()
+            .parse()?;
+        Ok(kibibytes * 1024)
+    }
+
     /// Ends it at once, as `kill -9` does, and waits until it is gone.
     ///
     /// # Errors
@@ -226,12 +243,14 @@ mod tests {
     #[test]
     fn signals_reach_the_program_and_a_frozen_one_ends_when_dropped() {
         let mut program = shell("exec sleep 60");
-        program.signal(Signal::INT).expect("it runs");
+        // Not INT: a shell that starts us in the background has it ignored, which children inherit.
+        program.signal(Signal::TERM).expect("it runs");
         assert_eq!(
             program.wait_end(LONG).expect("it ended").signal(),
-            Some(Signal::INT.as_raw())
+            Some(Signal::TERM.as_raw())
         );
         let frozen = shell("exec sleep 60");
+        assert!(frozen.peak_bytes().expect("it runs") > 0);
         frozen.signal(Signal::STOP).expect("it runs");
         let begun = Instant::now();
         drop(frozen);

@@ -303,7 +303,7 @@ proptest! {
         rank in 1_usize..128,
         (rate, clip) in (1e-8..1.0_f64, 1e-6..1e6_f64),
         (round_us, checkpoint_us, wait_us) in
-            (1_000_000_u64..86_400_000_000, 1_000_001_u64..86_400_000_000, 0_u64..3_600_000_000),
+            (1_000_000_u64..86_400_000_000, 2_000_000_u64..86_400_000_000, 0_u64..3_600_000_000),
         (samples, warmup) in (600_u64..1 << 53, 0_u64..600),
         format in proptest::sample::select(FORMATS.map(|(_, format)| format).to_vec()),
     ) {
@@ -324,6 +324,10 @@ proptest! {
         let read = read(&text, &[]);
         prop_assert_eq!(read.as_ref(), Ok(&config));
         prop_assert_eq!(write(&config), text);
+        let json = serde_json::to_string(&config).expect("serialises");
+        let read: Result<RunConfig, String> =
+            serde_json::from_str(&json).map_err(|error| error.to_string());
+        prop_assert_eq!(read, Ok(config));
     }
 
     #[test]

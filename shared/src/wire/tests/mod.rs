@@ -3,3 +3,4 @@
 //! Where a text here has to change, [`super::frame::VERSION`] has to change with it.
 
 mod frame;
+mod signal;

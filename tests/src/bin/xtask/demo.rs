@@ -196,7 +196,7 @@ fn whys(volunteers: &mut [Program]) -> String {
 
 /// Waits until the store holds a checkpoint, of `round` if it comes in time. Gives its round.
 fn wait_for_checkpoint(host: &mut Host, round: u64) -> anyhow::Result<u64> {
-    let written = |run: &Value| run["stored_round"].as_u64();
+    let written = |run: &Value| run["checkpoint_round"].as_u64();
     let newest = host.wait_until("checkpoint", CHECKPOINT_WAIT_MAX, |run| {
         written(run).is_some_and(|done| done >= round)
     });
@@ -354,7 +354,7 @@ fn minutes(time: Duration) -> String {
 }
 
 /// Copies what people write in this repository. Gives how many files that is.
-fn copy_own_text(folder: &Path) -> anyhow::Result<usize> {
+pub(crate) fn copy_own_text(folder: &Path) -> anyhow::Result<usize> {
     let files: Vec<String> = match output(
         Command::new("git")
             .args(["ls-files"])

@@ -12,6 +12,7 @@
 mod build;
 mod check;
 mod demo;
+mod figures;
 mod setup;
 mod steps;
 
@@ -46,6 +47,8 @@ enum Verb {
         #[arg(long, default_value_t = 0)]
         first_seed: u64,
     },
+    /// Measure, and write tests/figures/NAME.json
+    Figures(figures::Figures),
     /// Build the web client into www/pkg
     Web,
 }
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Test => check::test().finish(),
         Verb::Ci => check::ci().finish(),
         Verb::Demo(asked) => demo::demo(&asked),
+        Verb::Figures(asked) => figures::figures(&asked),
         Verb::Golden => build::run(&mut build::cargo(&[
             "run",
             "-p",
