@@ -72,7 +72,7 @@ pub enum DataError {
         reason: String,
     },
     /// Nothing in the folder is text or a token shard.
-    #[error("no text in {} ({binary_files} binary files were left out): put .txt, .md or source files there, or name another --data", path.display())]
+    #[error("no text in {} ({binary_files} binary files were left out, hidden ones are not looked at): put .txt, .md or source files there, or name another --data", path.display())]
     Empty {
         /// The file or folder.
         path: PathBuf,

@@ -129,7 +129,7 @@ fn the_same_source_is_not_read_twice_and_another_one_has_another_digest() {
 
 #[test]
 fn bad_sources_are_refused_with_what_to_do() {
-    expect!["no text in DIR/in (1 binary files were left out): put .txt, .md or source files there, or name another --data"]
+    expect!["no text in DIR/in (1 binary files were left out, hidden ones are not looked at): put .txt, .md or source files there, or name another --data"]
         .assert_eq(&Bench::new(&[("a.png", b"\0\0")]).refusal("bytes"));
     expect!["DIR/in holds 20 tokens, one batch needs 48 (2 samples of 16 tokens, and one held out): add text, or make training.batch or model.context smaller"]
         .assert_eq(&Bench::new(&[("a.txt", b"nineteen characters")]).refusal("bytes"));
