@@ -12,11 +12,10 @@ use std::collections::VecDeque;
 
 use ed25519_dalek::{Signer, SigningKey};
 
-use crate::limits::{
-    CANDIDATES_EARLY_MAX, KEEPALIVE, LINK_OPEN_MAX, LINK_TRIES_MAX, SILENCE_MAX, SILENCE_MIN,
-};
+use super::pulse::Pulse;
+use crate::limits::{CANDIDATES_EARLY_MAX, KEEPALIVE, LINK_OPEN_MAX, LINK_TRIES_MAX};
 use crate::transport::{LinkEvent, LinkSignal, LinkStep};
-use crate::units::{Digest, PeerId, Span, Time};
+use crate::units::{Digest, PeerId, Time};
 use crate::wire::signal::{Suspicion, hello_message, verifies};
 
 /// What a link wants done.
@@ -354,59 +353,11 @@ impl Link {
     }
 }
 
-/// Inter-arrival times of one link, and when silence becomes suspicious: median + 8 deviations
-/// (median absolute), within [`SILENCE_MIN`] and [`SILENCE_MAX`].
-#[derive(Clone, Debug, Default)]
-struct Pulse {
-    last: Time,
-    gaps_us: VecDeque<u64>,
-}
-
-impl Pulse {
-    const GAPS: usize = 32;
-
-    fn beginning(now: Time) -> Self {
-        Self {
-            last: now,
-            gaps_us: VecDeque::new(),
-        }
-    }
-
-    fn beat(&mut self, now: Time) {
-        let gap = now.since(self.last).as_micros();
-        self.last = now;
-        // Bursts of frames say nothing about how long silence may last.
-        if gap > KEEPALIVE.as_micros() / 4 {
-            if self.gaps_us.len() == Self::GAPS {
-                self.gaps_us.pop_front();
-            }
-            self.gaps_us.push_back(gap);
-        }
-    }
-
-    fn silent_at(&self) -> Time {
-        let median = median(self.gaps_us.iter().copied());
-        let deviation = median_deviation(&self.gaps_us, median);
-        let allowed = (median + 8 * deviation)
-            .max(3 * KEEPALIVE.as_micros())
-            .clamp(SILENCE_MIN.as_micros(), SILENCE_MAX.as_micros());
-        self.last + Span::from_micros(allowed)
-    }
-}
-
-fn median_deviation(gaps_us: &VecDeque<u64>, median_us: u64) -> u64 {
-    median(gaps_us.iter().map(|gap| gap.abs_diff(median_us)))
-}
-
-fn median(values: impl Iterator<Item = u64>) -> u64 {
-    let mut values: Vec<u64> = values.collect();
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{SILENCE_MAX, SILENCE_MIN};
+    use crate::units::Span;
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_bytes(&[seed; 32])

@@ -18,6 +18,7 @@ pub mod work;
 mod evaluation;
 mod host;
 mod net;
+mod pulse;
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -15,6 +15,7 @@ pub mod compute;
 mod audit;
 mod faults;
 mod network;
+mod processes;
 #[cfg(test)]
 mod tests;
 mod volunteer;

@@ -1,0 +1,59 @@
+//! How long a link may be silent before its other end is suspected.
+
+use std::collections::VecDeque;
+
+use crate::limits::{KEEPALIVE, SILENCE_MAX, SILENCE_MIN};
+use crate::units::{Span, Time};
+
+/// Inter-arrival times of one link, and when silence becomes suspicious: median + 8 deviations
+/// (median absolute), within [`SILENCE_MIN`] and [`SILENCE_MAX`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulse {
+    last: Time,
+    gaps_us: VecDeque<u64>,
+}
+
+impl Pulse {
+    const GAPS: usize = 32;
+
+    /// Somebody was heard just now, for the first time.
+    pub(super) fn beginning(now: Time) -> Self {
+        Self {
+            last: now,
+            gaps_us: VecDeque::new(),
+        }
+    }
+
+    /// Somebody was heard.
+    pub(super) fn beat(&mut self, now: Time) {
+        let gap = now.since(self.last).as_micros();
+        self.last = now;
+        // Bursts of frames say nothing about how long silence may last.
+        if gap > KEEPALIVE.as_micros() / 4 {
+            if self.gaps_us.len() == Self::GAPS {
+                self.gaps_us.pop_front();
+            }
+            self.gaps_us.push_back(gap);
+        }
+    }
+
+    /// When it will have been silent for too long.
+    pub(super) fn silent_at(&self) -> Time {
+        let median = median(self.gaps_us.iter().copied());
+        let deviation = median_deviation(&self.gaps_us, median);
+        let allowed = (median + 8 * deviation)
+            .max(3 * KEEPALIVE.as_micros())
+            .clamp(SILENCE_MIN.as_micros(), SILENCE_MAX.as_micros());
+        self.last + Span::from_micros(allowed)
+    }
+}
+
+fn median_deviation(gaps_us: &VecDeque<u64>, median_us: u64) -> u64 {
+    median(gaps_us.iter().map(|gap| gap.abs_diff(median_us)))
+}
+
+fn median(values: impl Iterator<Item = u64>) -> u64 {
+    let mut values: Vec<u64> = values.collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
+}

@@ -1,0 +1,234 @@
+//! What follows from a job's result: a frame, a step's end, a round's result.
+
+use bytes::Bytes;
+
+use super::{Phase, Side, Work, WorkOutput};
+use crate::compute::{Done, Input, Job, Snapshot};
+use crate::units::{Digest, Round, Step, Time};
+use crate::wire::frame::{Header, Mode, Slot, StepEnd};
+use crate::wire::payload;
+use crate::wire::signal::{Held, Holds, Report, Suspicion, Up};
+
+impl Work {
+    /// A job's result. `job` is what was asked for.
+    pub fn handle_done(&mut self, now: Time, job: &Job, done: Done) {
+        match (job, done) {
+            (
+                Job::Forward { slot, mode, input },
+                Done::Forward {
+                    boundary, loss_sum, ..
+                },
+            ) => {
+                self.forward_done(*slot, *mode, input, boundary, loss_sum);
+            }
+            (
+                Job::Backward { slot, .. },
+                Done::Backward {
+                    gradient,
+                    loss_sum,
+                    norm_squared,
+                    ..
+                },
+            ) => self.backward_done(now, *slot, gradient, loss_sum, norm_squared),
+            (Job::Apply { step, .. }, Done::Applied { .. }) => {
+                self.applied = self.applied.max(step.0 + 1);
+                self.ends.retain(|of, _| *of >= *step);
+            }
+            (Job::Snapshot { round }, Done::Snapshot { stages, .. }) => {
+                self.snapshot_done(*round, stages);
+            }
+            (_, Done::NonFinite { stage, own, .. }) => {
+                let place = self.place();
+                self.halt(WorkOutput::Up(Up::NonFinite { place, stage, own }));
+            }
+            (Job::Backward { .. }, Done::Refused { .. }) => {
+                self.halt(WorkOutput::Suspect(Side::Next, Suspicion::Malformed));
+            }
+            (_, Done::Refused { .. }) => {
+                self.halt(WorkOutput::Suspect(Side::Previous, Suspicion::Malformed));
+            }
+            (job, done) => panic!("the compute answered {job:?} with {done:?}"),
+        }
+    }
+
+    fn halt(&mut self, last_words: WorkOutput) {
+        self.phase = Phase::Halted;
+        self.outputs.push_back(last_words);
+    }
+
+    fn forward_done(
+        &mut self,
+        slot: Slot,
+        mode: Mode,
+        input: &Input,
+        boundary: Option<Bytes>,
+        loss_sum: Option<f64>,
+    ) {
+        if mode == Mode::Train {
+            self.inputs.remove(&(slot.step, slot.microbatch.0));
+            self.forward_next += 1;
+        }
+        if !self.is_head() {
+            self.grant(1);
+        }
+        if let Some(boundary) = boundary {
+            self.sent += 1;
+            let previous = slot.step.0.checked_sub(1).and_then(|before| {
+                // Kept until the step after is applied: every microbatch of the step carries it.
+                self.ends.get(&Step(before)).copied()
+            });
+            let header = Header::Forward {
+                slot,
+                mode,
+                microbatches: self.microbatches,
+                sequences: self.sequences,
+                first_sample: input.first_sample,
+                previous,
+            };
+            let payload = payload::encode_forward(&input.tokens, self.vocabulary, &boundary);
+            self.send(Side::Next, header, payload);
+        }
+        if let Some(loss_sum) = loss_sum {
+            self.evaluated(slot, loss_sum);
+        }
+    }
+
+    fn backward_done(
+        &mut self,
+        now: Time,
+        slot: Slot,
+        gradient: Option<Bytes>,
+        own_loss: Option<f64>,
+        own_norm: Option<f64>,
+    ) {
+        let arrived = self.gradients.remove(&(slot.step, slot.microbatch.0));
+        let loss_sum = own_loss.or(arrived.as_ref().map(|arrived| arrived.loss_sum));
+        let loss_sum = loss_sum.expect("a loss comes from the last seat or with the gradient");
+        let behind = arrived
+            .and_then(|arrived| arrived.norm_squared)
+            .unwrap_or(0.0);
+        let norm_squared = own_norm.map(|own| own + behind);
+        self.backward_next += 1;
+        if let Some(gradient) = gradient {
+            let mode = Mode::Train;
+            let header = Header::Backward {
+                slot,
+                mode,
+                loss_sum,
+                norm_squared,
+            };
+            self.send(Side::Previous, header, gradient);
+        } else {
+            self.head.step_loss += loss_sum;
+        }
+        if let Some(norm_squared) = norm_squared {
+            if self.is_head() {
+                self.end_step(now, norm_squared);
+            }
+            if self.phase == Phase::Steps {
+                self.step.0 += 1;
+                self.forward_next = 0;
+                self.backward_next = 0;
+            }
+        }
+    }
+
+    /// At the head, the step's last backward is done: the step's end is known.
+    fn end_step(&mut self, now: Time, norm_squared: f64) {
+        let norm = norm_squared.sqrt();
+        if !norm.is_finite() || !self.head.step_loss.is_finite() {
+            let (place, stage) = (self.place(), self.order.stages.iter().next());
+            let stage = stage.expect("a seat has a stage");
+            return self.halt(WorkOutput::Up(Up::NonFinite {
+                place,
+                stage,
+                own: false,
+            }));
+        }
+        let begun = self
+            .begun
+            .expect("the head forwards nothing before the host says begin");
+        let scale = clip_scale(self.clip, norm);
+        let samples_done = begun.samples_done + u64::from(self.step.0) * u64::from(self.batch);
+        self.ends.insert(
+            self.step,
+            StepEnd {
+                scale,
+                samples_done,
+            },
+        );
+        self.report(now);
+        let is_last = self
+            .head
+            .leases
+            .get(&self.step)
+            .is_some_and(|lease| lease.last);
+        if is_last || self.head.closing {
+            self.end_round(self.step);
+        }
+    }
+
+    fn report(&mut self, now: Time) {
+        let steps = self.step.0 + 1;
+        let loss = self.head.step_loss / self.step_tokens as f64;
+        self.head.step_loss = 0.0;
+        self.head.round_loss += loss;
+        let report = Report {
+            place: self.place(),
+            steps,
+            loss,
+            round_loss: self.head.round_loss / f64::from(steps),
+            elapsed_us: now.since(self.head.began).as_micros(),
+            payload_bytes: self.head.payload_bytes,
+        };
+        self.head.report = Some(report);
+        self.outputs.push_back(WorkOutput::Up(Up::Report(report)));
+    }
+
+    fn snapshot_done(&mut self, round: Round, snapshots: Vec<Snapshot>) {
+        let begun = self.begun.expect("a snapshot is asked for after begin");
+        let states: Vec<(Held, Bytes)> = snapshots
+            .into_iter()
+            .map(
+                |Snapshot {
+                     stage,
+                     agreed,
+                     blob,
+                 }| {
+                    (
+                        Held {
+                            round,
+                            stage,
+                            agreed,
+                            blob: Digest::of(&blob),
+                        },
+                        blob,
+                    )
+                },
+            )
+            .collect();
+        let holds = Holds {
+            place: self.place(),
+            attempt: begun.attempt,
+            steps: self.applied,
+            stages: states.iter().map(|(held, _)| *held).collect(),
+        };
+        self.phase = Phase::Held;
+        self.holds = Some(holds.clone());
+        self.outputs.push_back(WorkOutput::Keep(states));
+        self.outputs.push_back(WorkOutput::Up(Up::Holds(holds)));
+    }
+}
+
+/// What a gradient of that norm is multiplied by, so that its norm is at most `clip`.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the optimizer multiplies in f32"
+)]
+fn clip_scale(clip: f64, norm: f64) -> f32 {
+    if norm > clip {
+        (clip / norm) as f32
+    } else {
+        1.0
+    }
+}

@@ -1,0 +1,356 @@
+//! What happens to volunteers' processes, and what their peers want done.
+
+use std::collections::VecDeque;
+
+use super::compute::{FakeCompute, tokens};
+use super::network::{ProcessId, channel};
+use super::volunteer::LinkEnd;
+use super::world::{Event, World};
+use crate::compute::Job;
+use crate::coordinator::roster::ConnectionId;
+use crate::peer;
+use crate::transport::{LinkEvent, LinkStep};
+use crate::units::{Digest, PeerId, Span};
+use crate::wire::frame::Frame;
+use crate::wire::signal::Down;
+
+impl World {
+    pub(super) fn happen_to_process(&mut self, id: ProcessId, event: Event) {
+        let now = self.now;
+        if let Event::Connect { .. } = event {
+            return self.connect(id);
+        }
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        match event {
+            Event::ToVolunteer {
+                connection,
+                message,
+                ..
+            } => {
+                if process.connection == Some(connection) {
+                    if let Down::Welcome(welcome) = &*message {
+                        self.numbers.insert(welcome.peer, id);
+                    }
+                    process.peer.handle_host(now, *message);
+                }
+            }
+            Event::Disconnected { connection, .. } => {
+                if process.connection == Some(connection) {
+                    process.connection = None;
+                    process.peer.handle_host_closed();
+                    let wait = self.dice.millis(250, 2_000);
+                    self.after(wait, Event::Connect { process: id });
+                }
+            }
+            Event::Timer { at, .. } => {
+                if process.timer == Some(at) {
+                    process.timer = None;
+                    process.peer.handle_timeout(now);
+                }
+            }
+            Event::Prepared { .. } => {
+                process.compute = Some(FakeCompute::new(self.config.clone()));
+                let block_us = 1_000 * process.pace_ms;
+                process
+                    .peer
+                    .handle_prepared(now, Digest::default(), block_us);
+            }
+            Event::Done { .. } => {
+                if let (Some(job), Some(compute)) = (process.job.take(), &mut process.compute) {
+                    let done = compute.run(&job);
+                    process.peer.handle_done(now, done);
+                }
+            }
+            Event::Tokens { mode, samples, .. } => {
+                let tokens = tokens(&self.config, mode, samples);
+                process.peer.handle_tokens(now, mode, samples, &tokens);
+            }
+            Event::Downloaded { held, blob, .. } => process.peer.handle_download(now, &held, blob),
+            Event::Link { peer, event, .. } => self.happen_to_link(id, peer, event),
+            Event::Frame {
+                from,
+                generation,
+                frame,
+                ..
+            } => {
+                let end = process.links.get(&from);
+                if end.is_some_and(|end| end.open && end.generation == generation) {
+                    process.peer.handle_frame(now, from, *frame);
+                }
+            }
+            Event::Connect { .. }
+            | Event::HostStart
+            | Event::HostTimer { .. }
+            | Event::Synced { .. }
+            | Event::Stored { .. }
+            | Event::Manifest { .. }
+            | Event::ToHost { .. }
+            | Event::HostSees { .. }
+            | Event::Fault => unreachable!("it happens to the host, or was dealt with"),
+        }
+    }
+
+    fn connect(&mut self, id: ProcessId) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        if process.connection.is_some() {
+            return;
+        }
+        let Some(host) = &mut self.host else {
+            let wait = self.dice.millis(250, 2_000);
+            return self.after(wait, Event::Connect { process: id });
+        };
+        self.connected += 1;
+        let connection = ConnectionId(self.connected);
+        process.connection = Some(connection);
+        process.peer.handle_host_open();
+        host.handle_connected(connection);
+        self.connections.insert(connection, id);
+    }
+
+    fn happen_to_link(&mut self, id: ProcessId, peer: PeerId, event: LinkEvent) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(end) = process.links.get_mut(&peer) else {
+            return;
+        };
+        match &event {
+            LinkEvent::Open { generation, .. } if *generation == end.generation => end.open = true,
+            LinkEvent::Down { generation } if *generation == end.generation => {
+                process.links.remove(&peer);
+            }
+            LinkEvent::Description { .. }
+            | LinkEvent::Candidate { .. }
+            | LinkEvent::Open { .. }
+            | LinkEvent::Down { .. } => {}
+        }
+        process.peer.handle_link_event(now, peer, event);
+    }
+
+    pub(super) fn settle_process(&mut self, id: ProcessId) {
+        let mut outputs = VecDeque::new();
+        if let Some(process) = self.processes.get_mut(&id) {
+            while let Some(output) = process.peer.poll_output() {
+                outputs.push_back(output);
+            }
+        }
+        for output in outputs {
+            self.carry_out_for_process(id, output);
+        }
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let wanted = process.peer.poll_timeout().map(|at| at.max(self.now));
+        if wanted != process.timer {
+            process.timer = wanted;
+            if let Some(at) = wanted {
+                self.at(at, Event::Timer { process: id, at });
+            }
+        }
+    }
+
+    fn carry_out_for_process(&mut self, id: ProcessId, output: peer::Output) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let pace_ms = process.pace_ms;
+        match output {
+            peer::Output::Host(message) => {
+                if let Some(connection) = process.connection {
+                    let wait = self.one_way();
+                    let message = Box::new(message);
+                    self.after(
+                        wait,
+                        Event::ToHost {
+                            connection,
+                            message,
+                        },
+                    );
+                }
+            }
+            peer::Output::Frame(to, frame) => self.send(id, to, frame),
+            peer::Output::Link(peer, step) => self.link_step(id, peer, step),
+            peer::Output::Prepare(_) => {
+                self.after(Span::from_millis(300), Event::Prepared { process: id });
+            }
+            peer::Output::Compute(job) => {
+                let units = match &job {
+                    Job::Backward { .. } => 2,
+                    Job::Forward { .. } | Job::Apply { .. } => 1,
+                    Job::Seat { .. } | Job::Snapshot { .. } => 4,
+                };
+                process.job = Some(job);
+                let wait = Span::from_millis(units * pace_ms);
+                self.after(wait, Event::Done { process: id });
+            }
+            peer::Output::Tokens { mode, samples } => {
+                let wait = self.dice.millis(5, 80);
+                self.after(
+                    wait,
+                    Event::Tokens {
+                        process: id,
+                        mode,
+                        samples,
+                    },
+                );
+            }
+            peer::Output::Download { held, path } => {
+                let name: Option<Digest> =
+                    path.rsplit('/').next().and_then(|name| name.parse().ok());
+                let blob = name.and_then(|name| self.blobs.get(&name)).cloned();
+                let wait = self.dice.millis(20, 500);
+                self.after(
+                    wait,
+                    Event::Downloaded {
+                        process: id,
+                        held,
+                        blob,
+                    },
+                );
+            }
+            peer::Output::Upload { ticket, blob, .. } => {
+                let incarnation = self.incarnation;
+                let wait = self.dice.millis(20, 800);
+                self.after(
+                    wait,
+                    Event::Stored {
+                        incarnation,
+                        ticket,
+                        blob,
+                    },
+                );
+            }
+            peer::Output::Event(_) => {}
+            peer::Output::Exit(_) => self.bury(id),
+        }
+    }
+
+    /// A process is gone: its sockets close, now or when the other ends notice.
+    pub(super) fn bury(&mut self, id: ProcessId) {
+        let Some(process) = self.processes.remove(&id) else {
+            return;
+        };
+        if let Some(connection) = process.connection {
+            self.connections.remove(&connection);
+            let wait = self.one_way() + Span::from_micros(1);
+            self.after(wait, Event::HostSees { connection });
+        }
+        let Some(me) = process.peer.id() else { return };
+        for (peer, end) in process.links {
+            self.link_ends(peer, me, end.generation, Span::from_secs(3));
+        }
+    }
+
+    fn link_ends(&mut self, at: PeerId, other: PeerId, generation: u32, after: Span) {
+        if let Some(&process) = self.numbers.get(&at) {
+            let event = LinkEvent::Down { generation };
+            self.after(
+                after,
+                Event::Link {
+                    process,
+                    peer: other,
+                    event,
+                },
+            );
+        }
+    }
+
+    fn send(&mut self, from: ProcessId, to: PeerId, frame: Frame) {
+        let Some(process) = self.processes.get(&from) else {
+            return;
+        };
+        let (Some(me), Some(end)) = (process.peer.id(), process.links.get(&to)) else {
+            return;
+        };
+        let (generation, open) = (end.generation, end.open);
+        let Some(&receiver) = self.numbers.get(&to) else {
+            return;
+        };
+        if !open || !self.network.connects(self.now, from, receiver) {
+            return;
+        }
+        let channel = channel(&frame.header);
+        let at = self
+            .network
+            .arrival(self.now, &mut self.dice, from, receiver, channel);
+        // What was sent is what arrives, byte for byte: through the real codec.
+        let frame = Box::new(Frame::decode(&frame.encode()).expect("a peer sends valid frames"));
+        self.at(
+            at,
+            Event::Frame {
+                from: me,
+                process: receiver,
+                generation,
+                frame,
+            },
+        );
+    }
+
+    fn link_step(&mut self, id: ProcessId, peer: PeerId, step: LinkStep) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(me) = process.peer.id() else { return };
+        match step {
+            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => {
+                process.links.insert(
+                    peer,
+                    LinkEnd {
+                        generation,
+                        open: false,
+                    },
+                );
+                let event = LinkEvent::Description {
+                    generation,
+                    sdp: "v=0".to_owned(),
+                };
+                self.after(
+                    Span::from_millis(5),
+                    Event::Link {
+                        process: id,
+                        peer,
+                        event,
+                    },
+                );
+            }
+            LinkStep::Accept { generation, .. } => self.open_link(id, me, peer, generation),
+            LinkStep::Candidate { .. } => {}
+            LinkStep::Close => {
+                if let Some(end) = process.links.remove(&peer) {
+                    self.link_ends(peer, me, end.generation, Span::from_millis(200));
+                }
+            }
+        }
+    }
+
+    fn open_link(&mut self, id: ProcessId, me: PeerId, peer: PeerId, generation: u32) {
+        let Some(&other) = self.numbers.get(&peer) else {
+            return;
+        };
+        if !self.network.connects(self.now, id, other) {
+            return;
+        }
+        let wait = self.dice.millis(200, 900);
+        for (process, peer, local, remote) in [(id, peer, id, other), (other, me, other, id)] {
+            let event = LinkEvent::Open {
+                generation,
+                local_fingerprint: format!("AA:{local}"),
+                remote_fingerprint: format!("AA:{remote}"),
+                relayed: false,
+            };
+            self.after(
+                wait,
+                Event::Link {
+                    process,
+                    peer,
+                    event,
+                },
+            );
+        }
+    }
+}
