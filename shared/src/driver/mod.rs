@@ -263,7 +263,9 @@ where
             state.host.close().await;
             return Ok(exit);
         }
-        if let (Some(config), Some(workshop)) = (state.prepare.take(), workshop.take()) {
+        if let Some(config) = state.prepare.take()
+            && let Some(workshop) = workshop.take()
+        {
             preparing.set(workshop.prepare(config).fuse());
         }
         if let Some(job) = state.job.take_if(|_| state.idle.is_some())
