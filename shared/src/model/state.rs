@@ -217,23 +217,6 @@ impl StageState {
     }
 }
 
-/// The weights of stage `stage` from a blob, by name: what an export needs.
-///
-/// # Errors
-/// As [`StageState::from_blob`].
-pub fn weights_of_blob(
-    config: &ModelConfig,
-    stage: usize,
-    blob: &[u8],
-) -> Result<Vec<(Parameter, Vec<f32>)>, StateError> {
-    let state = StageState::from_blob(config, stage, blob)?;
-    Ok(config
-        .parameters_of(stage)
-        .into_iter()
-        .zip(state.weights)
-        .collect())
-}
-
 /// All tensors of a transaction as f32 lists, in order.
 pub(super) async fn read_all(transaction: Transaction) -> Result<Vec<Vec<f32>>, DeviceLost> {
     let lost = |reason: String| DeviceLost { reason };
