@@ -46,19 +46,20 @@ impl Coordinator {
     /// Begins to secure the newest round, unless one is under way; `at_once` asks for a checkpoint too.
     pub(super) fn secure(&mut self, now: Time, at_once: bool) {
         let newest = self.history.newest();
+        let every = self.config().schedule.checkpoint;
+        let is_due = self
+            .manifest_tried
+            .is_none_or(|tried| now.since(tried) >= every);
         let is_under_way = match &self.securing {
             Some(securing) if at_once => securing.round == newest && securing.checkpoint,
-            Some(_) => true,
+            // Copies that nobody is there to make don't hold up a checkpoint.
+            Some(securing) => securing.checkpoint || !is_due,
             None => false,
         };
         if is_under_way || newest.0 == 0 || self.safe == newest && !at_once {
             return;
         }
-        let due = self.config().schedule.checkpoint;
-        let checkpoint = at_once
-            || self
-                .manifest_tried
-                .is_none_or(|tried| now.since(tried) >= due);
+        let checkpoint = at_once || is_due;
         self.securing = Some(Securing {
             round: newest,
             until: now + UPLOAD_MAX,

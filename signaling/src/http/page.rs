@@ -11,7 +11,7 @@ use shared::wire::signal::VolunteerKind;
 
 const CHART_WIDTH: f64 = 720.0;
 const CHART_HEIGHT: f64 = 260.0;
-const LEFT: f64 = 46.0;
+const LEFT: f64 = 60.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 34.0;
@@ -352,4 +352,132 @@ fn escape(text: &str) -> String {
         }
     }
     safe
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::config::run::RunConfig;
+    use shared::units::{Round, StageRange};
+    use shared::wire::report::DataReport;
+
+    use super::*;
+
+    fn report(rounds: u32) -> RunReport {
+        let config = RunConfig::preset("tiny").unwrap();
+        let round = |round: u32| RoundReport {
+            round: Round(round),
+            loss: 2.0 + 3.5 / f64::from(round),
+            validation_loss: round
+                .is_multiple_of(4)
+                .then(|| 2.1 + 3.5 / f64::from(round)),
+            samples: u64::from(round) * 256,
+            seconds: 12.5,
+        };
+        let volunteer = |name: &str, state, stages| VolunteerReport {
+            name: name.to_owned(),
+            kind: VolunteerKind::Native,
+            state,
+            stages,
+            reason: "training".to_owned(),
+            microbatches: 412,
+        };
+        let rounds: Vec<RoundReport> = (1..=rounds).map(round).collect();
+        RunReport {
+            name: "demo".to_owned(),
+            parameters: config.model.parameter_count() as u64,
+            format: config.format,
+            model: config.model,
+            data: DataReport {
+                files: 53,
+                bytes: 457_076,
+                train_tokens: 447_940,
+                validation_tokens: 9_136,
+                tokenizer: "bytes".to_owned(),
+            },
+            state: "training".to_owned(),
+            reason: "training, 3 steps into the round".to_owned(),
+            round: rounds.last().map_or(Round(0), |round| round.round),
+            safe_round: Round(38),
+            checkpoint_round: Some(Round(36)),
+            steps: 3,
+            samples: rounds.last().map_or(0, |round| round.samples),
+            lowest_open_sample: 0,
+            samples_total: 64_000,
+            tokens: 1_310_720,
+            loss: rounds.last().map(|round| round.loss),
+            validation_loss: Some(2.2),
+            rounds,
+            volunteers: vec![
+                volunteer(
+                    "anchovy",
+                    VolunteerState::Seated,
+                    Some(StageRange { first: 0, end: 2 }),
+                ),
+                volunteer("<script>alert('&')</script>", VolunteerState::Spare, None),
+            ],
+            wire_bytes_per_token: 68,
+            dense_f16_bytes_per_token: 512,
+        }
+    }
+
+    #[test]
+    fn what_volunteers_write_is_text_and_nothing_else() {
+        let html = render(&report(40), "https://a.example/\"><script>");
+        assert!(html.contains("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;"));
+        assert_eq!(html.matches("<script").count(), 1, "our own");
+        assert!(html.contains("<td>stages 0-1</td>") && html.contains("<td>spare</td>"));
+    }
+
+    #[test]
+    fn the_curve_stays_inside_its_frame_whatever_the_losses() {
+        for (first, last) in [(5.5, 2.0), (3.0, 3.0), (0.001, 0.0), (250.0, 1.0)] {
+            let mut rounds = report(40).rounds;
+            for (index, round) in (0_u32..).zip(&mut rounds) {
+                round.loss = first + (last - first) * f64::from(index) / 39.0;
+                round.validation_loss = None;
+            }
+            rounds[7].loss = f64::NAN;
+            let svg = chart(&rounds);
+            let (_, line) = svg.split_once("points=\"").unwrap();
+            let points: Vec<&str> = line.split('"').next().unwrap().split_whitespace().collect();
+            assert_eq!(points.len(), 39, "a loss that is not a number is left out");
+            for point in points {
+                let (x, y) = point.split_once(',').unwrap();
+                let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());
+                assert!((LEFT..=CHART_WIDTH - RIGHT).contains(&x), "{x}");
+                assert!(
+                    (TOP - 0.1..=CHART_HEIGHT - BOTTOM + 0.1).contains(&y),
+                    "{y}"
+                );
+            }
+            let grid_lines = svg.matches("class=\"grid\"").count();
+            assert!(
+                (2..=8).contains(&grid_lines),
+                "{grid_lines} lines for {first} to {last}"
+            );
+        }
+        assert!(chart(&report(1).rounds).contains("second round"));
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let shown: Vec<String> = [0, 999, 1_000, 9_949, 9_950, 706_688, 999_600, 1_310_720]
+            .into_iter()
+            .map(short)
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "0", "999", "1.0 k", "9.9 k", "10 k", "707 k", "1.0 M", "1.3 M"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_script_changes_what_is_inside_main_only() {
+        let html = render(&report(3), "http://localhost:8080");
+        assert_eq!(html.matches("<main>").count(), 1);
+        assert!(html.find("</main>").unwrap() < html.find("<footer>").unwrap());
+        assert!(include_str!("page.js").contains("querySelector(\"main\")"));
+    }
 }
