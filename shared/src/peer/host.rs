@@ -166,6 +166,13 @@ impl Peer {
                 remedy: "use the build that the host's page names".to_owned(),
             });
         }
+        if let Err(error) = config.validate() {
+            return self.exit(Exit::Refused {
+                code: RefuseCode::Malformed,
+                text: format!("the host's run cannot be trained by this build: {error}"),
+                remedy: "tell the host; nothing was computed".to_owned(),
+            });
+        }
         self.nonce = Some(nonce);
         match &self.config {
             Some(known) if *known == config => self.join(),
