@@ -20,6 +20,7 @@ use super::evaluation::Evaluation;
 use crate::compute::Input;
 use crate::config::run::RunConfig;
 use crate::limits::CREDIT_SLACK;
+use crate::schedule::order::Order;
 use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Step, Time};
 use crate::wire::frame::{Frame, Header, Mode, Place, Slot, StepEnd};
 use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Suspicion, Up};
@@ -101,8 +102,8 @@ pub struct Work {
     /// Steps of this round whose update is done or asked for.
     applied: u32,
     step: Step,
-    forward_next: u16,
-    backward_next: u16,
+    /// Whose turn it is within the step.
+    order_in_step: Order,
     inputs: BTreeMap<(Step, u16), Input>,
     gradients: BTreeMap<(Step, u16), Arrived>,
     ends: BTreeMap<Step, StepEnd>,
@@ -147,8 +148,7 @@ impl Work {
             begun: None,
             applied: 0,
             step: Step(0),
-            forward_next: 0,
-            backward_next: 0,
+            order_in_step: fresh_order(&order, config.training.microbatches),
             inputs: BTreeMap::new(),
             gradients: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -183,10 +183,9 @@ impl Work {
         self.order.next.is_none()
     }
 
-    /// Microbatches between forward and backward at this seat: enough for every seat behind to have
-    /// one at work and one on the wire.
+    /// Microbatches between forward and backward at this seat.
     fn in_flight_max(&self) -> u16 {
-        (2 * self.order.seats_behind + 1).min(self.microbatches)
+        self.order_in_step.in_flight_max().min(self.microbatches)
     }
 
     fn send(&mut self, side: Side, header: Header, payload: Bytes) {
@@ -250,7 +249,10 @@ impl Work {
     pub fn handle_close(&mut self) {
         self.head.closing = true;
         // Between two steps: the one before was the last, if there was one.
-        if self.is_head() && self.phase == Phase::Steps && self.forward_next == 0 && self.step.0 > 0
+        if self.is_head()
+            && self.phase == Phase::Steps
+            && self.order_in_step.forwards() == 0
+            && self.step.0 > 0
         {
             self.end_round(Step(self.step.0 - 1));
         }
@@ -304,7 +306,8 @@ impl Work {
             Mode::Evaluate => self.evaluation.push(slot.microbatch.0, input),
             Mode::Train => {
                 let is_late = slot.step < self.step
-                    || (slot.step == self.step && slot.microbatch.0 < self.forward_next);
+                    || (slot.step == self.step
+                        && slot.microbatch.0 < self.order_in_step.forwards());
                 if is_late {
                     return;
                 }
@@ -327,7 +330,10 @@ impl Work {
     ) {
         match mode {
             Mode::Evaluate => self.evaluated(slot, loss_sum),
-            Mode::Train if slot.step == self.step && slot.microbatch.0 >= self.backward_next => {
+            Mode::Train
+                if slot.step == self.step
+                    && slot.microbatch.0 >= self.order_in_step.backwards() =>
+            {
                 let arrived = Arrived {
                     gradient,
                     loss_sum,
@@ -399,8 +405,7 @@ impl Work {
             self.begun = None;
             self.applied = 0;
             self.step = Step(0);
-            self.forward_next = 0;
-            self.backward_next = 0;
+            self.order_in_step = fresh_order(&self.order, self.microbatches);
             self.inputs.clear();
             self.gradients.clear();
             self.ends.clear();
@@ -439,4 +444,9 @@ impl Work {
     pub fn poll_output(&mut self) -> Option<WorkOutput> {
         self.outputs.pop_front()
     }
+}
+
+/// The beginning of a step: every seat behind may have one microbatch at work and one on the wire.
+fn fresh_order(order: &SeatOrder, microbatches: u16) -> Order {
+    Order::new(order.seats_behind, order.seats_behind, microbatches)
 }

@@ -76,6 +76,18 @@ impl Order {
         }
     }
 
+    /// Forwards that are done: the number of the next one.
+    #[must_use]
+    pub const fn forwards(&self) -> u16 {
+        self.forwards
+    }
+
+    /// Backwards that are done: the number of the next one.
+    #[must_use]
+    pub const fn backwards(&self) -> u16 {
+        self.backwards
+    }
+
     /// Microbatches whose forward is done and whose backward is not.
     #[must_use]
     pub const fn in_flight(&self) -> u16 {

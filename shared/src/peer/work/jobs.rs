@@ -5,6 +5,7 @@
 
 use super::{Phase, Work};
 use crate::compute::Job;
+use crate::schedule::order::Action;
 use crate::units::{Microbatch, Step};
 use crate::wire::frame::{Mode, Slot, StepEnd};
 
@@ -15,60 +16,57 @@ impl Work {
             Phase::Halted => None,
             Phase::Held => self.evaluation_job(),
             Phase::Ending => self.ending_job(),
-            Phase::Steps => self
-                .backward_job()
-                .or_else(|| self.forward_job())
-                .or_else(|| self.evaluation_job()),
+            Phase::Steps => self.step_job().or_else(|| self.evaluation_job()),
         }
     }
 
-    fn slot(&self, microbatch: u16) -> Slot {
+    fn slot(&self, microbatch: Microbatch) -> Slot {
         Slot {
             place: self.place(),
             step: self.step,
-            microbatch: Microbatch(microbatch),
+            microbatch,
         }
     }
 
-    fn backward_job(&mut self) -> Option<Job> {
-        let microbatch = self.backward_next;
-        if microbatch >= self.forward_next {
-            return None;
+    /// Whether what an action needs is here, and whatever else it must wait for.
+    fn has_arrived(&self, action: Action) -> bool {
+        match action {
+            Action::Backward(microbatch) => {
+                self.is_last() || self.gradients.contains_key(&(self.step, microbatch.0))
+            }
+            Action::Forward(microbatch) => {
+                (self.begun.is_some() || !self.is_head())
+                    && self.may_send()
+                    && self.inputs.contains_key(&(self.step, microbatch.0))
+            }
         }
-        let arrived = self.gradients.get(&(self.step, microbatch));
-        let gradient = match (self.is_last(), arrived) {
-            (true, _) => None,
-            (false, Some(arrived)) => Some(arrived.gradient.clone()),
-            (false, None) => return None,
-        };
-        let is_last_of_step = microbatch + 1 == self.microbatches;
-        let step_tokens = is_last_of_step.then_some(self.step_tokens);
-        Some(Job::Backward {
-            slot: self.slot(microbatch),
-            gradient,
-            step_tokens,
-        })
     }
 
-    fn forward_job(&mut self) -> Option<Job> {
-        let microbatch = self.forward_next;
-        let waits = self.begun.is_none() && self.is_head()
-            || microbatch == self.microbatches
-            || microbatch - self.backward_next >= self.in_flight_max()
-            || !(self.is_last() || self.sent < self.credit)
-            || !self.inputs.contains_key(&(self.step, microbatch));
-        if waits {
-            return None;
+    fn may_send(&self) -> bool {
+        self.is_last() || self.sent < self.credit
+    }
+
+    fn step_job(&mut self) -> Option<Job> {
+        let action = self.order_in_step.next(|action| self.has_arrived(action))?;
+        match action {
+            Action::Backward(microbatch) => {
+                let arrived = self.gradients.get(&(self.step, microbatch.0));
+                let is_last_of_step = microbatch.0 + 1 == self.microbatches;
+                Some(Job::Backward {
+                    slot: self.slot(microbatch),
+                    gradient: arrived.map(|arrived| arrived.gradient.clone()),
+                    step_tokens: is_last_of_step.then_some(self.step_tokens),
+                })
+            }
+            Action::Forward(_) if self.applied < self.step.0 => {
+                self.apply_job(Step(self.step.0 - 1))
+            }
+            Action::Forward(microbatch) => Some(Job::Forward {
+                slot: self.slot(microbatch),
+                mode: Mode::Train,
+                input: self.inputs.get(&(self.step, microbatch.0))?.clone(),
+            }),
         }
-        if self.applied < self.step.0 {
-            return self.apply_job(Step(self.step.0 - 1));
-        }
-        let input = self.inputs.get(&(self.step, microbatch))?.clone();
-        Some(Job::Forward {
-            slot: self.slot(microbatch),
-            mode: Mode::Train,
-            input,
-        })
     }
 
     fn apply_job(&mut self, step: Step) -> Option<Job> {
@@ -98,10 +96,9 @@ impl Work {
     }
 
     fn evaluation_job(&mut self) -> Option<Job> {
-        let may_send = self.is_last() || self.sent < self.credit;
         let (microbatch, input) =
             self.evaluation
-                .next(may_send, self.in_flight_max(), self.is_head())?;
+                .next(self.may_send(), self.in_flight_max(), self.is_head())?;
         let slot = Slot {
             place: self.place(),
             step: Step(0),

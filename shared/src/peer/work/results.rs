@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{Phase, Side, Work, WorkOutput};
+use super::{Phase, Side, Work, WorkOutput, fresh_order};
 use crate::compute::{Done, Input, Job, Snapshot};
+use crate::schedule::order::Action;
 use crate::units::{Digest, Round, Step, Time};
 use crate::wire::frame::{Header, Mode, Slot, StepEnd};
 use crate::wire::payload;
@@ -66,7 +67,7 @@ impl Work {
     ) {
         if mode == Mode::Train {
             self.inputs.remove(&(slot.step, slot.microbatch.0));
-            self.forward_next += 1;
+            self.order_in_step.advance(Action::Forward(slot.microbatch));
         }
         if !self.is_head() {
             self.grant(1);
@@ -108,7 +109,8 @@ impl Work {
             .and_then(|arrived| arrived.norm_squared)
             .unwrap_or(0.0);
         let norm_squared = own_norm.map(|own| own + behind);
-        self.backward_next += 1;
+        self.order_in_step
+            .advance(Action::Backward(slot.microbatch));
         if let Some(gradient) = gradient {
             let mode = Mode::Train;
             let header = Header::Backward {
@@ -127,8 +129,7 @@ impl Work {
             }
             if self.phase == Phase::Steps {
                 self.step.0 += 1;
-                self.forward_next = 0;
-                self.backward_next = 0;
+                self.order_in_step = fresh_order(&self.order, self.microbatches);
             }
         }
     }
