@@ -137,7 +137,8 @@ fn work(
             }
         }
         if heavy {
-            std::thread::sleep(rest(worked, throttle_percent));
+            // Nobody unparks this thread: it rests for as long as the share asks.
+            std::thread::park_timeout(rest(worked, throttle_percent));
         }
     }
 }

@@ -84,20 +84,24 @@ pub async fn join(settings: Settings, opened: Opened, reporter: Reporter) -> Exi
         Err(failure) => (Note::of(&failure), failure.exit_code()),
     };
     notes.tell(note);
-    drop(notes);
     if telling.await.is_err() {
         tracing::error!("telling notes panicked");
     }
     code
 }
 
-/// Tells notes until their senders are gone.
+/// Tells notes until the last word. Whoever still holds a sender then has nothing more to say.
 async fn tell_all(mut heard: mpsc::Receiver<Note>, mut reporter: Reporter) {
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             note = heard.recv() => match note {
-                Some(note) => reporter.say(&note),
+                Some(note) => {
+                    reporter.say(&note);
+                    if matches!(note, Note::End { .. } | Note::Error { .. }) {
+                        break;
+                    }
+                }
                 None => break,
             },
             _ = tick.tick() => reporter.tick(),
