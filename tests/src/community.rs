@@ -228,7 +228,7 @@ impl Community {
     pub fn said(&mut self) -> String {
         self.events();
         self.volunteers
-            .iter()
+            .iter_mut()
             .map(Program::said)
             .collect::<Vec<_>>()
             .join("\n")
@@ -240,10 +240,9 @@ impl Community {
 /// # Errors
 /// The run lists no rounds.
 pub fn losses(run: &Value) -> anyhow::Result<Vec<(u64, f64)>> {
-    let mut samples = 0;
     let mut losses = Vec::new();
     for row in run["rounds"].as_array().context("a run lists its rounds")? {
-        samples += row["samples"].as_u64().context("a round has samples")?;
+        let samples = row["samples"].as_u64().context("a round has samples")?;
         losses.push((samples, row["loss"].as_f64().context("a round has a loss")?));
     }
     if losses.is_empty() {

@@ -78,8 +78,8 @@ impl Program {
             match self.next_event(deadline) {
                 Some(event) if matches(&event) => return Ok(event),
                 Some(_) => {}
-                None if self.closed => bail!("{} ended before {what}\n{}", self.name, self.said()),
-                None => bail!("{}: no {what} in {wait_max:?}\n{}", self.name, self.said()),
+                None if self.closed => bail!("it ended before {what}\n{}", self.said()),
+                None => bail!("no {what} in {wait_max:?}\n{}", self.said()),
             }
         }
     }
@@ -105,8 +105,8 @@ impl Program {
         while self.next_line(deadline).is_some() {}
         if !self.closed {
             bail!(
-                "{} still runs after {wait_max:?}\n{}",
-                self.name,
+                "not at its end after {wait_max:?}
+{}",
                 self.said()
             );
         }
@@ -158,11 +158,19 @@ impl Program {
         Ok(())
     }
 
-    /// What it said last.
+    /// Whether it still runs, and what it said last.
     #[must_use]
-    pub fn said(&self) -> String {
+    pub fn said(&mut self) -> String {
+        let state = match self.child.try_wait() {
+            Ok(Some(status)) => format!("ended ({status})"),
+            Ok(None) | Err(_) => "runs".to_owned(),
+        };
         let lines: Vec<&str> = self.tail.iter().map(String::as_str).collect();
-        format!("{} said last:\n{}", self.name, lines.join("\n"))
+        format!(
+            "{} {state}, and said last:\n{}",
+            self.name,
+            lines.join("\n")
+        )
     }
 
     fn next_line(&mut self, deadline: Instant) -> Option<String> {

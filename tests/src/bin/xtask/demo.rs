@@ -118,6 +118,7 @@ struct Round {
     round: u64,
     loss: f64,
     validation_loss: Option<f64>,
+    /// Since the run began.
     samples: u64,
     seconds: f64,
 }
@@ -146,8 +147,13 @@ fn follow(
     loop {
         let shown = seen.len();
         let what = format!("commit of round {}", shown + 1);
-        let run = host.wait_until(&what, ROUND_WAIT_MAX, |run| rounds_of(run).len() > shown);
+        let run = host.wait_until(&what, ROUND_WAIT_MAX, |run| {
+            rounds_of(run).len() > shown || volunteers.iter_mut().any(has_ended)
+        });
         let run = run.with_context(|| whys(volunteers))?;
+        if volunteers.iter_mut().any(has_ended) {
+            bail!("a volunteer ended before the run did\n{}", whys(volunteers));
+        }
         for row in rounds_of(&run).drain(shown..) {
             say.round(&row, &run, begun.elapsed());
             seen.push(row);
@@ -161,6 +167,11 @@ fn follow(
             return Ok(seen);
         }
     }
+}
+
+fn has_ended(volunteer: &mut Program) -> bool {
+    // Where the system does not tell, waiting for the next round will.
+    volunteer.has_ended().unwrap_or(false)
 }
 
 /// The rounds that are done: evaluated, or followed by another one.
@@ -255,7 +266,7 @@ impl Summary {
         Self {
             trained_on: trained_on.to_owned(),
             rounds: rounds.len() as u64,
-            samples: rounds.iter().map(|row| row.samples).sum(),
+            samples: rounds.last().map_or(0, |row| row.samples),
             seconds: rounds.iter().map(|row| row.seconds).sum(),
             loss_first: edge(rounds.first()),
             loss_last: edge(rounds.last()),

@@ -219,8 +219,8 @@ fn join_parts(volunteer: &mut Program) -> anyhow::Result<Value> {
         }
     }
     bail!(
-        "{} computed no microbatch\n{}",
-        volunteer.name(),
+        "no microbatch was computed
+{}",
         volunteer.said()
     )
 }
