@@ -87,7 +87,7 @@ fn line(
         .to_string();
     }
     format!(
-        "{name} ({kind}): one {preset} block takes {:.2} ms a sequence, {tokens_per_second:.0} tokens/s",
+        "{name}: one {preset} block takes {:.2} ms a sequence, {tokens_per_second:.0} tokens/s",
         micros as f64 / 1e3
     )
 }
