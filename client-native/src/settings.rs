@@ -237,10 +237,11 @@ mod tests {
 
     fn join(arguments: &[&str]) -> JoinArgs {
         let line = ["shoal", "join"].iter().chain(arguments);
-        match Cli::try_parse_from(line).expect("parses").command {
-            Command::Join(join) => join,
-            other => panic!("{other:?}"),
-        }
+        let command = Cli::try_parse_from(line).expect("parses").command;
+        let Command::Join(join) = command else {
+            panic!("{command:?}");
+        };
+        join
     }
 
     #[test]

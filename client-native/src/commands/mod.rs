@@ -82,22 +82,35 @@ async fn hear_hello(socket: &mut HostSocket) -> Result<RunConfig, Failure> {
                     "Check the link, and that the host is up: its page should open in a browser.",
                 ));
             }
-            SocketEvent::Message(message) => match *message {
-                Down::Hello { version, .. } if version != VERSION => {
-                    return Err(Failure::new(
-                        Code::Version,
-                        format!("the host speaks version {version}, this build {VERSION}"),
-                        "Use the build that the host's page names.",
-                    ));
+            SocketEvent::Message(message) => {
+                if let Some(config) = introduction(*message)? {
+                    return Ok(config);
                 }
-                Down::Hello { config, .. } => return Ok(*config),
-                Down::Refuse { text, remedy, .. } => {
-                    return Err(Failure::new(Code::Refused, text, remedy));
-                }
-                other => tracing::debug!(?other, "not an introduction"),
-            },
+            }
         }
     }
+}
+
+/// What the host's first message says; `None` if it is not an introduction.
+fn introduction(message: Down) -> Result<Option<RunConfig>, Failure> {
+    if let Down::Hello {
+        version, config, ..
+    } = message
+    {
+        if version == VERSION {
+            return Ok(Some(*config));
+        }
+        return Err(Failure::new(
+            Code::Version,
+            format!("the host speaks version {version}, this build {VERSION}"),
+            "Use the build that the host's page names.",
+        ));
+    }
+    if let Down::Refuse { text, remedy, .. } = message {
+        return Err(Failure::new(Code::Refused, text, remedy));
+    }
+    tracing::debug!(?message, "not an introduction");
+    Ok(None)
 }
 
 /// Prints a line of results. A reader that went away (`| head`) ends nothing.

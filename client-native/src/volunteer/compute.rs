@@ -219,18 +219,23 @@ fn once(
     }
     let began = Instant::now();
     // Any numbers of the right form will do as a gradient: the boundary's own are.
-    let gradient: Option<Bytes> = match block_on(engine.run(forward)) {
-        Done::Forward { boundary, .. } => boundary,
-        other => return Err(format!("a forward gave {other:?}")),
+    let gradient: Option<Bytes> = {
+        let done = block_on(engine.run(forward));
+        let Done::Forward { boundary, .. } = done else {
+            return Err(format!("a forward gave {done:?}"));
+        };
+        boundary
     };
     let backward = Job::Backward {
         slot,
         gradient,
         step_tokens: Some(count as u64),
     };
-    match block_on(engine.run(backward)) {
-        Done::Backward { .. } => Ok(began.elapsed()),
-        other => Err(format!("a backward gave {other:?}")),
+    let done = block_on(engine.run(backward));
+    if matches!(done, Done::Backward { .. }) {
+        Ok(began.elapsed())
+    } else {
+        Err(format!("a backward gave {done:?}"))
     }
 }
 
