@@ -164,7 +164,9 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn config(codec: Codec, blocks: usize, stages: usize, heads: usize) -> ModelConfig {
-    let d_model = 4 * heads;
+    // Narrower streams are badly conditioned: of 600 at this width the worst was off by 3e-6, at a quarter
+    // of it one in a hundred by more than 1e-5.
+    let d_model = 16 * heads;
     ModelConfig {
         d_model,
         heads,
