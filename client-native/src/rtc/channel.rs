@@ -14,6 +14,7 @@ use webrtc::data_channel::{DataChannel, DataChannelEvent};
 use super::Tagged;
 use super::link::Notice;
 use super::outbox::Outbox;
+use super::socket::Rounds;
 use crate::pace::Pacer;
 
 /// One data channel and where its news go.
@@ -25,6 +26,7 @@ pub(super) struct ChannelEnds {
     pub(super) channel: Arc<dyn DataChannel>,
     pub(super) report: mpsc::Sender<Tagged>,
     pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) rounds: Arc<Rounds>,
 }
 
 impl ChannelEnds {
@@ -72,6 +74,7 @@ impl ChannelEnds {
                 let _ = self.notices.send(Notice::Ended(self.kind)).await;
                 return;
             }
+            self.rounds.kick();
             if outbox.sent(len_bytes) {
                 let event = NetEvent::Drained {
                     peer: self.peer,

@@ -18,7 +18,7 @@ use webrtc::peer_connection::{
 };
 
 use super::link::Notice;
-use super::socket::TunedRuntime;
+use super::socket::{Rounds, TunedRuntime};
 use super::{RtcConfig, STACK_BYTES_MAX};
 
 /// Largest message on a data channel: what every WebRTC stack of today accepts at most.
@@ -64,9 +64,9 @@ impl PeerConnectionEventHandler for Handler {
 pub(super) async fn connect(
     config: &RtcConfig,
     notices: mpsc::Sender<Notice>,
-) -> Result<Arc<dyn PeerConnection>, Error> {
+) -> Result<(Arc<dyn PeerConnection>, Arc<Rounds>), Error> {
     match build(config, notices.clone(), MulticastDnsMode::QueryOnly).await {
-        Ok(connection) => Ok(connection),
+        Ok(made) => Ok(made),
         Err(error) => {
             // Without multicast (a container, a firewall) `.local` candidates stay unknown, but a
             // browser's packets still show its address.
@@ -80,7 +80,7 @@ async fn build(
     config: &RtcConfig,
     notices: mpsc::Sender<Notice>,
     multicast: MulticastDnsMode,
-) -> Result<Arc<dyn PeerConnection>, Error> {
+) -> Result<(Arc<dyn PeerConnection>, Arc<Rounds>), Error> {
     let servers: Vec<RTCIceServer> = config
         .ice_servers
         .iter()
@@ -99,6 +99,7 @@ async fn build(
     } else {
         RTCIceTransportPolicy::All
     };
+    let rounds = Rounds::new(relays);
     let settings = SettingEngineBuilder::new()
         .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_BYTES_MAX))
         .with_ice_timeouts(
@@ -118,12 +119,14 @@ async fn build(
         )
         .with_setting_engine(settings)
         .with_handler(Arc::new(Handler { notices }))
-        .with_runtime(Arc::new(TunedRuntime { relays }))
+        .with_runtime(Arc::new(TunedRuntime {
+            rounds: Arc::clone(&rounds),
+        }))
         .with_udp_addrs(config.bind_addresses())
         .with_data_channel_send_buffer_limit(STACK_BYTES_MAX)
         .build()
         .await?;
-    Ok(Arc::new(connection))
+    Ok((Arc::new(connection), rounds))
 }
 
 /// Whether the pair of candidates in use has a relay at either end.
@@ -141,15 +144,15 @@ pub(super) async fn is_relayed(connection: &dyn PeerConnection) -> bool {
     else {
         return false;
     };
-    [&pair.local_candidate_id, &pair.remote_candidate_id]
-        .into_iter()
-        .filter_map(|id| report.get(id))
-        .any(|entry| {
-            matches!(
-                entry,
-                RTCStatsReportEntry::LocalCandidate(candidate)
-                | RTCStatsReportEntry::RemoteCandidate(candidate)
-                    if candidate.candidate_type == RTCIceCandidateType::Relay
-            )
-        })
+    let in_use = |id: &str| {
+        id.ends_with(&pair.local_candidate_id) || id.ends_with(&pair.remote_candidate_id)
+    };
+    report.iter().any(|entry| {
+        matches!(
+            entry,
+            RTCStatsReportEntry::LocalCandidate(candidate)
+            | RTCStatsReportEntry::RemoteCandidate(candidate)
+                if candidate.candidate_type == RTCIceCandidateType::Relay && in_use(entry.id())
+        )
+    })
 }

@@ -24,6 +24,7 @@ use webrtc::peer_connection::{
 use super::channel::ChannelEnds;
 use super::connection::{connect, is_relayed};
 use super::outbox::Outbox;
+use super::socket::Rounds;
 use super::{Outboxes, RtcConfig, Tagged, fingerprint, link_event};
 
 /// Notices from a connection's callbacks that wait for its task.
@@ -34,6 +35,9 @@ const LINGER_MAX: Duration = Duration::from_millis(300);
 const LINGER_STEP: Duration = Duration::from_millis(5);
 /// How long closing may take before the connection is dropped as it is.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Between rounds for what a relayed connection sends by itself: handshakes, repetitions.
+const RELAY_ROUND: Duration = Duration::from_millis(20);
 
 /// Labels of the two channels on the wire.
 const CONTROL: &str = "control";
@@ -82,6 +86,7 @@ struct Live {
     open: [bool; 2],
     gate: watch::Sender<bool>,
     tasks: JoinSet<()>,
+    rounds: Arc<Rounds>,
 }
 
 impl LinkTask {
@@ -113,7 +118,7 @@ impl LinkTask {
         mut steps: mpsc::Receiver<LinkStep>,
     ) -> Result<(), LinkFailure> {
         let (notices, mut heard) = mpsc::channel(NOTICES_MAX);
-        let connection = connect(&self.config, notices.clone()).await?;
+        let (connection, rounds) = connect(&self.config, notices.clone()).await?;
         let mut live = Live {
             connection,
             notices,
@@ -122,6 +127,7 @@ impl LinkTask {
             open: [false; 2],
             gate: watch::Sender::new(false),
             tasks: JoinSet::new(),
+            rounds,
         };
         let outcome = self.serve(&mut live, first, &mut steps, &mut heard).await;
         if outcome.is_ok() {
@@ -144,8 +150,10 @@ impl LinkTask {
         heard: &mut mpsc::Receiver<Notice>,
     ) -> Result<(), LinkFailure> {
         self.begin(live, first).await?;
+        let mut round = tokio::time::interval(RELAY_ROUND);
         loop {
             tokio::select! {
+                _ = round.tick(), if live.rounds.enabled() => live.rounds.kick(),
                 step = steps.recv() => match step {
                     Some(step) => live.carry_out(step).await?,
                     None => return Ok(()),
@@ -244,6 +252,7 @@ impl LinkTask {
             channel,
             report: self.report.clone(),
             notices: live.notices.clone(),
+            rounds: Arc::clone(&live.rounds),
         };
         live.tasks.spawn(ends.clone().read(live.gate.subscribe()));
         let pacer = match kind {
@@ -265,13 +274,17 @@ impl LinkTask {
                 .and_then(|description| fingerprint(&description.sdp))
                 .ok_or(LinkFailure::NoFingerprint)
         };
+        let relayed = is_relayed(connection.as_ref()).await;
+        if !relayed {
+            live.rounds.disable();
+        }
         self.outboxes.control.open();
         self.outboxes.tensors.open();
         self.tell(LinkEvent::Open {
             generation: self.generation,
             local_fingerprint: read(local)?,
             remote_fingerprint: read(remote)?,
-            relayed: is_relayed(connection.as_ref()).await,
+            relayed,
         })
         .await;
         live.gate.send_replace(true);
