@@ -154,6 +154,19 @@ impl Host {
         self.get("/api/run").await.json().await.unwrap()
     }
 
+    /// The run's report once it says so: it follows what happened a quarter of a second behind.
+    async fn run_when(&self, is_so: impl Fn(&RunReport) -> bool) -> RunReport {
+        let asking = async {
+            loop {
+                let run = self.run().await;
+                if is_so(&run) {
+                    return run;
+                }
+            }
+        };
+        timeout(LIMIT, asking).await.expect("the report follows")
+    }
+
     async fn volunteer(&self) -> Volunteer {
         Volunteer::connect(&self.url).await
     }
@@ -353,8 +366,9 @@ async fn rounds_checkpoints_and_their_samples_survive_a_killed_host() {
         "{metrics}"
     );
     assert!(metrics.contains("shoal_join_seconds_count 1"), "{metrics}");
-    let before = host.run().await;
-    assert!(before.round.0 >= 2 && before.checkpoint_round.is_some());
+    let before = host
+        .run_when(|run| run.round.0 >= 2 && run.checkpoint_round.is_some())
+        .await;
     assert!(before.validation_loss.is_some());
     let manifest: Value = host
         .get("/store/manifests/newest.json")

@@ -31,6 +31,15 @@ pub(crate) fn native(ledger: &mut Ledger) -> bool {
     )
 }
 
+/// Builds the programs of a run: with the features that the tests build, so that neither waits twice.
+///
+/// # Errors
+/// It does not build; cargo's own output says why.
+pub(crate) fn programs() -> anyhow::Result<()> {
+    let programs = ["--bin", "shoal-host", "--bin", "shoal"];
+    run(cargo(&["build", "--quiet"]).args(EVERYTHING).args(programs))
+}
+
 /// Builds the web client into `www/pkg`. The `bindgen` program must be built already.
 ///
 /// # Errors

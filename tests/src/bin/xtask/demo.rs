@@ -16,7 +16,7 @@ use tests::paths;
 use tests::process::Program;
 use tests::run::{Host, HostOptions};
 
-use crate::build::{cargo, run};
+use crate::build::programs;
 
 /// Who takes part.
 const VOLUNTEERS: [&str; 3] = ["anchovy", "herring", "sardine"];
@@ -62,14 +62,7 @@ pub(crate) struct Demo {
 pub(crate) fn demo(asked: &Demo) -> anyhow::Result<()> {
     let say = Say { json: asked.json };
     say.line("building the host and the volunteer (minutes at first, seconds later)");
-    run(&mut cargo(&[
-        "build",
-        "--quiet",
-        "-p",
-        "signaling",
-        "-p",
-        "client-native",
-    ]))?;
+    programs()?;
 
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let (data, trained_on) = match &asked.data {

@@ -15,7 +15,7 @@ use tests::paths;
 use tests::process::Program;
 use tests::run::{Host, HostOptions};
 
-use crate::build::{cargo, run};
+use crate::build::programs;
 
 /// For one round of `tiny`, whatever else the machine does.
 const ROUND_WAIT_MAX: Duration = Duration::from_secs(300);
@@ -51,14 +51,7 @@ enum Name {
 /// # Errors
 /// A run does not go on, or the file cannot be written.
 pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
-    run(&mut cargo(&[
-        "build",
-        "--quiet",
-        "-p",
-        "signaling",
-        "-p",
-        "client-native",
-    ]))?;
+    programs()?;
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let data = match &asked.data {
         Some(path) => path.clone(),
