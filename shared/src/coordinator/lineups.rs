@@ -377,7 +377,7 @@ impl Coordinator {
         if pipeline.attempt.is_some() {
             pipeline.phase = Phase::Training;
             pipeline.steps_target = self.start.config.schedule.round_steps;
-            self.top_up(now);
+            self.top_up();
             self.try_commit(now);
         } else {
             pipeline.phase = Phase::Forming;

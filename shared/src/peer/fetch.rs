@@ -3,7 +3,7 @@
 //! Sources are tried in the order given. Pieces are asked for a few ahead and may come in any order. Nothing is
 //! believed before the whole blob has the hash that the host named.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -38,8 +38,10 @@ pub struct Transfer {
     sources: VecDeque<Source>,
     from: Option<PeerId>,
     linked: bool,
-    blob: Vec<u8>,
-    arrived: BTreeSet<u64>,
+    /// What has arrived, by offset: memory is taken by bytes received, never by what a peer announces.
+    pieces: BTreeMap<u64, Bytes>,
+    /// Length of the blob, as the source's first piece says.
+    total: u64,
     next_offset: u64,
     deadline: Option<Time>,
     outputs: VecDeque<FetchOutput>,
@@ -53,8 +55,8 @@ impl Transfer {
             sources: fetch.sources.into(),
             from: None,
             linked: false,
-            blob: Vec::new(),
-            arrived: BTreeSet::new(),
+            pieces: BTreeMap::new(),
+            total: 0,
             next_offset: 0,
             deadline: None,
             outputs: VecDeque::new(),
@@ -69,8 +71,8 @@ impl Transfer {
     }
 
     fn next_source(&mut self, now: Time) {
-        self.blob.clear();
-        self.arrived.clear();
+        self.pieces.clear();
+        self.total = 0;
         self.next_offset = 0;
         self.linked = false;
         self.from = None;
@@ -122,42 +124,36 @@ impl Transfer {
         if self.from != Some(peer) {
             return;
         }
-        let beginning = self.blob.is_empty();
+        let chunk = STATE_CHUNK_BYTES as u64;
         let fits = total > 0
             && total <= STATE_BYTES_MAX
-            && (beginning || total == self.blob.len() as u64)
-            && offset.is_multiple_of(STATE_CHUNK_BYTES as u64)
+            && (self.total == 0 || total == self.total)
+            && offset.is_multiple_of(chunk)
             && offset < total
-            && payload.len() as u64 == (total - offset).min(STATE_CHUNK_BYTES as u64);
-        let (Ok(first), Ok(length)) = (usize::try_from(offset), usize::try_from(total)) else {
-            return self.next_source(now);
-        };
+            && payload.len() as u64 == (total - offset).min(chunk);
         if !fits {
             return self.next_source(now);
         }
-        if beginning {
-            self.blob.resize(length, 0);
-        }
-        self.blob[first..first + payload.len()].copy_from_slice(payload);
-        self.arrived.insert(offset);
+        self.total = total;
+        self.pieces.insert(offset, Bytes::copy_from_slice(payload));
         self.deadline = Some(now + FETCH_SILENCE_MAX);
         self.ask_ahead(peer, total);
-        if self.arrived.len() as u64 * STATE_CHUNK_BYTES as u64 >= total {
+        if self.pieces.len() as u64 * chunk >= total {
             self.finish(now);
         }
     }
 
     fn ask_ahead(&mut self, peer: PeerId, total: u64) {
         let chunk = STATE_CHUNK_BYTES as u64;
-        let horizon = (self.arrived.len() as u64 + u64::from(STATE_CHUNKS_AHEAD)) * chunk;
+        let horizon = (self.pieces.len() as u64 + u64::from(STATE_CHUNKS_AHEAD)) * chunk;
         while self.next_offset < total.min(horizon) {
             self.request(peer, self.next_offset);
         }
     }
 
     fn finish(&mut self, now: Time) {
-        let blob = Bytes::from(std::mem::take(&mut self.blob));
-        self.accept(now, blob);
+        let pieces: Vec<Bytes> = std::mem::take(&mut self.pieces).into_values().collect();
+        self.accept(now, pieces.concat().into());
     }
 
     fn accept(&mut self, now: Time, blob: Bytes) {

@@ -59,12 +59,4 @@ impl Kept {
             *of != round || committed.get(stage) == Some(&held.blob)
         });
     }
-
-    /// Bytes of all that is kept.
-    pub fn bytes(&self) -> u64 {
-        self.states
-            .values()
-            .map(|(_, blob)| blob.len() as u64)
-            .sum()
-    }
 }
