@@ -5,6 +5,8 @@
 //! whether this browser derives the same numbers from a seed as every other volunteer. Begin with
 //! [`seed_hash`].
 
+pub mod messages;
+
 use std::fmt::Write as _;
 
 use shared::config::model::ModelConfig;

@@ -42,7 +42,8 @@ pub struct IceServer {
 }
 
 /// Which data channel of a link carries a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Channel {
     /// Ordered and reliable: small messages whose order matters.
     Control,
@@ -83,7 +84,8 @@ pub enum LinkSignal {
 }
 
 /// One step of opening a connection, for the transport to carry out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LinkStep {
     /// Make a new connection with both data channels, and a local offer. Ends any older one.
     Offer {
@@ -116,7 +118,8 @@ pub enum LinkStep {
 }
 
 /// What came of a step, or happened to a connection by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LinkEvent {
     /// The local offer or answer that a step asked for.
     Description {
