@@ -1,44 +1,30 @@
-//! The browser's side of Shoal: what a page can ask of the shared core.
+//! The browser's side of Shoal: a page that shows, and a worker that is the volunteer.
 //!
-//! Owns the boundary between JavaScript and `shared`: names, text and numbers in, text out. It
-//! decides and computes nothing itself. So far a page can ask for one thing: the hash that tells
-//! whether this browser derives the same numbers from a seed as every other volunteer. Begin with
-//! [`seed_hash`].
+//! Two modules of one package. The **page**'s is small and loaded first; it draws, and holds the peer
+//! connections, because a worker cannot ([`volunteer`], from which a user interface begins). The
+//! **worker**'s is loaded after a click and holds everything else: [`shared::driver`] with compute, host connection, storage
+//! and clock (`worker`). They speak in [`messages`].
+//!
+//! Invariant: the main thread never computes for the run and never waits: it moves buffers.
+//!
+//! Modules that touch JavaScript exist in a browser's build only; what decides anything is
+//! built and tested natively, too.
 
+pub mod flow;
 pub mod messages;
 
-use std::fmt::Write as _;
+#[cfg(target_arch = "wasm32")]
+pub mod broken;
+#[cfg(target_arch = "wasm32")]
+pub mod js;
+#[cfg(target_arch = "wasm32")]
+pub mod volunteer;
+#[cfg(all(target_arch = "wasm32", feature = "worker"))]
+pub mod worker;
 
-use shared::config::model::ModelConfig;
-use shared::derive;
-use wasm_bindgen::prelude::wasm_bindgen;
+// The two modules don't need it: a volunteer tells its hash at the door.
+#[cfg(not(all(target_arch = "wasm32", any(feature = "page", feature = "worker"))))]
+mod seed;
 
-/// Hash of everything that a run of `preset`'s sizes derives from `seed`, as 64 hexadecimal digits;
-/// nothing (`undefined` in JavaScript) where no preset has that name.
-#[wasm_bindgen]
-#[must_use]
-pub fn seed_hash(preset: &str, seed: u64) -> Option<String> {
-    let config = ModelConfig::preset(preset)?;
-    let hash = derive::seed_hash(&config, seed);
-    Some(hash.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::seed_hash;
-
-    #[test]
-    fn a_hash_is_written_as_64_digits() {
-        let hash = seed_hash("tiny", 1).expect("tiny is a preset");
-        assert_eq!(hash.len(), 64);
-        assert!(hash.bytes().all(|digit| digit.is_ascii_hexdigit()));
-    }
-
-    #[test]
-    fn an_unknown_preset_has_no_hash() {
-        assert_eq!(seed_hash("enormous", 1), None);
-    }
-}
+#[cfg(not(all(target_arch = "wasm32", any(feature = "page", feature = "worker"))))]
+pub use seed::seed_hash;

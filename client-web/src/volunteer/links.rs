@@ -1,0 +1,453 @@
+//! Peer connections, which only a page may hold: single steps carried out, messages moved.
+//!
+//! Which step comes next, retries and time limits are [`shared::peer::link`]'s business, in the worker. Each
+//! connection has a number of its own; what comes late from an older one is dropped here.
+//!
+//! Invariant: `Open` comes before a connection's first message, `Down` at most once and last.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use js_sys::{Array, ArrayBuffer, JSON};
+use shared::transport::{Channel, IceServer, LinkEvent, LinkStep};
+use shared::units::PeerId;
+use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::{JsFuture, spawn_local};
+use web_sys::{
+    MessageEvent, RtcConfiguration, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit,
+    RtcDataChannelState, RtcDataChannelType, RtcPeerConnection, RtcPeerConnectionIceEvent,
+    RtcPeerConnectionState, RtcSdpType, RtcSessionDescriptionInit,
+};
+
+use super::Tell;
+use crate::flow::Reported;
+use crate::js::{Listener, call, get, object};
+use crate::messages::{LinkId, Parcel, Rtc, ToWorker, channel_number};
+
+/// How long a connection that is being closed may still bring out what waits on `control`: a `bye`.
+const LINGER_MS: i32 = 200;
+
+/// Labels of the two channels on the wire.
+const LABELS: [(&str, Channel); 2] = [("control", Channel::Control), ("tensors", Channel::Tensors)];
+
+/// All connections of a volunteer.
+pub(super) struct Links {
+    tell: Tell,
+    configuration: RtcConfiguration,
+    open: BTreeMap<PeerId, Rc<Link>>,
+}
+
+/// One connection.
+struct Link {
+    at: LinkId,
+    generation: u32,
+    tell: Tell,
+    connection: RtcPeerConnection,
+    /// `control` and `tensors`.
+    channels: RefCell<[Option<End>; 2]>,
+    /// What came before the worker was told that the link is open; `None` from then on.
+    early: RefCell<Option<VecDeque<Parcel<ArrayBuffer>>>>,
+    over: Cell<bool>,
+    listeners: RefCell<Vec<Listener>>,
+}
+
+/// One data channel.
+struct End {
+    channel: RtcDataChannel,
+    reported: Reported,
+}
+
+impl Links {
+    pub(super) fn new(tell: Tell) -> Self {
+        Self {
+            tell,
+            configuration: RtcConfiguration::new(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// For connections that are made from now on.
+    pub(super) fn set_servers(&mut self, servers: &[IceServer], relay_only: bool) {
+        self.configuration = configuration(servers, relay_only);
+    }
+
+    /// Carries out one step.
+    pub(super) fn step(&mut self, Rtc { at, what: step }: Rtc<LinkStep>) {
+        let generation = match &step {
+            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => *generation,
+            LinkStep::Accept { .. } | LinkStep::Candidate { .. } | LinkStep::Close => {
+                if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+                    if step == LinkStep::Close {
+                        link.close_soon();
+                        self.open.remove(&at.peer);
+                    } else {
+                        link.step(step);
+                    }
+                }
+                return;
+            }
+        };
+        if let Some(older) = self.open.remove(&at.peer) {
+            older.close();
+        }
+        let made = RtcPeerConnection::new_with_configuration(&self.configuration);
+        let Ok(connection) = made else {
+            // Too many connections, or WebRTC is switched off: to the worker a link that went down.
+            let what = LinkEvent::Down { generation };
+            return self.tell.tell(ToWorker::Rtc(Rtc { at, what }));
+        };
+        let link = Link::new(at, generation, connection, self.tell.clone());
+        link.step(step);
+        self.open.insert(at.peer, link);
+    }
+
+    /// Gives a message to the browser.
+    pub(super) fn send(&mut self, parcel: &Parcel<ArrayBuffer>) {
+        let link = self.open.get(&parcel.at.peer);
+        if let Some(link) = link.filter(|link| link.at == parcel.at) {
+            link.send(parcel);
+        }
+    }
+
+    /// Closes all connections, now.
+    pub(super) fn close_all(&mut self) {
+        for (_, link) in std::mem::take(&mut self.open) {
+            link.close();
+        }
+    }
+}
+
+/// `RTCConfiguration` with these servers.
+pub(super) fn configuration(servers: &[IceServer], relay_only: bool) -> RtcConfiguration {
+    let list = Array::new();
+    for server in servers {
+        let urls: Array = server
+            .urls
+            .iter()
+            .map(|url| JsValue::from_str(url))
+            .collect();
+        let text = |text: &Option<String>| {
+            text.as_deref()
+                .map_or(JsValue::UNDEFINED, JsValue::from_str)
+        };
+        list.push(&object(&[
+            ("urls", urls.into()),
+            ("username", text(&server.username)),
+            ("credential", text(&server.credential)),
+        ]));
+    }
+    let policy = if relay_only { "relay" } else { "all" };
+    object(&[
+        ("iceServers", list.into()),
+        ("iceTransportPolicy", JsValue::from_str(policy)),
+    ])
+    .unchecked_into()
+}
+
+impl Link {
+    fn new(at: LinkId, generation: u32, connection: RtcPeerConnection, tell: Tell) -> Rc<Self> {
+        let link = Rc::new(Self {
+            at,
+            generation,
+            tell,
+            connection,
+            channels: RefCell::default(),
+            early: RefCell::new(Some(VecDeque::new())),
+            over: Cell::new(false),
+            listeners: RefCell::default(),
+        });
+        link.on("icecandidate", |link, event| {
+            let event: RtcPeerConnectionIceEvent = event.unchecked_into();
+            // The last one is none: there is nothing to tell of it.
+            let Some(candidate) = event.candidate().filter(|one| !one.candidate().is_empty())
+            else {
+                return;
+            };
+            if let Ok(candidate) = JSON::stringify(&candidate) {
+                link.event(LinkEvent::Candidate {
+                    generation: link.generation,
+                    candidate: candidate.into(),
+                });
+            }
+        });
+        link.on("connectionstatechange", |link, _| {
+            if link.connection.connection_state() == RtcPeerConnectionState::Failed {
+                link.down();
+            }
+        });
+        link.on("datachannel", |link, event| {
+            let event: RtcDataChannelEvent = event.unchecked_into();
+            link.adopt(event.channel());
+        });
+        link
+    }
+
+    /// Hears one kind of event of the connection.
+    fn on(self: &Rc<Self>, kind: &'static str, hear: impl Fn(&Rc<Self>, JsValue) + 'static) {
+        let target = self.connection.clone();
+        self.on_target(target.as_ref(), kind, hear);
+    }
+
+    fn on_target(
+        self: &Rc<Self>,
+        target: &web_sys::EventTarget,
+        kind: &'static str,
+        hear: impl Fn(&Rc<Self>, JsValue) + 'static,
+    ) {
+        let link = Rc::downgrade(self);
+        let listener = Listener::new(target, kind, move |event| {
+            if let Some(link) = link.upgrade().filter(|link| !link.over.get()) {
+                hear(&link, event);
+            }
+        });
+        self.listeners.borrow_mut().push(listener);
+    }
+
+    fn event(&self, what: LinkEvent) {
+        let at = self.at;
+        self.tell.tell(ToWorker::Rtc(Rtc { at, what }));
+    }
+
+    /// Nothing gets through any more: says so, once.
+    fn down(&self) {
+        if !self.over.get() {
+            self.event(LinkEvent::Down {
+                generation: self.generation,
+            });
+            self.close();
+        }
+    }
+
+    fn close(&self) {
+        self.over.set(true);
+        self.connection.close();
+    }
+
+    /// Closes once what waits on `control` had a moment to leave.
+    fn close_soon(self: &Rc<Self>) {
+        self.over.set(true);
+        let link = Rc::clone(self);
+        spawn_local(async move {
+            super::surroundings::pause(LINGER_MS).await;
+            link.connection.close();
+        });
+    }
+
+    fn step(self: &Rc<Self>, step: LinkStep) {
+        let link = Rc::clone(self);
+        spawn_local(async move {
+            let begins = matches!(step, LinkStep::Offer { .. } | LinkStep::Answer { .. });
+            let fatal = begins || matches!(step, LinkStep::Accept { .. });
+            // A candidate that is not taken is no reason to give up: there are others.
+            if link.carry_out(step).await.is_err() && fatal {
+                link.down();
+            }
+        });
+    }
+
+    async fn carry_out(self: &Rc<Self>, step: LinkStep) -> Result<(), JsValue> {
+        let connection = &self.connection;
+        match step {
+            LinkStep::Offer { .. } => {
+                for (label, channel) in LABELS {
+                    let init = RtcDataChannelInit::new();
+                    init.set_ordered(channel == Channel::Control);
+                    let channel =
+                        connection.create_data_channel_with_data_channel_dict(label, &init);
+                    self.adopt(channel);
+                }
+                let offer = JsFuture::from(connection.create_offer()).await?;
+                self.describe(offer).await?;
+            }
+            LinkStep::Answer { sdp, .. } => {
+                self.set_remote(RtcSdpType::Offer, &sdp).await?;
+                let answer = JsFuture::from(connection.create_answer()).await?;
+                self.describe(answer).await?;
+            }
+            LinkStep::Accept { sdp, .. } => self.set_remote(RtcSdpType::Answer, &sdp).await?,
+            LinkStep::Candidate { candidate, .. } => {
+                let candidate = JSON::parse(&candidate)?.unchecked_into();
+                let added =
+                    connection.add_ice_candidate_with_opt_rtc_ice_candidate_init(Some(&candidate));
+                JsFuture::from(added).await?;
+            }
+            LinkStep::Close => unreachable!("closed by its owner"),
+        }
+        Ok(())
+    }
+
+    async fn set_remote(&self, kind: RtcSdpType, sdp: &str) -> Result<(), JsValue> {
+        let description = RtcSessionDescriptionInit::new(kind);
+        description.set_sdp(sdp);
+        JsFuture::from(self.connection.set_remote_description(&description)).await?;
+        Ok(())
+    }
+
+    /// Takes our own description, and tells it.
+    async fn describe(&self, description: JsValue) -> Result<(), JsValue> {
+        let description: RtcSessionDescriptionInit = description.unchecked_into();
+        JsFuture::from(self.connection.set_local_description(&description)).await?;
+        let sdp = description.get_sdp().unwrap_or_default();
+        self.event(LinkEvent::Description {
+            generation: self.generation,
+            sdp,
+        });
+        Ok(())
+    }
+
+    /// Takes a data channel in: ours, or the other end's. One of each kind; others are closed.
+    fn adopt(self: &Rc<Self>, channel: RtcDataChannel) {
+        let label = channel.label();
+        let kind = LABELS.iter().find(|(known, _)| *known == label);
+        let Some(&(_, kind)) = kind.filter(|(_, kind)| self.end(*kind).is_none()) else {
+            return channel.close();
+        };
+        let reported = Reported::new(kind);
+        channel.set_binary_type(RtcDataChannelType::Arraybuffer);
+        // A quarter of a megabyte fits into 32 bits.
+        channel.set_buffered_amount_low_threshold(
+            u32::try_from(reported.low_bytes()).unwrap_or(u32::MAX),
+        );
+        let target = channel.clone();
+        self.on_target(&target, "open", |link, _| link.announce());
+        self.on_target(&target, "close", |link, _| link.down());
+        self.on_target(&target, "message", move |link, event| {
+            let event: MessageEvent = event.unchecked_into();
+            link.arrived(kind, &event.data());
+        });
+        self.on_target(&target, "bufferedamountlow", move |link, _| {
+            let mut channels = link.channels.borrow_mut();
+            if let Some(end) = &mut channels[usize::from(channel_number(kind))] {
+                let sent_bytes = end.reported.low(end.buffered());
+                link.sent(kind, sent_bytes);
+            }
+        });
+        self.channels.borrow_mut()[usize::from(channel_number(kind))] =
+            Some(End { channel, reported });
+        self.announce();
+    }
+
+    fn end(&self, kind: Channel) -> Option<RtcDataChannel> {
+        let channels = self.channels.borrow();
+        let end = channels[usize::from(channel_number(kind))].as_ref()?;
+        Some(end.channel.clone())
+    }
+
+    /// Says that the link is open, once both channels are; then lets messages through.
+    fn announce(self: &Rc<Self>) {
+        let is_open = |(_, kind): &(&str, Channel)| {
+            self.end(*kind)
+                .is_some_and(|channel| channel.ready_state() == RtcDataChannelState::Open)
+        };
+        if !LABELS.iter().all(is_open) {
+            return;
+        }
+        let link = Rc::clone(self);
+        spawn_local(async move {
+            let relayed = is_relayed(&link.connection).await;
+            if link.over.get() || link.early.borrow().is_none() {
+                return;
+            }
+            let local = link.connection.local_description();
+            let remote = link.connection.remote_description();
+            let prints = local.zip(remote).and_then(|(local, remote)| {
+                Some((fingerprint(&local.sdp())?, fingerprint(&remote.sdp())?))
+            });
+            let Some((local_fingerprint, remote_fingerprint)) = prints else {
+                return link.down();
+            };
+            link.event(LinkEvent::Open {
+                generation: link.generation,
+                local_fingerprint,
+                remote_fingerprint,
+                relayed,
+            });
+            for parcel in link.early.take().into_iter().flatten() {
+                link.tell.pass(&parcel);
+            }
+        });
+    }
+
+    fn arrived(&self, channel: Channel, data: &JsValue) {
+        // Text is nothing that any build of ours sends.
+        let Some(bytes) = data.dyn_ref::<ArrayBuffer>() else {
+            return self.down();
+        };
+        let parcel = Parcel {
+            at: self.at,
+            channel,
+            bytes: bytes.clone(),
+        };
+        if let Some(early) = &mut *self.early.borrow_mut() {
+            return early.push_back(parcel);
+        }
+        self.tell.pass(&parcel);
+    }
+
+    fn send(&self, parcel: &Parcel<ArrayBuffer>) {
+        let len_bytes = u64::from(parcel.bytes.byte_length());
+        let mut channels = self.channels.borrow_mut();
+        let Some(end) = &mut channels[usize::from(channel_number(parcel.channel))] else {
+            return;
+        };
+        let sent = end.channel.send_with_array_buffer(&parcel.bytes);
+        let report = end.reported.taken(len_bytes, end.buffered());
+        drop(channels);
+        if sent.is_err() {
+            // Closed in between, or the browser's own limit: what was lost is lost for good.
+            self.down();
+        } else if let Some(sent_bytes) = report {
+            self.sent(parcel.channel, sent_bytes);
+        }
+    }
+
+    fn sent(&self, channel: Channel, sent_bytes: u64) {
+        self.tell.tell(ToWorker::Sent {
+            at: self.at,
+            channel,
+            sent_bytes,
+        });
+    }
+}
+
+impl End {
+    fn buffered(&self) -> u64 {
+        u64::from(self.channel.buffered_amount())
+    }
+}
+
+/// Whether the pair of candidates in use has a relay at either end.
+async fn is_relayed(connection: &RtcPeerConnection) -> bool {
+    let Ok(report) = JsFuture::from(connection.get_stats()).await else {
+        return false;
+    };
+    let entry =
+        |id: &JsValue| call(&report, "get", std::slice::from_ref(id)).unwrap_or(JsValue::UNDEFINED);
+    let Ok(entries) = call(&report, "values", &[]) else {
+        return false;
+    };
+    let Ok(Some(entries)) = js_sys::try_iter(&entries) else {
+        return false;
+    };
+    let selected = entries.flatten().find_map(|one| {
+        let pair = get(&one, "selectedCandidatePairId");
+        pair.is_string().then(|| entry(&pair))
+    });
+    let Some(pair) = selected else {
+        return false;
+    };
+    ["localCandidateId", "remoteCandidateId"].iter().any(|end| {
+        let candidate = entry(&get(&pair, end));
+        !candidate.is_undefined() && get(&candidate, "candidateType") == "relay"
+    })
+}
+
+/// The SHA-256 fingerprint in a session description: the hexadecimal pairs behind `sha-256`.
+fn fingerprint(sdp: &str) -> Option<String> {
+    sdp.lines()
+        .filter_map(|line| line.trim().strip_prefix("a=fingerprint:"))
+        .filter_map(|value| value.split_once(' '))
+        .find(|(algorithm, _)| algorithm.eq_ignore_ascii_case("sha-256"))
+        .map(|(_, pairs)| pairs.trim().to_ascii_uppercase())
+}

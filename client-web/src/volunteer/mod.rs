@@ -1,0 +1,201 @@
+//! The page's side of the worker: starts it, passes messages on, and holds what a worker cannot.
+//!
+//! A user interface opens a [`Volunteer`], tells it what the person wants ([`ToWorker`]) and hears how things
+//! stand ([`ToPage`]). What concerns connections never reaches it: [`links`] carries out their steps and moves their
+//! messages, [`reach`] finds out how others can be reached, [`surroundings`] tells the worker of hiding, power
+//! and the page's end, and keeps the screen awake.
+//!
+//! Invariant: everything here is short: a step, a buffer handed over, a message passed on.
+
+mod links;
+mod reach;
+mod surroundings;
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+
+use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::spawn_local;
+use web_sys::{MessageEvent, Worker, WorkerOptions, WorkerType};
+
+use crate::js::{Listener, from_array, get, to_array, words};
+use crate::messages::{Broken, Parcel, ToPage, ToWorker};
+use links::Links;
+use surroundings::Surroundings;
+
+/// A worker and its connections. Dropping it ends both at once: tell [`ToWorker::Stop`] first where time allows.
+pub struct Volunteer(Rc<Inner>);
+
+/// What links and surroundings report to.
+#[derive(Clone)]
+struct Tell(Weak<Inner>);
+
+struct Inner {
+    worker: Worker,
+    links: RefCell<Links>,
+    hear: RefCell<Box<dyn FnMut(ToPage)>>,
+    /// What was told before the worker listened; `None` from then on.
+    early: RefCell<Option<Vec<ToWorker>>>,
+    surroundings: RefCell<Option<Surroundings>>,
+    listeners: RefCell<Vec<Listener>>,
+}
+
+impl Volunteer {
+    /// Loads the worker's module from `url`, and calls `hear` with all that it says to a person.
+    ///
+    /// # Errors
+    /// The browser starts no worker: why, in words.
+    pub fn open(url: &str, hear: impl FnMut(ToPage) + 'static) -> Result<Self, String> {
+        let options = WorkerOptions::new();
+        options.set_type(WorkerType::Module);
+        let worker = Worker::new_with_options(url, &options).map_err(|error| words(&error))?;
+        let inner = Rc::new_cyclic(|weak| Inner {
+            worker,
+            links: RefCell::new(Links::new(Tell(weak.clone()))),
+            hear: RefCell::new(Box::new(hear)),
+            early: RefCell::new(Some(Vec::new())),
+            surroundings: RefCell::new(None),
+            listeners: RefCell::new(Vec::new()),
+        });
+        let tell = Tell(Rc::downgrade(&inner));
+        inner
+            .surroundings
+            .replace(Some(Surroundings::watch(tell.clone())));
+        let heard = tell.clone();
+        let messages = Listener::new(&inner.worker, "message", move |event| {
+            if let Some(inner) = heard.0.upgrade() {
+                let event: MessageEvent = event.unchecked_into();
+                inner.hear(&event.data());
+            }
+        });
+        // A module that does not load, or does not compile, says nothing else.
+        let failed = Listener::new(&inner.worker, "error", move |event| {
+            if let Some(inner) = tell.0.upgrade() {
+                let text = get(&event, "message").as_string();
+                inner.broke(text.unwrap_or_else(|| "the worker's module did not load".to_owned()));
+            }
+        });
+        inner.listeners.replace(vec![messages, failed]);
+        Ok(Self(inner))
+    }
+
+    /// Tells the worker. What is told before it listens waits.
+    pub fn tell(&self, message: ToWorker) {
+        self.0.tell(message);
+    }
+
+    /// Keeps the screen from sleeping while `awake`, where the browser allows it.
+    pub fn keep_awake(&self, awake: bool) {
+        if let Some(surroundings) = &*self.0.surroundings.borrow() {
+            surroundings.keep_awake(awake);
+        }
+    }
+}
+
+impl Drop for Volunteer {
+    fn drop(&mut self) {
+        self.0.listeners.take();
+        self.0.surroundings.take();
+        self.0.links.borrow_mut().close_all();
+        self.0.worker.terminate();
+    }
+}
+
+impl Tell {
+    fn tell(&self, message: ToWorker) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.tell(message);
+        }
+    }
+
+    /// Hands a data channel's message to the worker.
+    fn pass(&self, parcel: &Parcel<js_sys::ArrayBuffer>) {
+        if let Some(inner) = self.0.upgrade() {
+            let (array, transfer) = to_array(parcel);
+            // Fails only for a buffer that was handed over before.
+            drop(
+                inner
+                    .worker
+                    .post_message_with_transfer(&array, transfer.as_ref()),
+            );
+        }
+    }
+
+    /// The page goes away: the other ends should notice now, not by silence.
+    fn leave(&self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.tell(ToWorker::PageHide);
+            inner.links.borrow_mut().close_all();
+        }
+    }
+}
+
+impl Inner {
+    fn tell(&self, message: ToWorker) {
+        if let Some(early) = &mut *self.early.borrow_mut() {
+            return early.push(message);
+        }
+        self.post(&message);
+    }
+
+    fn post(&self, message: &ToWorker) {
+        let text = serde_json::to_string(message).expect("messages have string keys");
+        // Text can always be cloned; a worker that has ended hears nothing.
+        drop(self.worker.post_message(&JsValue::from_str(&text)));
+    }
+
+    fn hear(self: &Rc<Self>, data: &JsValue) {
+        if let Some(parcel) = from_array(data) {
+            return self.links.borrow_mut().send(&parcel);
+        }
+        let Some(text) = data.as_string() else {
+            return;
+        };
+        match serde_json::from_str(&text) {
+            Ok(message) => self.act(message),
+            Err(error) => self.broke(format!(
+                "the worker said what the page cannot read: {error}"
+            )),
+        }
+    }
+
+    fn act(self: &Rc<Self>, message: ToPage) {
+        match message {
+            ToPage::Rtc(step) => self.links.borrow_mut().step(step),
+            ToPage::IceServers {
+                servers,
+                relay_only,
+            } => self.links.borrow_mut().set_servers(&servers, relay_only),
+            ToPage::Reach { servers } => {
+                let tell = Tell(Rc::downgrade(self));
+                spawn_local(async move {
+                    let found = reach::find_out(&servers).await;
+                    tell.tell(ToWorker::Reached(found));
+                });
+            }
+            ToPage::Ready => {
+                for message in self.early.take().into_iter().flatten() {
+                    self.post(&message);
+                }
+                self.say(ToPage::Ready);
+            }
+            ToPage::Ended(_) | ToPage::Broken(_) => {
+                self.links.borrow_mut().close_all();
+                self.say(message);
+            }
+            ToPage::Snapshot(_) | ToPage::Preflight(_) => self.say(message),
+        }
+    }
+
+    fn say(&self, message: ToPage) {
+        (self.hear.borrow_mut())(message);
+    }
+
+    fn broke(&self, report: String) {
+        self.links.borrow_mut().close_all();
+        self.say(ToPage::Broken(Broken {
+            module: "worker".to_owned(),
+            report,
+        }));
+    }
+}
