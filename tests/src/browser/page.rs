@@ -1,0 +1,600 @@
+//! One tab: where it goes, what it shows, what it says, and a person's hands on it.
+//!
+//! What a person sees is found by role and name, as a screen reader finds it: what cannot be found
+//! here cannot be found by everybody. A page's workers count as the page in what is said, loaded
+//! and broken. Begin with [`Page::wait_for`], [`Page::click`] and [`Page::errors`].
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::Shared;
+use super::devtools::{ANSWER_WAIT_MAX, Event};
+
+/// For a page of this machine to load.
+const LOAD_WAIT_MAX: Duration = Duration::from_secs(60);
+/// For something to click to appear.
+const FIND_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Between two looks at a page while it says nothing.
+const LOOK: Duration = Duration::from_millis(50);
+/// Runs in every document before its own scripts: keeps what the browser calls long tasks.
+const BEFORE_SCRIPTS: &str = "(() => {
+  const kept = [];
+  Object.defineProperty(globalThis, '__long_tasks_ms', { value: kept });
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) kept.push(entry.duration);
+  }).observe({ type: 'longtask', buffered: true });
+})()";
+
+/// A tab. Dropping it leaves it open in its browser; [`Page::close`] closes it.
+#[derive(Debug)]
+pub struct Page {
+    pub(super) connection: Shared,
+    target: String,
+    pub(super) session: String,
+    said: Vec<Said>,
+    requests: Vec<String>,
+}
+
+/// Something that a page, or a worker of it, said or broke.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// `log`, `info`, `warning`, `error`, `exception`.
+    pub level: String,
+    /// The text, and where it was said.
+    pub text: String,
+}
+
+impl Page {
+    pub(super) fn blank(connection: Shared) -> anyhow::Result<Self> {
+        let (target, session) = {
+            let mut held = connection.lock();
+            let mut call =
+                |method: &str, params: Value| held.call(None, method, &params, ANSWER_WAIT_MAX);
+            let made = call("Target.createTarget", json!({ "url": "about:blank" }))?;
+            let target = made["targetId"].as_str().context("a tab has a name")?;
+            let attached = call(
+                "Target.attachToTarget",
+                json!({ "targetId": target, "flatten": true }),
+            )?;
+            let session = attached["sessionId"]
+                .as_str()
+                .context("a session has a name")?;
+            (target.to_owned(), session.to_owned())
+        };
+        let page = Self {
+            connection,
+            target,
+            session,
+            said: vec![],
+            requests: vec![],
+        };
+        for domain in ["Page", "DOM", "Accessibility", "Log", "Performance"] {
+            page.call(&format!("{domain}.enable"), &json!({}))?;
+        }
+        page.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            &json!({ "source": BEFORE_SCRIPTS }),
+        )?;
+        Ok(page)
+    }
+
+    /// Goes to `url` and waits until it is loaded.
+    ///
+    /// # Errors
+    /// Nobody answers there, or it is not loaded within a minute.
+    pub fn goto(&mut self, url: &str) -> anyhow::Result<()> {
+        self.listen()?;
+        let answer = self.call("Page.navigate", &json!({ "url": url }))?;
+        if let Some(error) = answer["errorText"].as_str() {
+            bail!("{url}: {error}");
+        }
+        self.wait_loaded(url)
+    }
+
+    /// Loads the page again, as a person does.
+    ///
+    /// # Errors
+    /// As [`Page::goto`].
+    pub fn reload(&mut self) -> anyhow::Result<()> {
+        self.listen()?;
+        // Marks the document, so that the old one is not taken for the new one.
+        self.evaluate("globalThis.__old = true")?;
+        self.call("Page.reload", &json!({}))?;
+        self.wait_for("the new document", LOAD_WAIT_MAX, "!globalThis.__old")?;
+        self.wait_loaded("the page")
+    }
+
+    fn wait_loaded(&mut self, what: &str) -> anyhow::Result<()> {
+        let loaded = "document.readyState === 'complete' && location.href !== 'about:blank'";
+        self.wait_for(what, LOAD_WAIT_MAX, loaded).map(drop)
+    }
+
+    /// Closes the tab as a person does: the page hears `pagehide`.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn close(self) -> anyhow::Result<()> {
+        let mut held = self.connection.lock();
+        let params = json!({ "targetId": self.target });
+        held.call(None, "Target.closeTarget", &params, ANSWER_WAIT_MAX)?;
+        let deadline = Instant::now() + ANSWER_WAIT_MAX;
+        while !held.session(&self.session).is_gone {
+            if !held.hear(deadline)? {
+                bail!("the tab is still open after {ANSWER_WAIT_MAX:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// What `script` gives, which may be a promise, as JSON.
+    ///
+    /// # Errors
+    /// The script throws; the message is the page's.
+    pub fn evaluate(&self, script: &str) -> anyhow::Result<Value> {
+        self.evaluate_in(&self.session, script)
+    }
+
+    /// What `script` gives in the page's first dedicated worker.
+    ///
+    /// # Errors
+    /// As [`Page::evaluate`], or it has no worker.
+    pub fn evaluate_in_worker(&self, script: &str) -> anyhow::Result<Value> {
+        let worker = {
+            let mut held = self.connection.lock();
+            let family = held.family(&self.session);
+            family.into_iter().find(|name| {
+                let session = held.session(name);
+                session.kind == "worker" && !session.is_gone
+            })
+        };
+        self.evaluate_in(&worker.context("the page has no worker")?, script)
+    }
+
+    fn evaluate_in(&self, session: &str, script: &str) -> anyhow::Result<Value> {
+        let params = json!({
+            "expression": script,
+            "awaitPromise": true,
+            "returnByValue": true,
+            "userGesture": false,
+        });
+        let mut held = self.connection.lock();
+        let mut answer = held.call(Some(session), "Runtime.evaluate", &params, ANSWER_WAIT_MAX)?;
+        if let Some(thrown) = answer.get("exceptionDetails") {
+            bail!("the page throws {}", thrown_text(thrown));
+        }
+        Ok(answer["result"]["value"].take())
+    }
+
+    /// Waits until `script` gives something true, and gives it.
+    ///
+    /// # Errors
+    /// It does not within `wait_max`; the message holds what the page shows and says.
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        wait_max: Duration,
+        script: &str,
+    ) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + wait_max;
+        loop {
+            // A document that is being replaced answers nothing; the next one will.
+            let found = self.evaluate(script);
+            if let Ok(value) = &found
+                && is_true(value)
+            {
+                return found;
+            }
+            if Instant::now() >= deadline {
+                let last = match found {
+                    Ok(value) => value.to_string(),
+                    Err(error) => format!("{error:#}"),
+                };
+                bail!("no {what} in {wait_max:?}: {last}\n{}", self.state());
+            }
+            let look = deadline.min(Instant::now() + LOOK);
+            let mut held = self.connection.lock();
+            while held.hear(look)? {}
+        }
+    }
+
+    /// Waits until the page shows `text` somewhere.
+    ///
+    /// # Errors
+    /// As [`Page::wait_for`].
+    pub fn wait_for_text(&mut self, text: &str, wait_max: Duration) -> anyhow::Result<()> {
+        let script = format!("document.body.innerText.includes({})", json!(text));
+        self.wait_for(&format!("text '{text}'"), wait_max, &script)
+            .map(drop)
+    }
+
+    /// Waits until something with this role and name is there to be used.
+    ///
+    /// # Errors
+    /// It is not within `wait_max`.
+    pub fn wait_for_role(
+        &mut self,
+        role: &str,
+        name: &str,
+        wait_max: Duration,
+    ) -> anyhow::Result<()> {
+        self.find(role, name, wait_max).map(drop)
+    }
+
+    /// Whether something with this role and name is there to be used now.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn has(&self, role: &str, name: &str) -> anyhow::Result<bool> {
+        Ok(!self.nodes(role, name)?.is_empty())
+    }
+
+    /// All text that the page shows.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn text(&self) -> anyhow::Result<String> {
+        let text = self.evaluate("document.body.innerText")?;
+        Ok(text.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Clicks what has this role and accessible name, with the mouse, once it is there and enabled.
+    ///
+    /// # Errors
+    /// It does not appear, or several have that name.
+    pub fn click(&mut self, role: &str, name: &str) -> anyhow::Result<()> {
+        let node = self.find(role, name, FIND_WAIT_MAX)?;
+        let (x, y) = self
+            .middle_of(&node)
+            .with_context(|| format!("{role} '{name}'"))?;
+        for (kind, buttons) in [("mouseMoved", 0), ("mousePressed", 1), ("mouseReleased", 0)] {
+            let mut params = json!({ "type": kind, "x": x, "y": y, "buttons": buttons });
+            if kind != "mouseMoved" {
+                params["button"] = json!("left");
+                params["clickCount"] = json!(1);
+            }
+            self.call("Input.dispatchMouseEvent", &params)?;
+        }
+        Ok(())
+    }
+
+    /// Sets a field, a slider or a list to `value`, as typing or dragging does.
+    ///
+    /// # Errors
+    /// It does not appear, or several have that name.
+    pub fn set(&mut self, role: &str, name: &str, value: &str) -> anyhow::Result<()> {
+        let node = self.find(role, name, FIND_WAIT_MAX)?;
+        let script = "function (value) {
+          this.focus();
+          this.value = value;
+          this.dispatchEvent(new Event('input', { bubbles: true }));
+          this.dispatchEvent(new Event('change', { bubbles: true }));
+        }";
+        let held = self.call("DOM.resolveNode", &json!({ "backendNodeId": node }))?;
+        let params = json!({
+            "objectId": held["object"]["objectId"],
+            "functionDeclaration": script,
+            "arguments": [{ "value": value }],
+        });
+        self.call("Runtime.callFunctionOn", &params).map(drop)
+    }
+
+    /// Presses a key: `Tab`, `Enter`, `Escape`, an arrow, or one character.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn press(&self, key: &str) -> anyhow::Result<()> {
+        let (code, text) = match key {
+            "Tab" => (9, None),
+            "Enter" => (13, Some("\r")),
+            "Escape" => (27, None),
+            " " => (32, Some(" ")),
+            "ArrowLeft" => (37, None),
+            "ArrowUp" => (38, None),
+            "ArrowRight" => (39, None),
+            "ArrowDown" => (40, None),
+            other => (0, Some(other)),
+        };
+        for kind in ["keyDown", "keyUp"] {
+            let mut params = json!({ "type": kind, "key": key, "windowsVirtualKeyCode": code });
+            if let (Some(text), "keyDown") = (text, kind) {
+                params["text"] = json!(text);
+            }
+            self.call("Input.dispatchKeyEvent", &params)?;
+        }
+        Ok(())
+    }
+
+    /// Role and name of what has the keyboard's focus; none where it is nowhere.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn focused(&self) -> anyhow::Result<Option<(String, String)>> {
+        let active = self.call(
+            "Runtime.evaluate",
+            &json!({ "expression": "document.activeElement" }),
+        )?;
+        let params = json!({ "objectId": active["result"]["objectId"], "fetchRelatives": false });
+        let tree = self.call("Accessibility.getPartialAXTree", &params)?;
+        let node = &tree["nodes"][0];
+        let told = |part: &str| node[part]["value"].as_str().unwrap_or_default().to_owned();
+        let role = told("role");
+        Ok((!role.is_empty() && role != "RootWebArea").then(|| (role, told("name"))))
+    }
+
+    /// Everything that the page and its workers said so far.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn said(&mut self) -> anyhow::Result<&[Said]> {
+        self.listen()?;
+        Ok(&self.said)
+    }
+
+    /// What was wrong so far: errors on the console, exceptions, refused and failed loads.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn errors(&mut self) -> anyhow::Result<Vec<String>> {
+        let is_wrong = |one: &&Said| ["error", "exception", "assert"].contains(&one.level.as_str());
+        let said = self.said()?;
+        Ok(said
+            .iter()
+            .filter(is_wrong)
+            .map(|one| one.text.clone())
+            .collect())
+    }
+
+    /// Addresses of everything that the page and its workers asked for so far.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn requests(&mut self) -> anyhow::Result<&[String]> {
+        self.listen()?;
+        Ok(&self.requests)
+    }
+
+    /// Durations by the clock of the main thread's tasks over 50 ms since the document began, in milliseconds.
+    ///
+    /// On a busy machine that is more than the page's own doing; [`Page::trace`] tells CPU time.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn long_tasks_ms(&self) -> anyhow::Result<Vec<f64>> {
+        let kept = self.evaluate("[...globalThis.__long_tasks_ms]")?;
+        Ok(kept
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_f64)
+            .collect())
+    }
+
+    /// Makes the page as wide and high as a screen, in CSS pixels.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn resize(&self, width: u32, height: u32) -> anyhow::Result<()> {
+        let params = json!({
+            "width": width,
+            "height": height,
+            "deviceScaleFactor": 1,
+            "mobile": width < 600,
+        });
+        self.call("Emulation.setDeviceMetricsOverride", &params)
+            .map(drop)
+    }
+
+    /// Tells the page that the person prefers dark colours, or light ones.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn prefer_dark(&self, is_dark: bool) -> anyhow::Result<()> {
+        let value = if is_dark { "dark" } else { "light" };
+        let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
+        self.call(
+            "Emulation.setEmulatedMedia",
+            &json!({ "features": features }),
+        )
+        .map(drop)
+    }
+
+    /// Slows down what the page loads to a line of so many bytes a second each way.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn slow_down(&self, latency: Duration, bytes_per_second: u64) -> anyhow::Result<()> {
+        let params = json!({
+            "offline": false,
+            "latency": latency.as_millis(),
+            "downloadThroughput": bytes_per_second,
+            "uploadThroughput": bytes_per_second,
+        });
+        self.call("Network.emulateNetworkConditions", &params)
+            .map(drop)
+    }
+
+    /// Puts the tab to sleep, as a browser does with one that nobody looks at for long, or wakes it.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn sleep(&self, is_asleep: bool) -> anyhow::Result<()> {
+        let state = if is_asleep { "frozen" } else { "active" };
+        self.call("Page.setWebLifecycleState", &json!({ "state": state }))
+            .map(drop)
+    }
+
+    /// Writes a picture of the whole page into `folder` as `NAME.png`. Gives the file.
+    ///
+    /// # Errors
+    /// Chromium does not answer, or the file cannot be written.
+    pub fn screenshot(&self, folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
+        let params = json!({ "format": "png", "captureBeyondViewport": true });
+        let picture = self.call("Page.captureScreenshot", &params)?;
+        let bytes = STANDARD.decode(picture["data"].as_str().context("a picture has data")?)?;
+        std::fs::create_dir_all(folder)?;
+        let file = folder.join(format!("{name}.png"));
+        std::fs::write(&file, bytes).with_context(|| file.display().to_string())?;
+        Ok(file)
+    }
+
+    /// Asks Chromium about this tab.
+    pub(super) fn call(&self, method: &str, params: &Value) -> anyhow::Result<Value> {
+        self.connection
+            .lock()
+            .call(Some(&self.session), method, params, ANSWER_WAIT_MAX)
+    }
+
+    /// What the page shows and what it said, for the message of a failure.
+    #[must_use]
+    pub fn state(&mut self) -> String {
+        let text = self.text().unwrap_or_else(|error| format!("{error:#}"));
+        let said: Vec<String> = match self.said() {
+            Ok(said) => said
+                .iter()
+                .map(|one| format!("{}: {}", one.level, one.text))
+                .collect(),
+            Err(error) => vec![format!("{error:#}")],
+        };
+        format!("the page shows:\n{text}\nand said:\n{}", said.join("\n"))
+    }
+
+    /// Takes what came since the last look.
+    fn listen(&mut self) -> anyhow::Result<()> {
+        let mut events = Vec::new();
+        {
+            let mut held = self.connection.lock();
+            while held.hear(Instant::now())? {}
+            for name in held.family(&self.session) {
+                events.append(&mut held.session(&name).events);
+            }
+        }
+        for event in events {
+            self.file(&event);
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, event: &Event) {
+        let params = &event.params;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        match event.method.as_str() {
+            "Runtime.consoleAPICalled" => {
+                let said = params["args"].as_array().into_iter().flatten().map(shown);
+                self.said.push(Said {
+                    level: text(&params["type"]),
+                    text: said.collect::<Vec<_>>().join(" "),
+                });
+            }
+            "Runtime.exceptionThrown" => self.said.push(Said {
+                level: "exception".to_owned(),
+                text: thrown_text(&params["exceptionDetails"]),
+            }),
+            "Log.entryAdded" => {
+                let entry = &params["entry"];
+                self.said.push(Said {
+                    level: text(&entry["level"]),
+                    text: format!("{} ({})", text(&entry["text"]), text(&entry["url"])),
+                });
+            }
+            "Inspector.targetCrashed" => self.said.push(Said {
+                level: "exception".to_owned(),
+                text: "the tab crashed".to_owned(),
+            }),
+            "Network.requestWillBeSent" => self.requests.push(text(&params["request"]["url"])),
+            _ => {}
+        }
+    }
+
+    /// The one thing with that role and name, once it is there and enabled, by Chromium's number.
+    fn find(&mut self, role: &str, name: &str, wait_max: Duration) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + wait_max;
+        loop {
+            // A document that is being replaced answers nothing; the next one will.
+            let mut nodes = self.nodes(role, name).unwrap_or_default();
+            match nodes.len() {
+                1 => return Ok(nodes.remove(0)),
+                0 => {}
+                several => bail!("{several} have the role {role} and the name '{name}'"),
+            }
+            if Instant::now() >= deadline {
+                bail!("no {role} '{name}' in {wait_max:?}\n{}", self.state());
+            }
+            let look = deadline.min(Instant::now() + LOOK);
+            let mut held = self.connection.lock();
+            while held.hear(look)? {}
+        }
+    }
+
+    fn nodes(&self, role: &str, name: &str) -> anyhow::Result<Vec<Value>> {
+        let document = self.call("DOM.getDocument", &json!({ "depth": 0 }))?;
+        let params = json!({
+            "nodeId": document["root"]["nodeId"],
+            "role": role,
+            "accessibleName": name,
+        });
+        let found = self.call("Accessibility.queryAXTree", &params)?;
+        let usable = |node: &&Value| node["ignored"] == false && !has_property(node, "disabled");
+        let nodes = found["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(usable);
+        Ok(nodes.map(|node| node["backendDOMNodeId"].clone()).collect())
+    }
+
+    fn middle_of(&self, node: &Value) -> anyhow::Result<(f64, f64)> {
+        let params = json!({ "backendNodeId": node });
+        self.call("DOM.scrollIntoViewIfNeeded", &params)?;
+        let quads = self.call("DOM.getContentQuads", &params)?;
+        let corners: Vec<f64> = quads["quads"][0]
+            .as_array()
+            .context("it takes no room on the page")?
+            .iter()
+            .filter_map(Value::as_f64)
+            .collect();
+        let mean = |first: usize| corners.iter().skip(first).step_by(2).sum::<f64>() / 4.0;
+        Ok((mean(0), mean(1)))
+    }
+}
+
+fn has_property(node: &Value, name: &str) -> bool {
+    let mut properties = node["properties"].as_array().into_iter().flatten();
+    properties.any(|one| one["name"] == name && one["value"]["value"] == true)
+}
+
+/// As JavaScript sees it.
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(is_true) => *is_true,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(_) | Value::Object(_) => true,
+    }
+}
+
+/// A value of the console as text.
+fn shown(value: &Value) -> String {
+    match (&value["value"], value["description"].as_str()) {
+        (Value::String(text), _) => text.clone(),
+        (Value::Null, Some(description)) => description.to_owned(),
+        (other, _) => other.to_string(),
+    }
+}
+
+fn thrown_text(details: &Value) -> String {
+    let said = details["exception"]["description"]
+        .as_str()
+        .or(details["exception"]["value"].as_str());
+    let text = said.or(details["text"].as_str()).unwrap_or_default();
+    format!(
+        "{text} ({}:{})",
+        details["url"].as_str().unwrap_or_default(),
+        details["lineNumber"]
+    )
+}
