@@ -15,7 +15,6 @@ use shared::coordinator::history::Row;
 use shared::coordinator::roster::ConnectionId;
 use shared::coordinator::{Coordinator, Manifest, Output};
 use shared::units::{Digest, Round, Span, Time};
-use shared::wire::frame::Place;
 use shared::wire::report::RunReport;
 use shared::wire::signal::{Down, Up};
 use tokio::sync::mpsc::error::TrySendError;
@@ -90,8 +89,6 @@ pub struct Conductor {
     news: BTreeMap<u64, Row>,
     /// Blobs of uploads that no manifest names yet.
     expected: BTreeSet<(Round, Digest)>,
-    /// What heads said they sent, by line-up and round.
-    sent_bytes: BTreeMap<Place, u64>,
     line_ups: u64,
     reported: Time,
     changed: bool,
@@ -127,7 +124,6 @@ impl Conductor {
             done,
             news: BTreeMap::new(),
             expected: BTreeSet::new(),
-            sent_bytes: BTreeMap::new(),
             line_ups: 0,
             reported: Time::ZERO,
             changed: true,
@@ -196,13 +192,6 @@ impl Conductor {
                 connection,
                 message,
             } => {
-                if let Up::Report(report) = &message {
-                    let before = self.sent_bytes.insert(report.place, report.payload_bytes);
-                    let more = report.payload_bytes.saturating_sub(before.unwrap_or(0));
-                    self.parts.metrics.add_forward_bytes(more);
-                    self.sent_bytes
-                        .retain(|place, _| place.round == report.place.round);
-                }
                 coordinator.handle_up(now, ConnectionId(connection), message);
             }
             Event::Malformed { connection, reason } => {
@@ -371,7 +360,8 @@ impl Conductor {
             view,
             trouble,
         );
-        self.parts.metrics.observe(&report, &copies);
+        let wire_bytes = self.parts.coordinator.wire_bytes();
+        self.parts.metrics.observe(&report, &copies, wire_bytes);
         self.reported = self.parts.clock.now();
         self.changed = false;
         self.parts.report.send_if_modified(|before| {

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use shared::coordinator::WireBytes;
 use shared::wire::report::RunReport;
 use shared::wire::signal::VolunteerKind;
 
@@ -41,6 +42,14 @@ struct CauseLabels {
     cause: &'static str,
 }
 
+/// Totals that counters were brought up to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    rounds: u64,
+    tokens: u64,
+    wire_bytes: WireBytes,
+}
+
 /// The host's metrics and the registry that writes them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -54,8 +63,8 @@ pub struct Metrics {
     wire_bytes: Family<DirectionLabels, Counter>,
     recoveries: Family<CauseLabels, Counter>,
     join_seconds: Histogram,
-    /// Tokens and rounds that the counters hold.
-    counted: Mutex<(u64, u64)>,
+    /// What the counters hold.
+    counted: Mutex<Counted>,
 }
 
 impl Default for Metrics {
@@ -76,54 +85,54 @@ impl Default for Metrics {
         // Not a number until there is one: a loss of zero would be a claim.
         metrics.loss.set(f64::NAN);
         metrics.validation_loss.set(f64::NAN);
-        let registry = &mut metrics.registry;
+        let registry = metrics.registry.sub_registry_with_prefix("shoal");
         registry.register(
-            "shoal_volunteers",
+            "volunteers",
             "Volunteers that are here",
             metrics.volunteers.clone(),
         );
         registry.register(
-            "shoal_stage_copies",
+            "stage_copies",
             "Volunteers that keep the newest round of a stage",
             metrics.stage_copies.clone(),
         );
         registry.register(
-            "shoal_rounds",
+            "rounds",
             "Rounds that were committed",
             metrics.rounds.clone(),
         );
         registry.register(
-            "shoal_tokens",
+            "tokens",
             "Tokens in committed rounds",
             metrics.tokens.clone(),
         );
         registry.register(
-            "shoal_loss",
+            "loss",
             "Mean token loss of the newest round, in nats",
             metrics.loss.clone(),
         );
         registry.register(
-            "shoal_validation_loss",
+            "validation_loss",
             "Mean token loss of the newest evaluation, in nats",
             metrics.validation_loss.clone(),
         );
         registry.register(
-            "shoal_wire_bytes",
-            "Payload bytes between volunteers, as heads report them",
+            "wire_bytes",
+            "Payload bytes across the border behind the first seat, as heads report them",
             metrics.wire_bytes.clone(),
         );
         registry.register(
-            "shoal_recoveries",
+            "recoveries",
             "Line-ups and rewinds after something went wrong",
             metrics.recoveries.clone(),
         );
         registry.register(
-            "shoal_join_seconds",
+            "join_seconds",
             "From a connection to its welcome",
             metrics.join_seconds.clone(),
         );
         registry.register(
-            "shoal_build",
+            "build",
             "This build",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
@@ -133,7 +142,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Brings gauges and totals up to the report.
-    pub fn observe(&self, report: &RunReport, stage_copies: &[usize]) {
+    pub fn observe(&self, report: &RunReport, stage_copies: &[usize], wire_bytes: WireBytes) {
         self.volunteers.clear();
         for volunteer in &report.volunteers {
             let kind = match volunteer.kind {
@@ -151,24 +160,29 @@ impl Metrics {
                 .set(i64::try_from(*copies).unwrap_or(i64::MAX));
         }
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let rounds = u64::from(report.round.0);
-        self.rounds.inc_by(rounds.saturating_sub(counted.0));
-        self.tokens.inc_by(report.tokens.saturating_sub(counted.1));
-        *counted = (counted.0.max(rounds), counted.1.max(report.tokens));
+        let raise = |counter: &Counter, counted: &mut u64, total: u64| {
+            counter.inc_by(total.saturating_sub(*counted));
+            *counted = total.max(*counted);
+        };
+        raise(&self.rounds, &mut counted.rounds, u64::from(report.round.0));
+        raise(&self.tokens, &mut counted.tokens, report.tokens);
+        let WireBytes { forward, backward } = wire_bytes;
+        let counted = &mut counted.wire_bytes;
+        for (direction, counted, total) in [
+            ("forward", &mut counted.forward, forward),
+            ("backward", &mut counted.backward, backward),
+        ] {
+            let counter = self
+                .wire_bytes
+                .get_or_create(&DirectionLabels { direction });
+            raise(&counter, counted, total);
+        }
         if let Some(loss) = report.loss {
             self.loss.set(loss);
         }
         if let Some(loss) = report.validation_loss {
             self.validation_loss.set(loss);
         }
-    }
-
-    /// Heads sent that many bytes of payload more.
-    pub fn add_forward_bytes(&self, bytes: u64) {
-        let direction = "forward";
-        self.wire_bytes
-            .get_or_create(&DirectionLabels { direction })
-            .inc_by(bytes);
     }
 
     /// Something had to be put right.

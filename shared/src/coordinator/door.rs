@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::pipeline::Phase;
 use super::roster::{ConnectionId, Volunteer, presentable};
 use super::{Coordinator, Output};
-use crate::limits::{AWAY_MAX, LINK_TRIES_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX, VOLUNTEERS_MAX};
+use crate::limits::{
+    AWAY_MAX, LINK_TRIES_MAX, LINKS_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX, VOLUNTEERS_MAX,
+};
+use crate::schedule::placement::Measured;
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::{Place, VERSION};
 use crate::wire::signal::{
-    Down, Join, RefuseCode, Resume, Suspicion, Welcome, join_message, verifies,
+    Down, Join, LinkFigures, RefuseCode, Resume, Suspicion, Welcome, join_message, verifies,
 };
 
 impl Coordinator {
@@ -245,6 +248,8 @@ impl Coordinator {
             away_until: None,
             heard: now,
             answer_by: None,
+            delay_us: None,
+            bytes_per_second: None,
             suspected_by: BTreeSet::new(),
             copying: None,
             finishing: false,
@@ -277,6 +282,32 @@ impl Coordinator {
         }
     }
 
+    /// What a volunteer measured of its links. It is believed about those who are here, and placement alone listens.
+    pub(super) fn measured(
+        &mut self,
+        by: PeerId,
+        bytes_per_second: Option<u64>,
+        links: &[LinkFigures],
+    ) {
+        if let Some(volunteer) = self.roster.get_mut(by) {
+            volunteer.bytes_per_second = bytes_per_second.or(volunteer.bytes_per_second);
+        }
+        let roster = &self.roster;
+        let known = links
+            .iter()
+            .take(LINKS_MAX)
+            .filter(|link| roster.get(link.peer).is_some())
+            .map(|link| {
+                let measured = Measured {
+                    delay_us: link.delay_us,
+                    bytes_per_second: link.bytes_per_second,
+                    relayed: link.relayed,
+                };
+                (link.peer, measured)
+            });
+        self.links.measure(by, known);
+    }
+
     /// A volunteer is gone for good; it may come again as a new one.
     pub(super) fn lose(&mut self, _now: Time, peer: PeerId) {
         if let Some(connection) = self.roster.remove(peer) {
@@ -284,7 +315,7 @@ impl Coordinator {
         }
         self.link_failures
             .retain(|pair, _| pair.0 != peer && pair.1 != peer);
-        self.apart.retain(|pair| pair.0 != peer && pair.1 != peer);
+        self.links.forget(peer);
         self.drop_uploads_of(peer);
     }
 
@@ -319,7 +350,7 @@ impl Coordinator {
         let failures = self.link_failures.entry(pair).or_default();
         *failures += 1;
         if suspicion == Suspicion::Unreachable || *failures >= LINK_TRIES_MAX {
-            self.apart.insert(pair);
+            self.links.separate(by, suspect);
         }
         if is_gone {
             self.lose(now, suspect);
@@ -334,10 +365,11 @@ impl Coordinator {
     }
 
     /// A pong came: a suspect that answers is not gone; then the link between the two is at fault.
-    pub(super) fn answered(&mut self, _now: Time, peer: PeerId) {
+    pub(super) fn answered(&mut self, now: Time, peer: PeerId, asked: Time) {
         let Some(volunteer) = self.roster.get_mut(peer) else {
             return;
         };
+        volunteer.take_round_trip(now.since(asked));
         if volunteer.answer_by.take().is_some() {
             volunteer.suspected_by.clear();
             self.break_pipeline();

@@ -93,7 +93,7 @@ impl Coordinator {
         placement::assign(
             &candidates,
             &self.start.costs,
-            &self.apart,
+            &self.links.apart(),
             old.as_ref(),
             seats_min,
         )

@@ -20,11 +20,11 @@ mod durability;
 mod lineups;
 mod rounds;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
-use crate::schedule::placement::StageCosts;
+use crate::schedule::placement::{Links, StageCosts};
 use crate::units::{Digest, Issue, PeerId, Round, SampleRange, StageId, Time};
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
@@ -75,6 +75,15 @@ pub enum Output {
     WriteManifest(Manifest),
 }
 
+/// Payload bytes that crossed the border behind a first seat, as heads reported them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WireBytes {
+    /// Towards the loss.
+    pub forward: u64,
+    /// Back from it.
+    pub backward: u64,
+}
+
 /// What waits for a row to be synced.
 #[derive(Clone, Debug, PartialEq)]
 enum Awaited {
@@ -118,7 +127,7 @@ pub struct Coordinator {
     history: History,
     roster: Roster,
     pipeline: Option<Pipeline>,
-    apart: BTreeSet<(PeerId, PeerId)>,
+    links: Links,
     link_failures: BTreeMap<(PeerId, PeerId), u32>,
     /// Samples to lease before fresh ones.
     queue: VecDeque<SampleRange>,
@@ -131,6 +140,7 @@ pub struct Coordinator {
     /// Since when the newest round's state is not to be had.
     lost_since: Option<Time>,
     jumps_in_a_row: u32,
+    wire_bytes: WireBytes,
     paused: Option<String>,
     over: bool,
 
@@ -165,13 +175,14 @@ impl Coordinator {
             start,
             history,
             roster: Roster::default(),
-            apart: BTreeSet::new(),
+            links: Links::default(),
             link_failures: BTreeMap::new(),
             securing: None,
             manifest_tried: None,
             missing: BTreeMap::new(),
             lost_since: None,
             jumps_in_a_row: 0,
+            wire_bytes: WireBytes::default(),
             paused: None,
             over: false,
             issues: 0,
@@ -202,6 +213,11 @@ impl Coordinator {
     /// The history that stands.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Bytes that heads reported since this host started.
+    pub fn wire_bytes(&self) -> WireBytes {
+        self.wire_bytes
     }
 
     /// The lowest sample that is leased or waiting: below it, the history must be complete.
@@ -349,7 +365,11 @@ impl Coordinator {
                 }
             }
             Up::Leave { may_return } => self.leave(now, peer, may_return),
-            Up::Pong { .. } => self.answered(now, peer),
+            Up::Links {
+                host_bytes_per_second,
+                links,
+            } => self.measured(peer, host_bytes_per_second, &links),
+            Up::Pong { nonce } => self.answered(now, peer, Time::from_micros(nonce)),
         }
         self.reconsider(now);
     }

@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::NAME_CHARS_MAX;
 use crate::schedule::placement::Candidate;
-use crate::units::{Digest, PeerId, Round, StageId, Time};
+use crate::units::{Digest, PeerId, Round, Span, StageId, Time};
 use crate::wire::signal::{Capabilities, Held};
+
+/// A delay that differs by less than one part in so many from the known one is the same.
+const DELAY_NOISE_PARTS: u64 = 16;
 
 /// One WebSocket to a volunteer, numbered by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,6 +40,10 @@ pub struct Volunteer {
     pub heard: Time,
     /// When it must have answered a ping, because a neighbour suspects it.
     pub answer_by: Option<Time>,
+    /// Microseconds one way between it and the host, once it answered a ping.
+    pub delay_us: Option<u64>,
+    /// Payload bytes a second that it sent to the host, once it did.
+    pub bytes_per_second: Option<u64>,
     /// Who suspects it.
     pub suspected_by: BTreeSet<PeerId>,
     /// States it keeps: hash of the blob.
@@ -74,6 +81,21 @@ impl Volunteer {
         self.kept.get(&(held.round, held.stage)) == Some(&held.blob)
     }
 
+    /// An answer to a ping came after so many microseconds.
+    ///
+    /// The figure follows slowly, and only where the way became another one: placement is not to change for noise.
+    pub fn take_round_trip(&mut self, round_trip: Span) {
+        let new_us = round_trip.as_micros() / 2;
+        let Some(known_us) = self.delay_us else {
+            self.delay_us = Some(new_us);
+            return;
+        };
+        let blended_us = known_us - known_us / 4 + new_us / 4;
+        if blended_us.abs_diff(known_us) > known_us / DELAY_NOISE_PARTS {
+            self.delay_us = Some(blended_us);
+        }
+    }
+
     /// What placement must know of it.
     pub fn candidate(&self, holds: BTreeSet<StageId>) -> Candidate {
         Candidate {
@@ -82,6 +104,8 @@ impl Volunteer {
             throttle_percent: self.capabilities.throttle_percent,
             memory_bytes: self.capabilities.memory_bytes,
             relay_only: self.capabilities.relay_only,
+            delay_us: self.delay_us.unwrap_or(0),
+            bytes_per_second: self.bytes_per_second,
             holds,
         }
     }

@@ -187,13 +187,25 @@ impl Coordinator {
         let Some(pipeline) = &mut self.pipeline else {
             return;
         };
-        if pipeline.place == report.place
-            && pipeline.head() == peer
-            && pipeline.take_report(now, report)
-            && pipeline.phase == Phase::Training
-        {
-            self.top_up();
-            self.try_commit(now);
+        if pipeline.place != report.place || pipeline.head() != peer {
+            return;
+        }
+        let (forward, backward) = pipeline.report.map_or((0, 0), |before| {
+            (before.forward_bytes, before.backward_bytes)
+        });
+        if pipeline.take_report(now, report) {
+            let is_training = pipeline.phase == Phase::Training;
+            let total = &mut self.wire_bytes;
+            let (forward, backward) = (
+                report.forward_bytes.saturating_sub(forward),
+                report.backward_bytes.saturating_sub(backward),
+            );
+            total.forward = total.forward.saturating_add(forward);
+            total.backward = total.backward.saturating_add(backward);
+            if is_training {
+                self.top_up();
+                self.try_commit(now);
+            }
         }
     }
 

@@ -130,7 +130,8 @@ struct Head {
     began: Time,
     step_loss: f64,
     round_loss: f64,
-    payload_bytes: u64,
+    forward_bytes: u64,
+    backward_bytes: u64,
     report: Option<Report>,
 }
 
@@ -189,7 +190,9 @@ impl Work {
     }
 
     fn send(&mut self, side: Side, header: Header, payload: Bytes) {
-        self.head.payload_bytes += payload.len() as u64;
+        if side == Side::Next {
+            self.head.forward_bytes += payload.len() as u64;
+        }
         self.outputs
             .push_back(WorkOutput::Frame(side, Frame { header, payload }));
     }
@@ -334,6 +337,7 @@ impl Work {
                 if slot.step == self.step
                     && slot.microbatch.0 >= self.order_in_step.backwards() =>
             {
+                self.head.backward_bytes += gradient.len() as u64;
                 let arrived = Arrived {
                     gradient,
                     loss_sum,

@@ -14,12 +14,14 @@
 //! apart are never neighbours.
 
 mod costs;
+mod links;
 mod search;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
 pub use costs::{StageCost, StageCosts};
+pub use links::{BYTES_PER_SECOND_ASSUMED, Border, Links, Measured};
 
 use crate::units::{PeerId, StageId, StageRange};
 use search::{Cover, Problem};
@@ -42,6 +44,10 @@ pub struct Candidate {
     pub memory_bytes: u64,
     /// Whether all its links go through relays: it is counted as an eighth slower.
     pub relay_only: bool,
+    /// Microseconds one way to the host.
+    pub delay_us: u64,
+    /// Payload bytes a second that it sends to the host, once known.
+    pub bytes_per_second: Option<u64>,
     /// Stages whose state it has, of the round to start from.
     pub holds: BTreeSet<StageId>,
 }
@@ -96,6 +102,11 @@ impl Candidate {
     pub fn seat_us(&self, costs: &StageCosts, stages: StageRange) -> u64 {
         let microseconds = u128::from(costs.milliblocks_of(stages)) * self.pace();
         u64::try_from(microseconds.div_ceil(PACE_UNIT)).unwrap_or(u64::MAX)
+    }
+
+    /// Payload bytes a second that it sends, as far as anybody knows.
+    fn rate(&self) -> u64 {
+        self.bytes_per_second.unwrap_or(BYTES_PER_SECOND_ASSUMED)
     }
 
     /// Time of a thousandth of a block, in [`PACE_UNIT`]ths of a microsecond: smaller is faster.

@@ -145,8 +145,10 @@ pub struct Report {
     pub round_loss: f64,
     /// Microseconds from the round's beginning to the end of its last step.
     pub elapsed_us: u64,
-    /// Bytes of frames sent between peers by this pipeline's head in the round, payloads only.
-    pub payload_bytes: u64,
+    /// Payload bytes of forward frames that the head sent in the round.
+    pub forward_bytes: u64,
+    /// Payload bytes of backward frames that came to the head in the round.
+    pub backward_bytes: u64,
 }
 
 /// A seat's results for the end of a round. Provisional until the commit names the attempt.
@@ -160,6 +162,19 @@ pub struct Holds {
     pub steps: u32,
     /// One a stage of the seat.
     pub stages: Vec<Held>,
+}
+
+/// What a volunteer measured of its link to another one. Integers: placement decides by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkFigures {
+    /// The other end.
+    pub peer: PeerId,
+    /// Microseconds one way: half of what a keepalive and its answer take.
+    pub delay_us: u64,
+    /// Payload bytes a second from this volunteer to the other end; `None` until enough went over to tell.
+    pub bytes_per_second: Option<u64>,
+    /// Whether packets go through a TURN server.
+    pub relayed: bool,
 }
 
 /// The samples of exactly one step of one pipeline.
@@ -244,6 +259,13 @@ pub enum Up {
         peer: PeerId,
         /// Why.
         suspicion: Suspicion,
+    },
+    /// What my links are like, now and then and when it changed. Each message replaces the one before.
+    Links {
+        /// Payload bytes a second that I sent to the host when it took state from me; `None` until it did.
+        host_bytes_per_second: Option<u64>,
+        /// Links to other volunteers; at most [`LINKS_MAX`](crate::limits::LINKS_MAX) are read.
+        links: Vec<LinkFigures>,
     },
     /// A stage made NaN or infinity, from finite input if `own`.
     NonFinite {

@@ -199,7 +199,8 @@ impl Volunteer {
             loss: 4.0,
             round_loss: 4.0,
             elapsed_us: 1_000,
-            payload_bytes: 100,
+            forward_bytes: 100,
+            backward_bytes: 80,
         };
         self.send(&Up::Report(report)).await;
         if lease.last {

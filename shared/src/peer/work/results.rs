@@ -180,7 +180,8 @@ impl Work {
             loss,
             round_loss: self.head.round_loss / f64::from(steps),
             elapsed_us: now.since(self.head.began).as_micros(),
-            payload_bytes: self.head.payload_bytes,
+            forward_bytes: self.head.forward_bytes,
+            backward_bytes: self.head.backward_bytes,
         };
         self.head.report = Some(report);
         self.outputs.push_back(WorkOutput::Up(Up::Report(report)));

@@ -32,6 +32,8 @@ fn volunteer(peer: u64, block_us: u64, stages: u64) -> Candidate {
         throttle_percent: 100,
         memory_bytes: 100 * stages,
         relay_only: false,
+        delay_us: 0,
+        bytes_per_second: None,
         holds: BTreeSet::new(),
     }
 }
