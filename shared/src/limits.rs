@@ -78,3 +78,11 @@ pub const STRIKES_MAX: u32 = 2;
 pub const MISSING_MAX: u32 = 3;
 /// Rounds whose losses say what the next one may be.
 pub const LOSS_WINDOW: usize = 8;
+/// Longest rest of a throttled device at once, so that it still answers its pipeline in time.
+pub const REST_MAX: Span = Span::from_secs(30);
+/// How much of a rest that lasted too long is taken off the next ones: a hidden tab's clock ticks each second.
+pub const REST_LATE_MAX: Span = Span::from_secs(3);
+/// Between two tellings of how a volunteer stands: what a person can follow.
+pub const STATS_EVERY: Span = Span::from_secs(1);
+/// Committed rounds that a volunteer remembers its own part of: no rewind goes further back.
+pub const ACCEPTED_ROUNDS_MAX: usize = 1_024;

@@ -16,7 +16,7 @@ use shared::coordinator::roster::ConnectionId;
 use shared::coordinator::{Coordinator, Manifest, Output};
 use shared::units::{Digest, Round, Span, Time};
 use shared::wire::report::RunReport;
-use shared::wire::signal::{Down, Up};
+use shared::wire::signal::Down;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 

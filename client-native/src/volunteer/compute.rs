@@ -1,9 +1,9 @@
-//! The device at work: the model's engine on a thread of its own, with its rests.
+//! The device at work: the model's engine on a thread of its own.
 //!
 //! An engine computes between awaits without yielding, so it must not share a thread with sockets.
 //! [`NativeWorkshop`] starts that thread once the run's model is known, measures a block and gives
-//! [`ThreadCompute`], which passes jobs to it one at a time. A throttled device rests after each
-//! microbatch in proportion to the time it worked. A panic inside the engine (a GPU out of memory)
+//! [`ThreadCompute`], which passes jobs to it one at a time. When it rests is
+//! decided by [`shared::peer::duty`]. A panic inside the engine (a GPU out of memory)
 //! ends the thread and is told as [`Done::Failed`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,15 +26,11 @@ use crate::report::Note;
 const MEASURE_MAX: Duration = Duration::from_secs(2);
 /// Measurements of which the fastest counts: the others met something else on the machine.
 const MEASURE_TRIES: usize = 5;
-/// Longest rest at once, so that a throttled device still answers its pipeline in time.
-const REST_MAX: Duration = Duration::from_secs(30);
 
 /// Makes the compute of this machine.
 pub struct NativeWorkshop {
     /// The device that was chosen.
     pub device: Device,
-    /// Share of the time that it works, 10 to 100.
-    pub throttle_percent: u8,
     /// Where to tell what was measured.
     pub(crate) notes: Notes,
 }
@@ -54,7 +50,7 @@ impl Workshop for NativeWorkshop {
         });
         let (ready, prepared) = oneshot::channel();
         let (jobs, inbox) = mpsc::channel(1);
-        let (device, throttle_percent) = (self.device, self.throttle_percent);
+        let device = self.device;
         std::thread::Builder::new()
             .name("compute".to_owned())
             .spawn(move || {
@@ -62,7 +58,7 @@ impl Workshop for NativeWorkshop {
                 match made {
                     Ok((engine, seed_hash, Ok(block_us))) => {
                         if ready.send(Ok((seed_hash, block_us))).is_ok() {
-                            work(engine, inbox, throttle_percent);
+                            work(engine, inbox);
                         }
                     }
                     Ok((_, _, Err(reason))) => {
@@ -112,19 +108,9 @@ fn prepare(config: &RunConfig, device: &Device) -> (Engine, Digest, Result<u64, 
 }
 
 /// Does jobs until the owner is gone.
-fn work(
-    mut engine: Engine,
-    mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>,
-    throttle_percent: u8,
-) {
+fn work(mut engine: Engine, mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>) {
     while let Some((job, reply)) = inbox.blocking_recv() {
-        let began = Instant::now();
-        let heavy = matches!(
-            job,
-            Job::Forward { .. } | Job::Backward { .. } | Job::Apply { .. }
-        );
         let outcome = catch_unwind(AssertUnwindSafe(|| block_on(engine.run(job))));
-        let worked = began.elapsed();
         match outcome {
             Ok(done) => {
                 // A driver that is gone waits for nothing.
@@ -136,17 +122,7 @@ fn work(
                 return;
             }
         }
-        if heavy {
-            // Nobody unparks this thread: it rests for as long as the share asks.
-            std::thread::park_timeout(rest(worked, throttle_percent));
-        }
     }
-}
-
-/// How long to rest after working for `worked`, so that work is that share of the time.
-pub(super) fn rest(worked: Duration, throttle_percent: u8) -> Duration {
-    let percent = u32::from(throttle_percent.clamp(1, 100));
-    (worked * (100 - percent) / percent).min(REST_MAX)
 }
 
 /// Microseconds of forward and backward of one block for one sequence of the run's model.

@@ -156,7 +156,6 @@ async fn take_part(
         ),
         workshop: NativeWorkshop {
             device: opened.device,
-            throttle_percent: settings.throttle.0,
             notes: notes.clone(),
         },
         clock: ProcessClock(Instant::now()),
@@ -190,6 +189,7 @@ fn capabilities(settings: &Settings, opened: &Opened) -> Capabilities {
         block_us: 0,
         throttle_percent: settings.throttle.0,
         relay_only: settings.relay_only,
+        hidden: false,
     }
 }
 
@@ -304,8 +304,8 @@ impl Watcher {
             },
             Event::LinkLost { peer } => Note::LinkLost { peer: peer.0 },
             Event::Reason(text) => Note::Reason { text },
-            // Told with its reason by the socket.
-            Event::HostLost => return,
+            // The first is told with its reason by the socket, the second is for pages.
+            Event::HostLost | Event::Stats(_) => return,
         };
         self.notes.tell(note);
     }

@@ -1,6 +1,4 @@
-//! The device's thread, on the CPU: it measures, computes, rests and reports its own death.
-
-use std::time::Duration;
+//! The device's thread, on the CPU: it measures, computes and reports its own death.
 
 use shared::compute::{Compute, Done, Job, StageState};
 use shared::driver::Workshop;
@@ -22,7 +20,6 @@ async fn prepared() -> (
     let (notes, heard) = mpsc::channel(16);
     let workshop = NativeWorkshop {
         device: burn::tensor::Device::flex(),
-        throttle_percent: 100,
         notes: Notes(notes),
     };
     (workshop.prepare(run()).await.expect("the CPU can"), heard)
@@ -52,14 +49,6 @@ async fn jobs_go_to_the_device_and_results_come_back() {
         .run(Job::Snapshot { round: Round(1) })
         .await;
     assert!(matches!(snapshot, Done::Snapshot { stages, .. } if stages.len() == 4));
-}
-
-#[test]
-fn a_throttled_device_rests_in_proportion_to_its_work() {
-    let second = Duration::from_secs(1);
-    assert_eq!(compute::rest(second, 100), Duration::ZERO);
-    assert_eq!(compute::rest(second, 50), second);
-    assert_eq!(compute::rest(second, 10), 9 * second);
 }
 
 #[test]

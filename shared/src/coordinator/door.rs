@@ -12,7 +12,8 @@ use crate::schedule::placement::Measured;
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::{Place, VERSION};
 use crate::wire::signal::{
-    Down, Join, LinkFigures, RefuseCode, Resume, Suspicion, Welcome, join_message, verifies,
+    Capabilities, Down, Join, LinkFigures, Pause, RefuseCode, Resume, Suspicion, Welcome,
+    join_message, verifies,
 };
 
 impl Coordinator {
@@ -87,10 +88,17 @@ impl Coordinator {
             .as_ref()
             .filter(|resume| self.is_known(resume, &join));
         let resume = known.cloned();
+        let before = match &resume {
+            Some(_) => None,
+            None => self.number_of(&join),
+        };
         let peer = resume
             .as_ref()
             .map_or_else(|| self.new_peer(), |resume| resume.peer);
-        let volunteer = self.volunteer(now, peer, join);
+        let mut volunteer = self.volunteer(now, peer, join);
+        if let Some(before) = before {
+            self.succeed(now, before, &mut volunteer);
+        }
         if let Some(older) = self.roster.join(connection, volunteer) {
             self.out(Output::Close(older));
         }
@@ -113,16 +121,39 @@ impl Coordinator {
         self.tell(peer, safe);
         match resume {
             Some(resume) if resumed => self.resync(now, peer, resume),
-            Some(_)
-                if self
-                    .pipeline
-                    .as_ref()
-                    .is_some_and(|p| p.seat(peer).is_some()) =>
-            {
-                self.break_pipeline();
-            }
+            Some(_) if self.is_seated(peer) => self.break_pipeline(),
             Some(_) | None => {}
         }
+    }
+
+    /// A new process of a session that is in the books: a page was loaded again. It gets another number, so that
+    /// nobody takes it for the old one, and the seat of the old one if that is still free.
+    fn succeed(&mut self, now: Time, before: PeerId, volunteer: &mut Volunteer) {
+        if self.is_seated(before) {
+            self.break_pipeline();
+        }
+        let seats = self
+            .given_up
+            .iter_mut()
+            .flat_map(|line_up| &mut line_up.seats);
+        for (peer, _) in seats.filter(|(peer, _)| *peer == before) {
+            *peer = volunteer.peer;
+        }
+        if let Some(before) = self.roster.get(before) {
+            volunteer.inherit(before);
+        }
+        self.lose(now, before);
+    }
+
+    fn number_of(&self, join: &Join) -> Option<PeerId> {
+        let same =
+            |volunteer: &&Volunteer| (volunteer.key, volunteer.session) == (join.key, join.session);
+        self.roster.iter().find(same).map(|known| known.peer)
+    }
+
+    pub(super) fn is_seated(&self, peer: PeerId) -> bool {
+        let pipeline = self.pipeline.as_ref();
+        pipeline.is_some_and(|pipeline| pipeline.seat(peer).is_some())
     }
 
     fn objection(
@@ -243,7 +274,7 @@ impl Coordinator {
             session: join.session,
             name: presentable(&join.name),
             kept: kept.collect::<BTreeMap<_, _>>(),
-            capabilities: join.capabilities,
+            capabilities: sound(join.capabilities),
             connection: None,
             away_until: None,
             heard: now,
@@ -254,7 +285,8 @@ impl Coordinator {
             copying: None,
             finishing: false,
             released: false,
-            paused: false,
+            returning: false,
+            paused: join.paused,
             benched_until: None,
             strikes: 0,
             accepted: 0,
@@ -267,18 +299,70 @@ impl Coordinator {
         let Some(volunteer) = self.roster.get_mut(peer) else {
             return;
         };
-        volunteer.away_until = Some(now + AWAY_MAX);
+        // Who said that it returns is waited for longer.
+        volunteer.away_until.get_or_insert(now + AWAY_MAX);
         // A neighbour's suspicion and a broken connection together are enough.
         if !volunteer.suspected_by.is_empty() || volunteer.released {
             self.lose(now, peer);
         }
     }
 
+    /// A volunteer leaves. Whoever may return keeps its seat for a moment, unless a spare can take it at once.
     pub(super) fn leave(&mut self, now: Time, peer: PeerId, may_return: bool) {
+        let is_kept = may_return && !self.has_stand_in(now, peer);
         let wait = self.config().schedule.rewind_wait;
         match self.roster.get_mut(peer) {
-            Some(volunteer) if may_return => volunteer.away_until = Some(now + wait),
-            Some(_) | None => self.lose(now, peer),
+            Some(volunteer) if is_kept => {
+                volunteer.returning = true;
+                volunteer.away_until = Some(now + wait);
+            }
+            Some(_) | None => return self.lose(now, peer),
+        }
+        if self.is_seated(peer) {
+            // Its links are closed: the round is lost for its pipeline, whoever goes on with it.
+            self.break_pipeline();
+        }
+    }
+
+    /// Whether a spare holds the newest state of all stages of that volunteer's seat, or it has none.
+    fn has_stand_in(&self, now: Time, peer: PeerId) -> bool {
+        let Some(pipeline) = &self.pipeline else {
+            return true;
+        };
+        let Some(seat) = pipeline.seat(peer) else {
+            return true;
+        };
+        let newest = self.history.newest();
+        self.roster.iter().any(|spare| {
+            let holds = |stage| spare.kept.contains_key(&(newest, stage));
+            spare.is_placeable(now)
+                && pipeline.seat(spare.peer).is_none()
+                && seat.row.stages.iter().all(holds)
+        })
+    }
+
+    /// What a volunteer lends changed, or it rests, or rests no more.
+    pub(super) fn update(
+        &mut self,
+        peer: PeerId,
+        capabilities: Capabilities,
+        paused: Option<Pause>,
+    ) {
+        let Some(volunteer) = self.roster.get_mut(peer) else {
+            return;
+        };
+        volunteer.capabilities = sound(capabilities);
+        volunteer.paused = paused;
+        let Some(pause) = paused else { return };
+        let phase = self.pipeline.as_ref().map(|pipeline| pipeline.phase);
+        match (self.is_seated(peer), phase) {
+            // Nothing is trained yet: nothing is lost.
+            (true, Some(Phase::Forming)) => self.break_pipeline(),
+            (true, _) => {
+                let text = "pausing: your seat is handed on once this round is committed";
+                self.reason(peer, text.to_owned());
+            }
+            (false, _) => self.reason(peer, pause.words().to_owned()),
         }
     }
 
@@ -414,6 +498,14 @@ impl Coordinator {
             ));
         }
         self.break_pipeline();
+    }
+}
+
+/// What a volunteer says of itself, within what placement can reckon with.
+fn sound(capabilities: Capabilities) -> Capabilities {
+    Capabilities {
+        throttle_percent: capabilities.throttle_percent.clamp(10, 100),
+        ..capabilities
     }
 }
 

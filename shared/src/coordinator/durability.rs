@@ -196,8 +196,7 @@ impl Coordinator {
             .filter(|volunteer| {
                 volunteer.connection.is_some()
                     && volunteer.copying.is_none()
-                    && !volunteer.finishing
-                    && !volunteer.paused
+                    && !volunteer.wants_out()
             })
             .map(|volunteer| volunteer.peer)
             .collect();

@@ -89,6 +89,7 @@ impl Coordinator {
             })
             .collect();
         let old = self.pipeline.as_ref().map(seats_of);
+        let old = old.or_else(|| self.given_up.clone());
         let seats_min = usize::from(self.config().schedule.seats_min);
         placement::assign(
             &candidates,
@@ -111,6 +112,7 @@ impl Coordinator {
             return;
         };
         self.return_leases(&pipeline.leases);
+        self.given_up = Some(seats_of(&pipeline));
         for peer in pipeline.peers() {
             self.tell(
                 peer,
@@ -125,6 +127,10 @@ impl Coordinator {
     fn form(&mut self, now: Time) {
         if self.remaining_steps() == 0 {
             return self.over_when_stored(now);
+        }
+        let returning = self.roster.iter().find(|volunteer| volunteer.returning);
+        if let Some(name) = returning.map(|volunteer| volunteer.name.clone()) {
+            return self.everyone_waits(&format!("waiting for {name}, who may return at once"));
         }
         let line_up = match self.place(now) {
             Ok(line_up) => line_up,
@@ -467,11 +473,14 @@ impl Coordinator {
         }
     }
 
-    /// Tells a volunteer why it waits or what it does, when that changed.
+    /// Tells a volunteer why it waits or what it does, when that changed. Whoever rests knows why.
     pub(super) fn reason(&mut self, peer: PeerId, text: String) {
+        let is_seated = self.is_seated(peer);
         let Some(volunteer) = self.roster.get_mut(peer) else {
             return;
         };
+        let resting = volunteer.paused.filter(|_| !is_seated);
+        let text = resting.map_or(text, |pause| pause.words().to_owned());
         if volunteer.reason != text {
             volunteer.reason.clone_from(&text);
             self.tell(peer, Down::Reason { text });

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
-use crate::schedule::placement::{Links, StageCosts};
+use crate::schedule::placement::{LineUp, Links, StageCosts};
 use crate::units::{Digest, Issue, PeerId, Round, SampleRange, StageId, Time};
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
@@ -128,6 +128,8 @@ pub struct Coordinator {
     roster: Roster,
     pipeline: Option<Pipeline>,
     links: Links,
+    /// The line-up that was given up last: who returns gets its seat again.
+    given_up: Option<LineUp>,
     link_failures: BTreeMap<(PeerId, PeerId), u32>,
     /// Samples to lease before fresh ones.
     queue: VecDeque<SampleRange>,
@@ -172,6 +174,7 @@ impl Coordinator {
             fresh,
             safe,
             pipeline,
+            given_up: None,
             start,
             history,
             roster: Roster::default(),
@@ -341,16 +344,9 @@ impl Coordinator {
             // The store itself says when an upload is complete.
             Up::Uploaded { .. } => {}
             Up::Update {
-                throttle_percent,
-                memory_bytes,
+                capabilities,
                 paused,
-            } => {
-                if let Some(volunteer) = self.roster.get_mut(peer) {
-                    volunteer.capabilities.throttle_percent = throttle_percent.clamp(10, 100);
-                    volunteer.capabilities.memory_bytes = memory_bytes;
-                    volunteer.paused = paused;
-                }
-            }
+            } => self.update(peer, capabilities, paused),
             Up::Suspect {
                 place,
                 peer: suspect,

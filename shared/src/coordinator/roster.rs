@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::NAME_CHARS_MAX;
 use crate::schedule::placement::Candidate;
 use crate::units::{Digest, PeerId, Round, Span, StageId, Time};
-use crate::wire::signal::{Capabilities, Held};
+use crate::wire::signal::{Capabilities, Held, Pause};
 
 /// A delay that differs by less than one part in so many from the known one is the same.
 const DELAY_NOISE_PARTS: u64 = 16;
@@ -54,8 +54,10 @@ pub struct Volunteer {
     pub finishing: bool,
     /// Whether it was told that it may leave.
     pub released: bool,
-    /// Whether it rests.
-    pub paused: bool,
+    /// Whether it said that it leaves and may come back at once.
+    pub returning: bool,
+    /// Why it rests, if it does.
+    pub paused: Option<Pause>,
     /// Until when it gets no seat.
     pub benched_until: Option<Time>,
     /// What it did that no correct build on a working device does.
@@ -70,10 +72,21 @@ impl Volunteer {
     /// Whether it may be given a seat now.
     pub fn is_placeable(&self, now: Time) -> bool {
         self.connection.is_some()
-            && !self.finishing
-            && !self.paused
+            && !self.wants_out()
             && self.strikes < crate::limits::STRIKES_MAX
             && self.benched_until.is_none_or(|until| now >= until)
+    }
+
+    /// Takes over what must not be lost by coming again.
+    pub fn inherit(&mut self, before: &Self) {
+        self.strikes = before.strikes;
+        self.accepted = before.accepted;
+        self.benched_until = before.benched_until;
+    }
+
+    /// Whether it wants no seat.
+    pub fn wants_out(&self) -> bool {
+        self.finishing || self.returning || self.paused.is_some()
     }
 
     /// Whether it keeps that state, with that hash.
@@ -155,9 +168,7 @@ impl Roster {
         let before = self.volunteers.remove(&peer);
         let older = before.as_ref().and_then(|before| before.connection);
         if let Some(before) = before {
-            volunteer.strikes = before.strikes;
-            volunteer.accepted = before.accepted;
-            volunteer.benched_until = before.benched_until;
+            volunteer.inherit(&before);
         }
         volunteer.connection = Some(connection);
         self.connections.insert(connection, Some(peer));

@@ -156,8 +156,9 @@ impl Coordinator {
                 let state = match (volunteer.connection, stages) {
                     (None, _) => "away",
                     (Some(_), _) if volunteer.finishing => "leaving",
-                    (Some(_), _) if volunteer.paused => "paused",
+                    // It keeps its seat until the round is committed.
                     (Some(_), Some(_)) => "seated",
+                    (Some(_), None) if volunteer.paused.is_some() => "paused",
                     (Some(_), None) => "spare",
                 };
                 VolunteerView {

@@ -24,7 +24,7 @@ use crate::peer::{Event, Exit, Output, Peer};
 use crate::transport::{LinkEvent, LinkStep, MaybeSend, NetEvent, Transport, TransportStopped};
 use crate::units::{Digest, PeerId, SampleRange, Time};
 use crate::wire::frame::{Frame, Mode};
-use crate::wire::signal::{DataInfo, Down, Held, Up};
+use crate::wire::signal::{DataInfo, Down, Held, Pause, Up};
 
 use outbox::Outbox;
 
@@ -117,6 +117,17 @@ pub enum Command {
     Finish,
     /// Leave now.
     Stop,
+    /// Give up the seat after this round's commit, stay connected, and rest.
+    Pause(Pause),
+    /// Rest no more.
+    Resume,
+    /// Work for this share of the time, in percent, 10 to 100: rests between microbatches see to it.
+    Throttle(u8),
+    /// The page is hidden (`true`) or seen again.
+    Hidden(bool),
+    /// The page is being left, perhaps to be loaded again: the host keeps the seat for a moment, and whoever
+    /// joins with the same key and session gets it back.
+    Reload,
 }
 
 /// The world of one volunteer.
@@ -293,8 +304,7 @@ where
         };
         let now = clock.now();
         match happened {
-            Happened::Command(Command::Finish) => peer.finish(),
-            Happened::Command(Command::Stop) => peer.stop(),
+            Happened::Command(command) => obey(&mut peer, now, command),
             Happened::Host(HostEvent::Open) => peer.handle_host_open(),
             Happened::Host(HostEvent::Closed) => peer.handle_host_closed(),
             Happened::Host(HostEvent::Message(message)) => peer.handle_host(now, *message),
@@ -333,6 +343,18 @@ async fn sleep_until<K: Clock>(clock: &K, at: Option<Time>) {
     match at {
         Some(at) => clock.sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+fn obey(peer: &mut Peer, now: Time, command: Command) {
+    match command {
+        Command::Finish => peer.finish(),
+        Command::Stop => peer.stop(),
+        Command::Pause(reason) => peer.pause(reason),
+        Command::Resume => peer.resume(),
+        Command::Throttle(percent) => peer.throttle(now, percent),
+        Command::Hidden(hidden) => peer.hide(hidden),
+        Command::Reload => peer.reload(),
     }
 }
 

@@ -18,6 +18,9 @@ use crate::wire::signal::{
     join_message,
 };
 
+/// Why nothing new begins while the host is away.
+const HOST_LOST: &str = "the connection to the host is lost; what is leased goes on";
+
 impl Peer {
     /// The connection to the host is open; it speaks first.
     pub fn handle_host_open(&mut self) {
@@ -29,6 +32,7 @@ impl Peer {
         self.host_is_open = false;
         self.nonce = None;
         if !self.over {
+            HOST_LOST.clone_into(&mut self.tally.reason);
             self.out(Output::Event(Event::HostLost));
         }
     }
@@ -55,14 +59,15 @@ impl Peer {
             name: identity.name.clone(),
             seed_hash,
             capabilities: identity.capabilities.clone(),
+            paused: self.paused,
             kept: self.kept.list(),
-            resume: self.me.map(|peer| self.resume(peer)),
+            resume: self.me.map(|peer| self.resumption(peer)),
             invite: None,
         };
         self.up(Up::Join(Box::new(join)));
     }
 
-    fn resume(&self, peer: PeerId) -> Resume {
+    fn resumption(&self, peer: PeerId) -> Resume {
         let place = self
             .gathering
             .as_ref()
@@ -148,7 +153,10 @@ impl Peer {
                     self.exit(Exit::Finished);
                 }
             }
-            Down::Reason { text } => self.out(Output::Event(Event::Reason(text))),
+            Down::Reason { text } => {
+                self.tally.reason.clone_from(&text);
+                self.out(Output::Event(Event::Reason(text)));
+            }
             Down::Ping { nonce } => self.up(Up::Pong { nonce }),
         }
         self.pump(now);
@@ -214,6 +222,7 @@ impl Peer {
     }
 
     fn close_links(&mut self) {
+        self.tally.forget_links();
         for (peer, _) in std::mem::take(&mut self.links) {
             self.out(Output::Link(peer, LinkStep::Close));
         }
@@ -236,11 +245,7 @@ impl Peer {
     }
 
     fn seat(&mut self, now: Time, order: SeatOrder) {
-        let current = self.work.as_ref().map(Work::place);
-        let current = current.or(self
-            .gathering
-            .as_ref()
-            .map(|gathering| gathering.order.place));
+        let current = self.order().map(|order| order.place);
         if current.is_some_and(|place| place.epoch >= order.place.epoch) {
             return;
         }
@@ -313,11 +318,7 @@ impl Peer {
     }
 
     fn spare(&mut self, place: Place) {
-        let current = self.work.as_ref().map(Work::place);
-        let current = current.or(self
-            .gathering
-            .as_ref()
-            .map(|gathering| gathering.order.place));
+        let current = self.order().map(|order| order.place);
         if current.is_some_and(|current| current.epoch <= place.epoch) {
             self.leave_seat();
             self.out(Output::Event(Event::Spare));
@@ -325,10 +326,16 @@ impl Peer {
     }
 
     fn commit(&mut self, now: Time, round: Round, place: Place, attempt: Attempt, stages: &[Held]) {
-        let ours = self
-            .work
-            .as_mut()
-            .is_some_and(|work| work.handle_commit(round, place, attempt));
+        let taken = self.work.as_mut().and_then(|work| {
+            Some((
+                work.handle_commit(round, place, attempt)?,
+                work.order().stages,
+            ))
+        });
+        if let Some((microbatches, stages)) = taken {
+            self.tally.accept(round, microbatches, stages);
+        }
+        let ours = taken.is_some();
         self.newest = self.newest.max(round);
         self.kept.commit(round, stages);
         self.drop_old();
@@ -340,6 +347,7 @@ impl Peer {
 
     fn rewind(&mut self, to: Round) {
         self.leave_seat();
+        self.tally.rewind(to);
         self.newest = to;
         self.securing = None;
         self.safe = self.safe.min(to);
@@ -358,7 +366,10 @@ impl Peer {
 
     fn upload(&mut self, held: Held, ticket: String) {
         match self.kept.get(&held).cloned() {
-            Some(blob) => self.out(Output::Upload { held, ticket, blob }),
+            Some(blob) => {
+                self.tally.file(blob.len() as u64, true);
+                self.out(Output::Upload { held, ticket, blob });
+            }
             None => self.up(Up::Missing {
                 round: held.round,
                 stage: held.stage,
@@ -371,7 +382,7 @@ impl Peer {
     }
 
     /// Goes on with a seat that is being prepared: states, then links, then `ready`.
-    pub(super) fn pump_gathering(&mut self) {
+    pub(super) fn pump_gathering(&mut self, now: Time) {
         let Some(gathering) = &self.gathering else {
             return;
         };
@@ -387,7 +398,7 @@ impl Peer {
                     stages: order.stages,
                     states,
                 };
-                self.job = Some((order.place.epoch, job.clone()));
+                self.job = Some((order.place.epoch, job.clone(), now));
                 self.out(Output::Compute(job));
                 if let Some(gathering) = &mut self.gathering {
                     gathering.loading = true;

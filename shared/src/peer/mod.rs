@@ -10,14 +10,17 @@
 //!
 //! Begin reading at [`Peer::handle_host`] and [`Peer::handle_frame`].
 
+pub mod duty;
 pub mod fetch;
 pub mod kept;
 pub mod link;
+pub mod tally;
 pub mod work;
 
 mod evaluation;
 mod host;
 mod net;
+mod person;
 mod pulse;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,11 +33,14 @@ use crate::config::run::RunConfig;
 use crate::transport::LinkStep;
 use crate::units::{Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, Time};
 use crate::wire::frame::{Frame, Mode, Place};
-use crate::wire::signal::{Capabilities, DataInfo, Held, IceServer, SeatOrder, Up};
+use crate::wire::payload;
+use crate::wire::signal::{Capabilities, DataInfo, Held, IceServer, Pause, SeatOrder, Up};
 
+use duty::Duty;
 use fetch::Transfer;
 use kept::Kept;
 use link::Link;
+use tally::{Stats, Tally};
 use work::Work;
 
 /// Who a volunteer is in one process.
@@ -142,6 +148,8 @@ pub enum Event {
     Reason(String),
     /// The connection to the host broke; what is leased goes on.
     HostLost,
+    /// How things stand, about once a second.
+    Stats(Box<Stats>),
 }
 
 /// Why it is over.
@@ -208,6 +216,7 @@ pub struct Peer {
     me: Option<PeerId>,
     host_is_open: bool,
     leaving: Leaving,
+    paused: Option<Pause>,
     over: bool,
 
     links: BTreeMap<PeerId, Link>,
@@ -225,9 +234,11 @@ pub struct Peer {
     work: Option<Work>,
     /// Frames of a line-up or round that the host has not told us of yet.
     early: VecDeque<(PeerId, Frame)>,
-    /// The job under way, and the epoch it is for.
-    job: Option<(Epoch, Job)>,
+    /// The job under way, the epoch it is for, and when it began.
+    job: Option<(Epoch, Job, Time)>,
     computed_in: Option<Epoch>,
+    duty: Duty,
+    tally: Tally,
 
     outputs: VecDeque<Output>,
     #[cfg(any(test, feature = "sim"))]
@@ -240,6 +251,8 @@ impl Peer {
     /// A volunteer that has not reached the host yet.
     pub fn new(identity: Identity) -> Self {
         Self {
+            duty: Duty::new(identity.capabilities.throttle_percent),
+            tally: Tally::default(),
             identity,
             config: None,
             data: None,
@@ -248,6 +261,7 @@ impl Peer {
             me: None,
             host_is_open: false,
             leaving: Leaving::No,
+            paused: None,
             over: false,
             links: BTreeMap::new(),
             credits: BTreeMap::new(),
@@ -314,30 +328,10 @@ impl Peer {
         }
     }
 
-    /// Asks to leave after this round's commit, once somebody else has what we hold.
-    pub fn finish(&mut self) {
-        if self.leaving == Leaving::No {
-            self.leaving = Leaving::AfterCommit;
-            if self.me.is_none() {
-                return self.exit(Exit::Finished);
-            }
-            self.up(Up::Finish);
-        }
-    }
-
-    /// Leaves now.
-    pub fn stop(&mut self) {
-        self.up(Up::Leave { may_return: false });
-        let peers: Vec<PeerId> = self.links.keys().copied().collect();
-        for peer in peers {
-            self.out(Output::Link(peer, LinkStep::Close));
-        }
-        self.exit(Exit::Stopped);
-    }
-
     /// A job is done.
     pub fn handle_done(&mut self, now: Time, done: Done) {
-        let (epoch, job) = self.job.take().expect("a result follows a job");
+        let (epoch, job, began) = self.job.take().expect("a result follows a job");
+        self.worked(now, &job, began);
         if let Done::Failed { reason } = done {
             self.up(Up::Leave { may_return: false });
             return self.exit(Exit::Device { reason });
@@ -370,6 +364,11 @@ impl Peer {
 
     /// Samples' tokens came, `[count, context + 1]`.
     pub fn handle_tokens(&mut self, now: Time, mode: Mode, samples: SampleRange, tokens: &[u32]) {
+        let token_bytes = self
+            .config
+            .as_ref()
+            .map_or(0, |config| payload::token_bytes(config.model.vocabulary));
+        self.tally.file((tokens.len() * token_bytes) as u64, false);
         if let Some(work) = &mut self.work {
             work.handle_tokens(mode, samples, tokens);
         }
@@ -378,6 +377,8 @@ impl Peer {
 
     /// The store answered a download; `None` when it could not.
     pub fn handle_download(&mut self, now: Time, held: &Held, blob: Option<Bytes>) {
+        let bytes = blob.as_ref().map_or(0, |blob| blob.len() as u64);
+        self.tally.file(bytes, false);
         if let Some(transfer) = self.transfers.get_mut(&(held.round, held.stage)) {
             transfer.handle_download(now, blob);
         }
@@ -397,18 +398,30 @@ impl Peer {
     /// Carries everything on as far as it goes: outputs of the parts, the next job.
     fn pump(&mut self, now: Time) {
         while self.pump_links(now) || self.pump_transfers(now) || self.pump_work() {}
-        self.pump_gathering();
-        self.pump_jobs();
+        self.pump_gathering(now);
+        self.pump_jobs(now);
+        self.tell_stats(now);
     }
 
-    fn pump_jobs(&mut self) {
-        if self.job.is_some() || self.over {
+    /// A job ended: a microbatch's and an update's time counts as work, and is followed by its rest.
+    fn worked(&mut self, now: Time, job: &Job, began: Time) {
+        match job {
+            Job::Forward { .. } | Job::Apply { .. } => {}
+            Job::Backward { .. } => self.tally.microbatch(),
+            Job::Seat { .. } | Job::Snapshot { .. } => return,
+        }
+        self.duty.worked(now, now.since(began));
+    }
+
+    fn pump_jobs(&mut self, now: Time) {
+        // Asked first: a rest ends in its time whatever else goes on.
+        if !self.duty.may_work(now) || self.job.is_some() || self.over {
             return;
         }
         let Some(work) = &mut self.work else { return };
         if let Some(job) = work.next_job() {
             let epoch = work.place().epoch;
-            self.job = Some((epoch, job.clone()));
+            self.job = Some((epoch, job.clone(), now));
             self.out(Output::Compute(job));
         }
     }
@@ -422,7 +435,7 @@ impl Peer {
     pub fn poll_timeout(&self) -> Option<Time> {
         let links = self.links.values().filter_map(Link::poll_timeout);
         let transfers = self.transfers.values().filter_map(Transfer::poll_timeout);
-        links.chain(transfers).min()
+        links.chain(transfers).chain(self.duty.rests_until()).min()
     }
 
     /// Time has come.

@@ -46,6 +46,7 @@ impl Peer {
             return;
         };
         link.heard(now);
+        self.tally.frame(peer, &frame, false, self.config.as_ref());
         if let Header::Hello { signature, .. } = &frame.header {
             link.handle_hello(now, signature);
         } else if link.is_up() {
@@ -88,7 +89,7 @@ impl Peer {
                     offset: *offset,
                     total,
                 };
-                self.out(Output::Frame(peer, Frame { header, payload }));
+                self.send(peer, Frame { header, payload });
             }
             Header::StateChunk {
                 round,
@@ -200,6 +201,11 @@ impl Peer {
         }
     }
 
+    fn send(&mut self, to: PeerId, frame: Frame) {
+        self.tally.frame(to, &frame, true, self.config.as_ref());
+        self.out(Output::Frame(to, frame));
+    }
+
     fn malformed_neighbour(&mut self, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.give_up(Suspicion::Malformed);
@@ -223,10 +229,6 @@ impl Peer {
     }
 
     fn link_output(&mut self, now: Time, peer: PeerId, output: LinkOutput) {
-        let control = |header| Frame {
-            header,
-            payload: Bytes::new(),
-        };
         match output {
             LinkOutput::Step(step) => self.out(Output::Link(peer, step)),
             LinkOutput::Signal(signal) => self.up(Up::Signal { to: peer, signal }),
@@ -236,10 +238,11 @@ impl Peer {
                     peer: me,
                     signature,
                 };
-                self.out(Output::Frame(peer, control(header)));
+                self.send(peer, Frame::from(header));
             }
-            LinkOutput::Keepalive => self.out(Output::Frame(peer, control(Header::Keepalive))),
+            LinkOutput::Keepalive => self.send(peer, Frame::from(Header::Keepalive)),
             LinkOutput::Up { relayed } => {
+                self.tally.link_up(peer, relayed);
                 self.out(Output::Event(Event::LinkUp { peer, relayed }));
                 for transfer in self.transfers.values_mut() {
                     transfer.handle_link(now, peer);
@@ -250,15 +253,16 @@ impl Peer {
     }
 
     fn link_lost(&mut self, now: Time, peer: PeerId, suspicion: Suspicion) {
+        self.tally.link_lost(peer);
         self.out(Output::Event(Event::LinkLost { peer }));
         self.early.retain(|(from, _)| *from != peer);
         self.credits.remove(&peer);
         for transfer in self.transfers.values_mut() {
             transfer.handle_lost(now, peer);
         }
-        let order = self.work.as_ref().map(Work::order);
-        let order = order.or(self.gathering.as_ref().map(|gathering| &gathering.order));
-        let neighbours = order.map(|order| (order.place, [order.previous, order.next]));
+        let neighbours = self
+            .order()
+            .map(|order| (order.place, [order.previous, order.next]));
         if let Some((place, neighbours)) = neighbours
             && neighbours
                 .into_iter()
@@ -320,13 +324,7 @@ impl Peer {
                     stage,
                     offset,
                 };
-                self.out(Output::Frame(
-                    peer,
-                    Frame {
-                        header,
-                        payload: Bytes::new(),
-                    },
-                ));
+                self.send(peer, Frame::from(header));
             }
             FetchOutput::Download(path) => self.out(Output::Download { held, path }),
             FetchOutput::Complete(blob) => {
@@ -360,7 +358,7 @@ impl Peer {
         match output {
             WorkOutput::Frame(side, frame) => {
                 if let Some(to) = neighbour(side) {
-                    self.out(Output::Frame(to.peer, frame));
+                    self.send(to.peer, frame);
                 }
             }
             WorkOutput::Suspect(side, suspicion) => {

@@ -396,29 +396,31 @@ impl Work {
 
     /// The host committed this seat's result: the next round starts from it.
     ///
-    /// Returns whether it was this seat's; otherwise nothing changes.
-    pub fn handle_commit(&mut self, round: Round, place: Place, attempt: Attempt) -> bool {
+    /// Returns the microbatches in it; `None` if it was not this seat's: then nothing changes.
+    pub fn handle_commit(&mut self, round: Round, place: Place, attempt: Attempt) -> Option<u64> {
         let is_ours = self.phase == Phase::Held
             && place == self.place()
             && self
                 .begun
                 .is_some_and(|begun| begun.attempt == attempt && begun.result == round);
-        if is_ours {
-            self.order.place.round = round;
-            self.phase = Phase::Steps;
-            self.begun = None;
-            self.applied = 0;
-            self.step = Step(0);
-            self.order_in_step = fresh_order(&self.order, self.microbatches);
-            self.inputs.clear();
-            self.gradients.clear();
-            self.ends.clear();
-            self.last_step = None;
-            self.snapshot_asked = false;
-            self.holds = None;
-            self.head = Head::default();
+        if !is_ours {
+            return None;
         }
-        is_ours
+        let microbatches = u64::from(self.applied) * u64::from(self.microbatches);
+        self.order.place.round = round;
+        self.phase = Phase::Steps;
+        self.begun = None;
+        self.applied = 0;
+        self.step = Step(0);
+        self.order_in_step = fresh_order(&self.order, self.microbatches);
+        self.inputs.clear();
+        self.gradients.clear();
+        self.ends.clear();
+        self.last_step = None;
+        self.snapshot_asked = false;
+        self.holds = None;
+        self.head = Head::default();
+        Some(microbatches)
     }
 
     /// What the host must know after its connection broke.

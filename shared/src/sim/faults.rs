@@ -2,7 +2,9 @@
 
 use super::network::ProcessId;
 use super::world::{Event, World};
-use crate::units::Span;
+use crate::peer::Peer;
+use crate::units::{Span, Time};
+use crate::wire::signal::Pause;
 
 /// Volunteers that a world may have at most.
 const VOLUNTEERS_MAX: usize = 10;
@@ -15,14 +17,23 @@ impl World {
         }
         self.summary.faults += 1;
         let alive = self.alive();
-        match self.dice.below(12) {
+        match self.dice.below(16) {
             0 | 1 => self.kill(),
             2 => self.kill_silently(),
             3 | 4 => self.freeze(),
             5 if self.host.is_some() => self.crash_host(),
             6 | 7 => self.cut(),
-            8 => self.say(|peer| peer.finish()),
-            9 => self.say(|peer| peer.stop()),
+            8 => self.say(|peer, _| peer.finish()),
+            9 => self.say(|peer, _| peer.stop()),
+            11 => self.say(|peer, _| match peer.stats().paused {
+                None => peer.pause(Pause::Battery),
+                Some(_) => peer.resume(),
+            }),
+            12 => {
+                let percent = u8::try_from(self.dice.between(10, 101)).expect("at most 100");
+                self.say(|peer, now| peer.throttle(now, percent));
+            }
+            13 | 14 => self.reload(),
             10 if self.dice.once_in(3) => {
                 for id in alive {
                     self.bury(id);
@@ -86,12 +97,12 @@ impl World {
     }
 
     /// A person at a terminal.
-    fn say(&mut self, command: impl FnOnce(&mut crate::peer::Peer)) {
+    fn say(&mut self, command: impl FnOnce(&mut Peer, Time)) {
         if let Some(id) = self.anyone()
             && let Some(process) = self.processes.get_mut(&id)
-            && process.frozen_until.is_none_or(|until| self.now >= until)
+            && !process.is_frozen(self.now)
         {
-            command(&mut process.peer);
+            command(&mut process.peer, self.now);
             // Its outputs leave with its next event.
             self.after(
                 Span::ZERO,
@@ -103,9 +114,31 @@ impl World {
         }
     }
 
+    /// A page is loaded again: its process says so and ends, another one of the same session comes.
+    fn reload(&mut self) {
+        let Some(id) = self.anyone() else { return };
+        let now = self.now;
+        let Some(process) = self
+            .processes
+            .get_mut(&id)
+            .filter(|process| !process.is_frozen(now))
+        else {
+            return;
+        };
+        let (session, pace_ms) = (process.session, process.pace_ms);
+        process.peer.reload();
+        self.settle_process(id);
+        self.start(session, pace_ms);
+    }
+
     /// Faults are over: links connect, enough volunteers are there.
     pub(super) fn make_peace(&mut self) {
         self.network.heal();
+        let now = self.now;
+        for process in self.processes.values_mut() {
+            process.peer.resume();
+            process.peer.throttle(now, 100);
+        }
         while self.processes.len() < 5 {
             self.spawn();
         }

@@ -11,8 +11,6 @@ use crate::peer::{Identity, Peer};
 use crate::units::{PeerId, Time};
 use crate::wire::signal::{Capabilities, VolunteerKind};
 
-use super::network::ProcessId;
-
 /// One end of a link, as a transport holds it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinkEnd {
@@ -33,17 +31,24 @@ pub(super) struct Process {
     pub(super) timer: Option<Time>,
     /// Milliseconds that a unit of work takes.
     pub(super) pace_ms: u64,
+    /// What its person keeps when its page is loaded again.
+    pub(super) session: u64,
 }
 
 impl Process {
-    pub(super) fn new(id: ProcessId, pace_ms: u64) -> Self {
-        let session = id as u64;
+    /// Whether it stands still now.
+    pub(super) fn is_frozen(&self, now: Time) -> bool {
+        self.frozen_until.is_some_and(|until| now < until)
+    }
+
+    /// A process of `session`, with the session's key.
+    pub(super) fn new(session: u64, pace_ms: u64) -> Self {
         let mut seed = [7; 32];
         seed[..8].copy_from_slice(&session.to_le_bytes());
         let identity = Identity {
             key: SigningKey::from_bytes(&seed),
             session,
-            name: format!("volunteer {id}"),
+            name: format!("volunteer {session}"),
             capabilities: Capabilities {
                 kind: VolunteerKind::Native,
                 device: "hashes".to_owned(),
@@ -51,6 +56,7 @@ impl Process {
                 block_us: 1_000 * pace_ms,
                 throttle_percent: 100,
                 relay_only: false,
+                hidden: false,
             },
         };
         Self {
@@ -62,6 +68,7 @@ impl Process {
             frozen_until: None,
             timer: None,
             pace_ms,
+            session,
         }
     }
 }

@@ -269,10 +269,15 @@ impl World {
 
     /// A newcomer.
     pub(super) fn spawn(&mut self) {
+        let pace_ms = self.dice.between(5, 40);
+        self.start(self.spawned as u64, pace_ms);
+    }
+
+    /// A new process, of a session that was there before or not.
+    pub(super) fn start(&mut self, session: u64, pace_ms: u64) {
         let id = self.spawned;
         self.spawned += 1;
-        let pace_ms = self.dice.between(5, 40);
-        let mut process = Process::new(id, pace_ms);
+        let mut process = Process::new(session, pace_ms);
         process.peer.break_rules(self.sabotage.peer);
         self.processes.insert(id, process);
         let wait = self.dice.millis(0, 3_000);

@@ -362,6 +362,14 @@ impl Frame {
         buffer.into()
     }
 
+    /// Length of what [`encode`](Self::encode) gives.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let header_bytes = postcard::experimental::serialized_size(&self.header)
+            .expect("a header holds nothing that postcard cannot write");
+        1 + header_bytes + self.payload.len()
+    }
+
     /// Reads what [`encode`](Self::encode) wrote. The payload shares the memory of `bytes`.
     ///
     /// # Errors

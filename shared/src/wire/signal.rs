@@ -5,6 +5,8 @@
 //!
 //! Invariant: a message of more than [`SIGNAL_BYTES_MAX`](crate::limits::SIGNAL_BYTES_MAX) bytes is not read.
 
+mod lending;
+
 use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
@@ -13,33 +15,7 @@ use crate::config::run::RunConfig;
 pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;
 use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageId, StageRange, Step};
-
-/// What a volunteer is and can do, as it says itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Capabilities {
-    /// `native` or `browser`.
-    pub kind: VolunteerKind,
-    /// Name of the device, for people.
-    pub device: String,
-    /// Memory it lends, in bytes.
-    pub memory_bytes: u64,
-    /// Microseconds that forward and backward of one block of the run take for one sequence.
-    pub block_us: u64,
-    /// Share of the time it lends, in percent, 10 to 100.
-    pub throttle_percent: u8,
-    /// Whether it wants to be reached through relays only.
-    pub relay_only: bool,
-}
-
-/// Where a volunteer runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VolunteerKind {
-    /// The headless client.
-    Native,
-    /// A browser tab.
-    Browser,
-}
+pub use lending::{Capabilities, Pause, VolunteerKind};
 
 /// A stage's state that somebody holds: round, stage and both hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -88,6 +64,8 @@ pub struct Join {
     pub seed_hash: Digest,
     /// What it is and can do.
     pub capabilities: Capabilities,
+    /// Why it rests, if it does: then it gets no seat.
+    pub paused: Option<Pause>,
     /// State it has kept.
     pub kept: Vec<Held>,
     /// What it was doing when the connection broke.
@@ -242,14 +220,12 @@ pub enum Up {
         /// The ticket it was done with.
         ticket: String,
     },
-    /// Something about me changed.
+    /// Something about me changed: what I lend now. Said again it has no effect.
     Update {
-        /// Share of the time it lends, in percent.
-        throttle_percent: u8,
-        /// Memory it lends, in bytes.
-        memory_bytes: u64,
-        /// Whether it rests: it gives up its seat as in `finish`, and stays connected.
-        paused: bool,
+        /// What I am and can do.
+        capabilities: Capabilities,
+        /// Why I rest, if I do: I give up my seat as in `finish`, and stay connected.
+        paused: Option<Pause>,
     },
     /// A neighbour is silent, or no link to it opens.
     Suspect {

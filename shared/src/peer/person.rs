@@ -1,0 +1,87 @@
+//! What the person who lends the machine wants: pause, resume, a smaller share, finish, stop.
+//!
+//! A pause and a finish take nothing back: the seat is kept until the round is committed. What is lent is told to
+//! the host whenever it changes, and again by the next `join`.
+
+use super::{Exit, Leaving, Peer};
+use crate::transport::LinkStep;
+use crate::units::{PeerId, Time};
+use crate::wire::signal::{Pause, Up};
+
+impl Peer {
+    /// Asks to leave after this round's commit, once somebody else has what we hold.
+    pub fn finish(&mut self) {
+        if self.leaving == Leaving::No {
+            self.leaving = Leaving::AfterCommit;
+            if self.me.is_none() {
+                return self.exit(Exit::Finished);
+            }
+            self.up(Up::Finish);
+        }
+    }
+
+    /// Leaves now.
+    pub fn stop(&mut self) {
+        self.leave(false);
+    }
+
+    /// Leaves now, and may come back at once under the same key and session: a page that is loaded again.
+    /// The host keeps the seat for a moment.
+    pub fn reload(&mut self) {
+        self.leave(true);
+    }
+
+    fn leave(&mut self, may_return: bool) {
+        self.up(Up::Leave { may_return });
+        let peers: Vec<PeerId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.out(super::Output::Link(peer, LinkStep::Close));
+        }
+        self.exit(Exit::Stopped);
+    }
+
+    /// Gives up the seat after this round's commit, and rests until [`Peer::resume`].
+    pub fn pause(&mut self, reason: Pause) {
+        if self.paused != Some(reason) {
+            self.paused = Some(reason);
+            self.tell_update();
+        }
+    }
+
+    /// Is there for a seat again.
+    pub fn resume(&mut self) {
+        if self.paused.take().is_some() {
+            self.tell_update();
+        }
+    }
+
+    /// Changes the share of the time that the device works, in percent, 10 to 100.
+    pub fn throttle(&mut self, now: Time, percent: u8) {
+        let percent = percent.clamp(10, 100);
+        if self.identity.capabilities.throttle_percent != percent {
+            self.identity.capabilities.throttle_percent = percent;
+            self.duty.set_percent(percent);
+            self.tell_update();
+            self.pump(now);
+        }
+    }
+
+    /// The page is hidden, or seen again.
+    pub fn hide(&mut self, hidden: bool) {
+        if self.identity.capabilities.hidden != hidden {
+            self.identity.capabilities.hidden = hidden;
+            self.tell_update();
+        }
+    }
+
+    /// Tells the host what is lent now. Before it has let us in, `join` will tell.
+    fn tell_update(&mut self) {
+        if self.me.is_some() && self.nonce.is_none() {
+            let capabilities = self.identity.capabilities.clone();
+            self.up(Up::Update {
+                capabilities,
+                paused: self.paused,
+            });
+        }
+    }
+}
