@@ -16,8 +16,6 @@ use shared::coordinator::WireBytes;
 use shared::wire::report::RunReport;
 use shared::wire::signal::VolunteerKind;
 
-use crate::http::state_name;
-
 /// Upper ends of the join histogram's buckets, in seconds.
 const JOIN_SECONDS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -149,7 +147,7 @@ impl Metrics {
                 VolunteerKind::Native => "native",
                 VolunteerKind::Browser => "browser",
             };
-            let state = state_name(volunteer.state);
+            let state = volunteer.state.word();
             self.volunteers
                 .get_or_create(&VolunteerLabels { kind, state })
                 .inc();

@@ -56,6 +56,54 @@ pub struct RunReport {
     pub dense_f16_bytes_per_token: u64,
 }
 
+/// What changes from step to step: an event of `/api/run/events`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunNews {
+    /// As in [`RunReport::state`].
+    pub state: String,
+    /// As in [`RunReport::reason`].
+    pub reason: String,
+    /// Newest committed round.
+    pub round: Round,
+    /// Steps done in the round under way.
+    pub steps: u32,
+    /// Samples in committed rounds.
+    pub samples: u64,
+    /// Mean token loss of the newest step, in nats.
+    pub loss: Option<f64>,
+    /// Mean token loss of the newest evaluation, in nats.
+    pub validation_loss: Option<f64>,
+    /// How many volunteers are here.
+    pub volunteers: u64,
+}
+
+impl RunReport {
+    /// What changes from step to step.
+    #[must_use]
+    pub fn news(&self) -> RunNews {
+        RunNews {
+            state: self.state.clone(),
+            reason: self.reason.clone(),
+            round: self.round,
+            steps: self.steps,
+            samples: self.samples,
+            loss: self.loss,
+            validation_loss: self.validation_loss,
+            volunteers: self.volunteers.len() as u64,
+        }
+    }
+
+    /// Takes over what changed. Whether all of it could be: else the rest is to be asked for at `/api/run`.
+    pub fn take(&mut self, news: RunNews) -> bool {
+        let whole = self.round == news.round && self.volunteers.len() as u64 == news.volunteers;
+        self.state = news.state;
+        self.reason = news.reason;
+        self.steps = news.steps;
+        self.loss = news.loss;
+        whole
+    }
+}
+
 /// What the run is trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataReport {
@@ -117,4 +165,18 @@ pub enum VolunteerState {
     Leaving,
     /// Its connection is broken; its seat is kept for a moment.
     Away,
+}
+
+impl VolunteerState {
+    /// One word for it: on the page, and as a label in `/metrics`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Seated => "seated",
+            Self::Spare => "spare",
+            Self::Paused => "paused",
+            Self::Leaving => "leaving",
+            Self::Away => "away",
+        }
+    }
 }
