@@ -1,0 +1,228 @@
+use shared::config::run::RunConfig;
+use shared::units::{Round, StageRange};
+use shared::wire::report::{DataReport, RoundReport};
+use shared::wire::signal::RefuseCode;
+
+use super::*;
+
+fn plain(text: &str) -> String {
+    text.replace('\u{a0}', " ")
+}
+
+fn rows(found: &Preflight, settings: &Settings) -> Vec<Row> {
+    let model = RunConfig::preset("tiny").unwrap().model;
+    preflight(found, settings, &model)
+}
+
+fn find(rows: &[Row], what: &str) -> Row {
+    let row = rows.iter().find(|row| row.what == what);
+    row.unwrap().clone()
+}
+
+#[test]
+fn a_preflight_has_the_same_rows_from_its_beginning_to_its_end() {
+    let settings = Settings::default();
+    let begun = rows(&Preflight::default(), &settings);
+    let whole = Preflight {
+        webgpu: Some(WebGpu::Adapter {
+            name: "a GPU".to_owned(),
+            software: false,
+            shader_f16: true,
+            buffer_bytes_max: 1 << 30,
+        }),
+        device: Some("WebGPU".to_owned()),
+        memory_bytes: Some(2_000_000_000),
+        block_us: Some(1_000),
+        reach: Some(Reachability {
+            webrtc: true,
+            reflexive: true,
+            ..Reachability::default()
+        }),
+        cost: Some(Cost {
+            up_bytes_hour: 120e6,
+            down_bytes_hour: 130e6,
+            first_bytes: 5e6,
+        }),
+        ..Preflight::default()
+    };
+    let whole = rows(&whole, &settings);
+    let names = |rows: &[Row]| rows.iter().map(|row| row.what).collect::<Vec<_>>();
+    assert_eq!(names(&begun), names(&whole));
+    let open = |rows: &[Row]| rows.iter().filter(|row| row.mark == Mark::Open).count();
+    assert_eq!((open(&begun), open(&whole)), (begun.len() - 1, 0));
+    assert_eq!(
+        plain(&find(&whole, "Data").text),
+        "About 120 MB up and 130 MB down an hour, copies of the model’s state included; 5.0 MB at first."
+    );
+}
+
+#[test]
+fn who_sees_my_address_is_said_before_anything_else_is_known() {
+    let open = rows(&Preflight::default(), &Settings::default());
+    assert!(find(&open, "Privacy").text.contains("see your IP address"));
+    let relayed = Settings {
+        relay_only: true,
+        ..Settings::default()
+    };
+    let relayed = rows(&Preflight::default(), &relayed);
+    assert!(find(&relayed, "Privacy").text.starts_with("Only the host"));
+}
+
+#[test]
+fn reachability_is_direct_relayed_or_none() {
+    let row = |host, reflexive, relay, relay_only| {
+        let reach = Reachability {
+            webrtc: true,
+            host,
+            reflexive,
+            relay,
+            silent: vec![],
+        };
+        let row = connection(&reach, relay_only);
+        (row.mark, row.text)
+    };
+    let begins = |(mark, text): (Mark, String), expected, begin: &str| {
+        assert_eq!(mark, expected, "{text}");
+        assert!(text.starts_with(begin), "{text}");
+    };
+    begins(row(true, true, true, false), Mark::Good, "Directly");
+    begins(
+        row(true, false, true, false),
+        Mark::Note,
+        "Through a relay:",
+    );
+    begins(row(true, false, false, false), Mark::Note, "Only from");
+    begins(row(false, false, false, false), Mark::Bad, "Nobody can");
+    begins(row(true, true, true, true), Mark::Good, "Through a relay,");
+    begins(row(true, true, false, true), Mark::Bad, "No relay");
+}
+
+#[test]
+fn a_browser_without_webgpu_is_offered_the_cpu() {
+    for reason in [NoWebGpu::NotOffered, NoWebGpu::NoAdapter] {
+        let found = Preflight {
+            webgpu: Some(WebGpu::Absent { reason }),
+            device: Some("CPU (SIMD)".to_owned()),
+            ..Preflight::default()
+        };
+        let row = find(&rows(&found, &Settings::default()), "Processor");
+        assert_eq!(row.mark, Mark::Note);
+        assert!(
+            row.text.contains("on the CPU (SIMD), more slowly"),
+            "{row:?}"
+        );
+    }
+}
+
+#[test]
+fn accepted_work_is_told_from_commits() {
+    let mut work = Accepted::default();
+    assert!(accepted(&work).starts_with("Nothing of yours"));
+    work.microbatches = 412;
+    work.stages = Some(StageRange { first: 2, end: 4 });
+    work.first_round = Some(Round(17));
+    work.last_round = Some(Round(21));
+    assert_eq!(
+        plain(&accepted(&work)),
+        "Your stages 2-3: 412 microbatches accepted, in rounds 17 to 21."
+    );
+    work.microbatches = 1;
+    work.first_round = Some(Round(21));
+    assert_eq!(
+        plain(&accepted(&work)),
+        "Your stages 2-3: 1 microbatch accepted, in round 21."
+    );
+}
+
+#[test]
+fn savings_are_told_only_when_something_was_sent() {
+    assert_eq!(saved(&Traffic::default()), None);
+    let traffic = Traffic {
+        boundary_bytes: 17_408,
+        dense_bytes: 131_072,
+        ..Traffic::default()
+    };
+    assert_eq!(
+        plain(&saved(&traffic).unwrap()),
+        "Activations and gradients took 17 kB. At full width in f16 they would have taken 131 kB: 7.5 times as much."
+    );
+}
+
+#[test]
+fn what_is_read_aloud_does_not_change_with_each_step() {
+    assert_eq!(
+        sense("Training, 3 steps into the round."),
+        sense("Training, 14 steps into the round.")
+    );
+    assert_ne!(sense("Training."), sense("Paused: on battery."));
+}
+
+#[test]
+fn every_phase_has_a_sentence_even_without_a_reason() {
+    let mut snapshot = Snapshot::default();
+    assert_eq!(reason(&snapshot), "Getting ready.");
+    snapshot.reason = "paused: on battery".to_owned();
+    assert_eq!(reason(&snapshot), "Paused: on battery.");
+}
+
+#[test]
+fn an_end_says_what_happened_and_what_to_do() {
+    let refused = Ended::Refused {
+        code: RefuseCode::Full,
+        text: "the host holds as many volunteers as it can".to_owned(),
+        remedy: "try again later".to_owned(),
+    };
+    let (title, text) = ended(&refused);
+    assert_eq!(title, "The host did not let you in");
+    assert_eq!(
+        text,
+        "The host holds as many volunteers as it can. Try again later."
+    );
+}
+
+#[test]
+fn time_to_go_follows_the_last_rounds() {
+    let config = RunConfig::preset("tiny").unwrap();
+    let round = |round: u32| RoundReport {
+        round: Round(round),
+        loss: 3.0,
+        validation_loss: None,
+        samples: u64::from(round) * 100,
+        seconds: if round < 20 { 500.0 } else { 10.0 },
+    };
+    let mut report = RunReport {
+        name: String::new(),
+        parameters: 0,
+        format: config.format,
+        model: config.model,
+        data: DataReport {
+            files: 1,
+            bytes: 1,
+            train_tokens: 1,
+            validation_tokens: 1,
+            tokenizer: "bytes".to_owned(),
+        },
+        state: "training".to_owned(),
+        reason: String::new(),
+        round: Round(30),
+        safe_round: Round(30),
+        checkpoint_round: None,
+        steps: 0,
+        samples: 3_000,
+        lowest_open_sample: 0,
+        samples_total: 6_000,
+        tokens: 0,
+        loss: None,
+        validation_loss: None,
+        rounds: (1..=30).map(round).collect(),
+        volunteers: vec![],
+        wire_bytes_per_token: 0,
+        dense_f16_bytes_per_token: 0,
+    };
+    assert_eq!(plain(&to_go(&report).unwrap()), "about 5 min 0 s to go");
+    report.samples = 6_000;
+    assert_eq!(to_go(&report), None, "it is there");
+    report.samples = 100;
+    report.rounds.truncate(1);
+    assert_eq!(to_go(&report), None, "one round has no speed");
+}
