@@ -12,6 +12,7 @@
 
 pub mod flow;
 pub mod messages;
+pub mod page;
 
 #[cfg(target_arch = "wasm32")]
 pub mod broken;

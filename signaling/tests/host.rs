@@ -190,17 +190,17 @@ async fn page_numbers_and_data_are_served() {
     assert!(policy.starts_with("default-src 'none'"), "{policy}");
     let page = page.text().await.unwrap();
     assert!(page.contains("<h1>school &lt;of&gt; fish</h1>"), "{page}");
-    assert!(page.contains("waiting for the first volunteer"), "{page}");
+    assert!(page.contains("Waiting for the first volunteer."), "{page}");
     assert!(
         !page.contains("//cdn") && !page.contains("src=\"http"),
         "{page}"
     );
-    assert!(host.text("/page.js").await.contains("EventSource"));
     assert!(
-        host.text("/page.css")
+        host.text("/style.css")
             .await
             .contains("prefers-color-scheme")
     );
+    assert!(host.text("/icon.svg").await.starts_with("<svg"));
     assert_eq!(host.text("/healthz").await, "ok\n");
     assert_eq!(host.text("/readyz").await, "ready\n");
     let metrics = host.text("/metrics").await;

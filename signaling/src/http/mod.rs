@@ -20,7 +20,6 @@ use axum::response::Response;
 use axum::routing::{get, put};
 
 use crate::app::App;
-pub(crate) use page::state_name;
 
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -29,8 +28,8 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; c
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(status::page))
-        .route("/page.css", get(status::style))
-        .route("/page.js", get(status::script))
+        .route("/style.css", get(status::style))
+        .route("/icon.svg", get(status::icon))
         .route("/healthz", get(status::health))
         .route("/readyz", get(status::ready))
         .route("/metrics", get(status::metrics))

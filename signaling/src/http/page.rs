@@ -1,27 +1,60 @@
-//! The page at `/`: what is trained, by whom, how far it is, how to help. Plain HTML from the report.
+//! The page at `/`, as the host writes it: the whole run as text, before any program is loaded.
 //!
-//! Everything a volunteer wrote is escaped. The page loads its style and its script from this host and nothing
-//! from anywhere else; the script fetches `/` again when the run changes and exchanges `main`.
+//! What it shows of the run is `client_web::page::markup`, which the page's program uses, too: where the program takes
+//! over, nothing moves. This module puts those parts into a document. The page loads its style and its program from
+//! this host and nothing from anywhere else; nothing in it is inline, so that the policy needs no exception.
+//!
+//! Invariant: without a program, and without any script, the page is complete but for lending.
 
-use std::fmt::Write as _;
+use client_web::page::markup::{escape, parts};
+use client_web::page::words;
+use shared::wire::report::RunReport;
 
-use shared::config::model::{Codec, NumberFormat};
-use shared::wire::report::{RoundReport, RunReport, VolunteerReport, VolunteerState};
-use shared::wire::signal::VolunteerKind;
+/// Where the page finds its files, as paths on this host.
+pub(super) struct WebLinks<'a> {
+    /// The style.
+    pub(super) style: &'a str,
+    /// The icon.
+    pub(super) icon: &'a str,
+    /// What runs in a browser; `None` in a host that was built without it.
+    pub(super) program: Option<Program<'a>>,
+}
 
-const CHART_WIDTH: f64 = 720.0;
-const CHART_HEIGHT: f64 = 260.0;
-const LEFT: f64 = 60.0;
-const RIGHT: f64 = 10.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 34.0;
-/// Rows of the table of volunteers; the rest is counted.
-const VOLUNTEERS_SHOWN: usize = 100;
+/// What runs in a browser.
+pub(super) struct Program<'a> {
+    /// The script that loads the page's program, and says so where it cannot.
+    pub(super) boot: &'a str,
+    /// The script that runs the page's program.
+    pub(super) page: &'a str,
+    /// The program's WebAssembly, to be fetched while the script is still on its way.
+    pub(super) module: &'a str,
+    /// The script that runs the volunteer, in a worker, after a click.
+    pub(super) worker: &'a str,
+}
 
 /// The whole page.
-pub(super) fn render(report: &RunReport, link: &str) -> String {
+pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> String {
+    let [head, figures, curve, says, rounds, standing, volunteers] =
+        parts(report).map(|(_, html)| html);
     let name = escape(&report.name);
-    let main = main_part(report, link);
+    let link = escape(link);
+    let lend = lend(report, links.program.is_some());
+    let (style, icon) = (links.style, links.icon);
+    let program = links.program.as_ref().map_or_else(String::new, |program| {
+        let Program {
+            boot,
+            page,
+            module,
+            worker,
+        } = program;
+        format!(
+            r#"
+<link rel="preload" as="fetch" type="application/wasm" crossorigin href="{module}">
+<meta name="shoal-page" content="{page}">
+<meta name="shoal-worker" content="{worker}">
+<script type="module" src="{boot}"></script>"#
+        )
+    });
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -29,361 +62,113 @@ pub(super) fn render(report: &RunReport, link: &str) -> String {
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
+<meta name="description" content="People train one language model together. This is the run {name}: look at it, or lend a GPU.">
 <title>{name} · Shoal</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="/page.css">
-<script src="/page.js" defer></script>
+<link rel="icon" type="image/svg+xml" href="{icon}">
+<link rel="stylesheet" href="{style}">{program}
 </head>
 <body>
-{main}
-<footer><p>Shoal trains one transformer on many people's machines. Small, compressed tensors travel directly between
-volunteers; this host sees none of them. Public here: the text, the weights, the names. Numbers:
-<a href="/api/run">JSON</a>, <a href="/metrics">metrics</a>.</p></footer>
+<header class="bar">
+<a class="brand" href="/">{MARK}Shoal</a>
+<p>One language model, trained by many people’s machines</p>
+</header>
+<div id="notice"></div>
+<main>
+<div class="head" data-part="head">
+{head}</div>
+{lend}
+<div class="run">
+<dl class="figures" data-part="figures">
+{figures}</dl>
+<section aria-labelledby="curve-title">
+<h2 id="curve-title">How far it is</h2>
+<figure>
+<div class="plot"><svg viewBox="0 0 720 280" role="img" aria-labelledby="curve-says" data-part="curve">{curve}</svg><div id="cursor"></div></div>
+<figcaption><span class="key"></span>training loss <span class="key held-out"></span>on held-out text, in nats a token, over
+tokens trained on<p id="curve-says" data-part="curve-says">{says}</p></figcaption>
+</figure>
+<details>
+<summary>The curve as a table</summary>
+<div class="wide" role="region" aria-label="Losses by round" tabindex="0"><table>
+<thead><tr><th scope="col">Round</th><th scope="col">Loss</th><th scope="col">Held out</th><th scope="col">Samples</th><th scope="col">Took</th></tr></thead>
+<tbody data-part="rounds">
+{rounds}</tbody>
+</table></div>
+</details>
+<p class="soft" data-part="standing">{standing}</p>
+</section>
+<section aria-labelledby="who-title">
+<h2 id="who-title">Who trains it</h2>
+<div data-part="volunteers">
+{volunteers}</div>
+</section>
+<section aria-labelledby="terminal-title">
+<h2 id="terminal-title">From a terminal</h2>
+<p>A machine without a browser helps with the headless client. Ctrl-C finishes the round and leaves.</p>
+<pre><code>shoal join {link}</code></pre>
+</section>
+</div>
+</main>
+<footer><p>Small, compressed tensors travel directly between volunteers; this host sees none of them, and volunteers see each
+other’s IP addresses. Public here: the text, the weights, the names. The same in numbers: <a href="/api/run">JSON</a>,
+<a href="/metrics">metrics</a>.</p></footer>
 </body>
 </html>
 "#
     )
 }
 
-fn main_part(report: &RunReport, link: &str) -> String {
-    let mut html = String::from("<main>\n");
-    let done = percent(report.samples, report.samples_total);
-    let shape = shape(report);
-    let _ = write!(
-        html,
-        r#"<header>
-<p class="kind">Shoal run</p>
-<h1>{name}</h1>
-<p class="lead">{shape}</p>
-<p class="reason" role="status">{reason}</p>
-</header>
-<dl class="figures">
-<div><dt>Round</dt><dd>{round}</dd></div>
-<div><dt>Loss</dt><dd>{loss}</dd></div>
-<div><dt>Held-out loss</dt><dd>{validation}</dd></div>
-<div><dt>Tokens</dt><dd>{tokens}</dd></div>
-<div><dt>Of the run</dt><dd>{done}</dd></div>
-<div><dt>Volunteers</dt><dd>{volunteers}</dd></div>
-</dl>
-"#,
-        name = escape(&report.name),
-        reason = escape(&report.reason),
-        round = report.round,
-        loss = nats(report.loss),
-        validation = nats(report.validation_loss),
-        tokens = short(report.tokens),
-        volunteers = report.volunteers.len(),
-    );
-    html.push_str("<section>\n<h2>How far it is</h2>\n");
-    html.push_str(&chart(&report.rounds));
-    let _ = writeln!(
-        html,
-        "<p>Round {} survives the loss of any one volunteer; {}. A token costs {} \
-         bytes at a border, both ways; uncompressed in f16 it would be {}.</p>\n</section>",
-        report.safe_round,
-        report.checkpoint_round.map_or_else(
-            || "no checkpoint is in the host's store yet".to_owned(),
-            |round| format!("round {round} lies in the host's store")
-        ),
-        report.wire_bytes_per_token,
-        report.dense_f16_bytes_per_token
-    );
-    html.push_str("<section>\n<h2>By whom</h2>\n");
-    html.push_str(&volunteers(&report.volunteers));
-    let _ = writeln!(
-        html,
-        "</section>\n<section>\n<h2>Help</h2>\n<p>With the headless client, on any machine that reaches this \
-         page:</p>\n<pre><code>shoal join {}</code></pre>\n<p>Others in the run see your IP address. Ctrl-C finishes the round \
-         and leaves.</p>\n</section>\n</main>",
-        escape(link)
-    );
-    html
-}
+/// The mark beside the name; colours come from the style.
+const MARK: &str = r#"<svg viewBox="0 0 32 32" aria-hidden="true"><path d="M3 9c3-4 9-4 12 0l4-3v6l-4-3c-3 4-9 4-12 0Z"/><path d="M13 18c3-4 9-4 12 0l4-3v6l-4-3c-3 4-9 4-12 0Z"/><path d="M3 26c2.5-3.3 7.5-3.3 10 0l3.3-2.5v5L13 26c-2.5 3.3-7.5 3.3-10 0Z"/></svg>"#;
 
-fn shape(report: &RunReport) -> String {
-    let model = &report.model;
-    let codec = match model.codec {
-        Codec::Dense => "full-width borders".to_owned(),
-        Codec::Subspace { rank } => format!("borders in a subspace of rank {rank}"),
-    };
-    let format = match report.format {
-        NumberFormat::F32 => "f32",
-        NumberFormat::F16 => "f16",
-        NumberFormat::Int8 => "int8",
-    };
-    let data = &report.data;
-    format!(
-        "A transformer of {} parameters in {} stages (width {}, {} blocks, context {}), {codec}, sent as {format}. It reads \
-         {} files, {}B of {}.",
-        short(report.parameters),
-        model.stages,
-        model.d_model,
-        model.blocks,
-        model.context,
-        data.files,
-        short(data.bytes),
-        if data.tokenizer == "token shards" {
-            "ready tokens".to_owned()
-        } else {
-            format!("text as {}", escape(&data.tokenizer))
-        }
-    )
-}
-
-fn volunteers(list: &[VolunteerReport]) -> String {
-    if list.is_empty() {
-        return "<p>Nobody yet.</p>\n".to_owned();
-    }
-    let mut html = String::from(
-        "<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Where</th>\
-         <th scope=\"col\">State</th><th scope=\"col\">Microbatches</th><th scope=\"col\">Why</th></tr></thead>\n<tbody>\n",
-    );
-    for volunteer in list.iter().take(VOLUNTEERS_SHOWN) {
-        let kind = match volunteer.kind {
-            VolunteerKind::Native => "headless",
-            VolunteerKind::Browser => "browser",
-        };
-        let state = match (volunteer.state, volunteer.stages) {
-            (VolunteerState::Seated, Some(stages)) => stages.to_string(),
-            (state, _) => state_name(state).to_owned(),
-        };
-        let _ = writeln!(
-            html,
-            "<tr><td>{}</td><td>{kind}</td><td>{state}</td><td>{}</td><td>{}</td></tr>",
-            escape(&volunteer.name),
-            volunteer.microbatches,
-            escape(&volunteer.reason)
-        );
-    }
-    html.push_str("</tbody>\n</table></div>\n");
-    if list.len() > VOLUNTEERS_SHOWN {
-        let _ = writeln!(html, "<p>And {} more.</p>", list.len() - VOLUNTEERS_SHOWN);
-    }
-    html
-}
-
-/// One word for a state, as in `/metrics`.
-pub(crate) fn state_name(state: VolunteerState) -> &'static str {
-    match state {
-        VolunteerState::Seated => "seated",
-        VolunteerState::Spare => "spare",
-        VolunteerState::Paused => "paused",
-        VolunteerState::Leaving => "leaving",
-        VolunteerState::Away => "away",
-    }
-}
-
-/// Loss over samples as an SVG, training as a line and evaluations as dots on another.
-fn chart(rounds: &[RoundReport]) -> String {
-    if rounds.len() < 2 {
-        return "<p>The loss curve begins with the second round.</p>\n".to_owned();
-    }
-    let mut training = Vec::new();
-    let mut validation = Vec::new();
-    for round in rounds {
-        if round.loss.is_finite() {
-            training.push((round.samples, round.loss));
-        }
-        if let Some(loss) = round.validation_loss.filter(|loss| loss.is_finite()) {
-            validation.push((round.samples, loss));
-        }
-    }
-    let losses = || training.iter().chain(&validation).map(|(_, loss)| *loss);
-    let scale = Scale::new(
-        rounds.last().map_or(0, |round| round.samples),
-        losses().fold(f64::INFINITY, f64::min),
-        losses().fold(f64::NEG_INFINITY, f64::max),
-    );
-    let mut svg = format!(
-        "<figure>\n<svg viewBox=\"0 0 {CHART_WIDTH} {CHART_HEIGHT}\" role=\"img\" aria-label=\"Loss over samples, from {} to {} nats\">\n",
-        nats(training.first().map(|point| point.1)),
-        nats(training.last().map(|point| point.1)),
-    );
-    scale.axes(&mut svg);
-    let _ = writeln!(
-        svg,
-        "<polyline class=\"training\" points=\"{}\"/>",
-        scale.line(&training)
-    );
-    if !validation.is_empty() {
-        let _ = writeln!(
-            svg,
-            "<polyline class=\"validation\" points=\"{}\"/>",
-            scale.line(&validation)
-        );
-        for (samples, loss) in &validation {
-            let (x, y) = scale.place(*samples, *loss);
-            let _ = writeln!(
-                svg,
-                "<circle class=\"validation\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\"/>"
-            );
-        }
-    }
-    svg.push_str(
-        "</svg>\n<figcaption><span class=\"key training\"></span> training <span class=\"key validation\"></span> held out. \
-         Nats a token over samples.</figcaption>\n</figure>\n",
-    );
-    svg
-}
-
-/// From samples and nats to the chart's units.
-struct Scale {
-    samples: f64,
-    low: f64,
-    high: f64,
-    step: f64,
-}
-
-impl Scale {
-    fn new(samples: u64, low: f64, high: f64) -> Self {
-        let span = (high - low).max(0.1);
-        let rough = span / 4.0;
-        let power = 10_f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0]
-            .into_iter()
-            .map(|factor| factor * power)
-            .find(|step| *step >= rough)
-            .unwrap_or(10.0 * power);
-        Self {
-            samples: samples.max(1) as f64,
-            low: (low / step).floor() * step,
-            high: ((low + span) / step).ceil() * step,
-            step,
-        }
-    }
-
-    fn place(&self, samples: u64, loss: f64) -> (f64, f64) {
-        let x = LEFT + samples as f64 / self.samples * (CHART_WIDTH - LEFT - RIGHT);
-        let share = (loss - self.low) / (self.high - self.low);
-        let y = CHART_HEIGHT - BOTTOM - share * (CHART_HEIGHT - TOP - BOTTOM);
-        (x, y)
-    }
-
-    fn line(&self, points: &[(u64, f64)]) -> String {
-        let mut line = String::new();
-        for (samples, loss) in points {
-            let (x, y) = self.place(*samples, *loss);
-            let _ = write!(line, "{x:.1},{y:.1} ");
-        }
-        line
-    }
-
-    fn axes(&self, svg: &mut String) {
-        let right = CHART_WIDTH - RIGHT;
-        let mut loss = self.low;
-        while loss <= self.high + self.step / 2.0 {
-            let (_, y) = self.place(0, loss);
-            let label = if self.step < 1.0 {
-                format!("{loss:.2}")
-            } else {
-                format!("{loss:.0}")
-            };
-            let _ = writeln!(
-                svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-                LEFT - 6.0,
-                y + 4.0
-            );
-            loss += self.step;
-        }
-        for quarter in 0..=4_u32 {
-            let samples = self.samples * f64::from(quarter) / 4.0;
-            let x = LEFT + f64::from(quarter) / 4.0 * (right - LEFT);
-            let anchor = match quarter {
-                0 => "start",
-                4 => "end",
-                _ => "middle",
-            };
-            let _ = writeln!(
-                svg,
-                "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
-                CHART_HEIGHT - BOTTOM + 20.0,
-                short_f64(samples)
-            );
-        }
-    }
-}
-
-fn percent(part: u64, whole: u64) -> String {
-    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
-}
-
-fn nats(loss: Option<f64>) -> String {
-    loss.filter(|loss| loss.is_finite())
-        .map_or_else(|| "–".to_owned(), |loss| format!("{loss:.3}"))
-}
-
-fn short(number: u64) -> String {
-    short_f64(number as f64)
-}
-
-/// A number with at most three digits and a letter for its thousands.
-fn short_f64(number: f64) -> String {
-    let mut value = number;
-    let mut unit = "";
-    for next in [" k", " M", " G", " T"] {
-        if value < 999.5 {
-            break;
-        }
-        value /= 1_000.0;
-        unit = next;
-    }
-    if unit.is_empty() {
-        format!("{value:.0}")
-    } else if value < 9.95 {
-        format!("{value:.1}{unit}")
+/// What stands where the program will offer to help.
+fn lend(report: &RunReport, with_program: bool) -> String {
+    let words = if report.state == words::OVER {
+        words::RUN_OVER
+    } else if with_program {
+        words::FIRST
     } else {
-        format!("{value:.0}{unit}")
-    }
-}
-
-/// Text that is safe between tags and inside quoted attributes.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            other => safe.push(other),
-        }
-    }
-    safe
+        words::NO_PROGRAM
+    };
+    let button = if with_program && report.state != words::OVER {
+        format!(
+            "<button class=\"primary wide\" type=\"button\" disabled>{}</button>\n<noscript><p>{}</p></noscript>\n",
+            words::CHECK,
+            words::NO_SCRIPT
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "<section id=\"lend\" aria-labelledby=\"lend-title\">\n<h2 id=\"lend-title\">{}</h2>\n<p>{}</p>\n\
+         <p class=\"reason\"><span class=\"dot\" aria-hidden=\"true\"></span><span role=\"status\">{}</span></p>\n{button}</section>",
+        words.title, words.text, words.status
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use shared::config::run::RunConfig;
-    use shared::units::{Round, StageRange};
+    use shared::units::Round;
     use shared::wire::report::DataReport;
 
     use super::*;
 
-    fn report(rounds: u32) -> RunReport {
+    const LINKS: WebLinks<'_> = WebLinks {
+        style: "/style.css",
+        icon: "/icon.svg",
+        program: Some(Program {
+            boot: "/boot.js",
+            page: "/pkg/page/start.js",
+            module: "/pkg/page/page_bg.wasm",
+            worker: "/pkg/worker/start.js",
+        }),
+    };
+
+    fn report(state: &str) -> RunReport {
         let config = RunConfig::preset("tiny").unwrap();
-        let round = |round: u32| RoundReport {
-            round: Round(round),
-            loss: 2.0 + 3.5 / f64::from(round),
-            validation_loss: round
-                .is_multiple_of(4)
-                .then(|| 2.1 + 3.5 / f64::from(round)),
-            samples: u64::from(round) * 256,
-            seconds: 12.5,
-        };
-        let volunteer = |name: &str, state, stages| VolunteerReport {
-            name: name.to_owned(),
-            kind: VolunteerKind::Native,
-            state,
-            stages,
-            reason: "training".to_owned(),
-            microbatches: 412,
-        };
-        let rounds: Vec<RoundReport> = (1..=rounds).map(round).collect();
         RunReport {
-            name: "demo".to_owned(),
+            name: "a <b> & c".to_owned(),
             parameters: config.model.parameter_count() as u64,
             format: config.format,
             model: config.model,
@@ -394,90 +179,76 @@ mod tests {
                 validation_tokens: 9_136,
                 tokenizer: "bytes".to_owned(),
             },
-            state: "training".to_owned(),
+            state: state.to_owned(),
             reason: "training, 3 steps into the round".to_owned(),
-            round: rounds.last().map_or(Round(0), |round| round.round),
-            safe_round: Round(38),
-            checkpoint_round: Some(Round(36)),
+            round: Round(0),
+            safe_round: Round(0),
+            checkpoint_round: None,
             steps: 3,
-            samples: rounds.last().map_or(0, |round| round.samples),
+            samples: 0,
             lowest_open_sample: 0,
             samples_total: 64_000,
-            tokens: 1_310_720,
-            loss: rounds.last().map(|round| round.loss),
-            validation_loss: Some(2.2),
-            rounds,
-            volunteers: vec![
-                volunteer(
-                    "anchovy",
-                    VolunteerState::Seated,
-                    Some(StageRange { first: 0, end: 2 }),
-                ),
-                volunteer("<script>alert('&')</script>", VolunteerState::Spare, None),
-            ],
+            tokens: 0,
+            loss: None,
+            validation_loss: None,
+            rounds: vec![],
+            volunteers: vec![],
             wire_bytes_per_token: 68,
             dense_f16_bytes_per_token: 512,
         }
     }
 
     #[test]
-    fn what_volunteers_write_is_text_and_nothing_else() {
-        let html = render(&report(40), "https://a.example/\"><script>");
-        assert!(html.contains("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;"));
-        assert_eq!(html.matches("<script").count(), 1, "our own");
-        assert!(html.contains("<td>stages 0-1</td>") && html.contains("<td>spare</td>"));
-    }
-
-    #[test]
-    fn the_curve_stays_inside_its_frame_whatever_the_losses() {
-        for (first, last) in [(5.5, 2.0), (3.0, 3.0), (0.001, 0.0), (250.0, 1.0)] {
-            let mut rounds = report(40).rounds;
-            for (index, round) in (0_u32..).zip(&mut rounds) {
-                round.loss = first + (last - first) * f64::from(index) / 39.0;
-                round.validation_loss = None;
-            }
-            rounds[7].loss = f64::NAN;
-            let svg = chart(&rounds);
-            let (_, line) = svg.split_once("points=\"").unwrap();
-            let points: Vec<&str> = line.split('"').next().unwrap().split_whitespace().collect();
-            assert_eq!(points.len(), 39, "a loss that is not a number is left out");
-            for point in points {
-                let (x, y) = point.split_once(',').unwrap();
-                let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());
-                assert!((LEFT..=CHART_WIDTH - RIGHT).contains(&x), "{x}");
-                assert!(
-                    (TOP - 0.1..=CHART_HEIGHT - BOTTOM + 0.1).contains(&y),
-                    "{y}"
-                );
-            }
-            let grid_lines = svg.matches("class=\"grid\"").count();
-            assert!(
-                (2..=8).contains(&grid_lines),
-                "{grid_lines} lines for {first} to {last}"
-            );
-        }
-        assert!(chart(&report(1).rounds).contains("second round"));
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        let shown: Vec<String> = [0, 999, 1_000, 9_949, 9_950, 706_688, 999_600, 1_310_720]
-            .into_iter()
-            .map(short)
-            .collect();
-        assert_eq!(
-            shown,
-            [
-                "0", "999", "1.0 k", "9.9 k", "10 k", "707 k", "1.0 M", "1.3 M"
-            ]
+    fn nothing_in_the_page_needs_an_exception_from_the_policy() {
+        let html = render(
+            &report("training"),
+            "https://a.example/\"><script>x</script>",
+            &LINKS,
         );
+        for (at, _) in html.match_indices("<script") {
+            let tag = html[at..].split_inclusive('>').next().unwrap();
+            assert_eq!(tag, "<script type=\"module\" src=\"/boot.js\">");
+        }
+        assert_eq!(html.matches("<script").count(), 1);
+        assert!(!html.contains(" style=") && !html.contains("<style"));
+        for (at, _) in html.match_indices(" on") {
+            let word = html[at + 1..]
+                .split(|letter: char| !letter.is_ascii_lowercase())
+                .next();
+            let after = &html[at + 1 + word.unwrap_or_default().len()..];
+            assert!(!after.starts_with('='), "a handler in the markup: {after}");
+        }
     }
 
     #[test]
-    fn the_script_changes_what_is_inside_main_only() {
-        let html = render(&report(3), "http://localhost:8080");
-        assert_eq!(html.matches("<main>").count(), 1);
-        assert!(html.find("</main>").unwrap() < html.find("<footer>").unwrap());
-        assert!(include_str!("page.js").contains("querySelector(\"main\")"));
+    fn every_part_has_its_place_in_the_page() {
+        let report = report("training");
+        let html = render(&report, "http://localhost:8080", &LINKS);
+        for (name, part) in parts(&report) {
+            let (_, after) = html
+                .split_once(&format!("data-part=\"{name}\""))
+                .expect(name);
+            let (_, inside) = after.split_once('>').unwrap();
+            assert!(inside.trim_start().starts_with(part.trim()), "{name}");
+        }
+    }
+
+    #[test]
+    fn without_a_program_nothing_is_offered_that_would_do_nothing() {
+        let none = WebLinks {
+            program: None,
+            ..LINKS
+        };
+        let html = render(&report("training"), "http://localhost:8080", &none);
+        assert!(
+            !html.contains("<button") && !html.contains("<script"),
+            "{html}"
+        );
+        assert!(html.contains("shoal join http://localhost:8080"), "{html}");
+        let over = render(&report("over"), "http://localhost:8080", &LINKS);
+        assert!(
+            !over.contains("<button") && over.contains(words::RUN_OVER.title),
+            "{over}"
+        );
     }
 }

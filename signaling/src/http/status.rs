@@ -11,22 +11,28 @@ use axum::response::{Html, IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use shared::wire::report::RunReport;
 
-use super::page::render;
+use super::page::{WebLinks, render};
 use crate::app::App;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(super) async fn page(State(app): State<Arc<App>>) -> Html<String> {
     let report = app.report.borrow().clone();
-    Html(render(&report, &app.link))
+    let links = WebLinks {
+        style: "/style.css",
+        icon: "/icon.svg",
+        program: None,
+    };
+    Html(render(&report, &app.link, &links))
 }
 
 pub(super) async fn style() -> Response {
-    typed("text/css; charset=utf-8", include_str!("page.css"))
+    let text = include_str!("../../../www/style.css");
+    typed("text/css; charset=utf-8", text)
 }
 
-pub(super) async fn script() -> Response {
-    typed("text/javascript; charset=utf-8", include_str!("page.js"))
+pub(super) async fn icon() -> Response {
+    typed("image/svg+xml", include_str!("../../../www/icon.svg"))
 }
 
 fn typed(content_type: &'static str, text: &'static str) -> Response {
@@ -57,7 +63,7 @@ pub(super) async fn run(State(app): State<Arc<App>>) -> Json<RunReport> {
     Json(RunReport::clone(&report))
 }
 
-/// One event at once and one a change: round, samples, loss and reason; whoever wants more asks `/api/run`.
+/// One event at once and one a change: what changes from step to step; whoever wants more asks `/api/run`.
 pub(super) async fn events(State(app): State<Arc<App>>) -> Response {
     let Ok(permit) = app.followers.clone().try_acquire_owned() else {
         let text = "too many pages follow this run; ask /api/run now and then";
@@ -73,7 +79,7 @@ pub(super) async fn events(State(app): State<Arc<App>>) -> Response {
                 changed = report.changed() => changed.ok()?,
                 _ = stop.wait_for(|stop| *stop) => return None,
             }
-            let event = summary(&report.borrow_and_update());
+            let event = news(&report.borrow_and_update());
             Some((Ok(event), (report, stop, permit)))
         },
     );
@@ -86,14 +92,7 @@ fn sse(
     Sse::new(changes).keep_alive(KeepAlive::default())
 }
 
-fn summary(report: &RunReport) -> Event {
-    let summary = serde_json::json!({
-        "round": report.round,
-        "samples": report.samples,
-        "loss": report.loss,
-        "validation_loss": report.validation_loss,
-        "volunteers": report.volunteers.len(),
-        "reason": report.reason,
-    });
-    Event::default().data(summary.to_string())
+fn news(report: &RunReport) -> Event {
+    let text = serde_json::to_string(&report.news()).expect("a report is plain JSON");
+    Event::default().data(text)
 }
