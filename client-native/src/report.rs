@@ -111,6 +111,8 @@ pub enum Note {
     LinkLost {
         /// The other end.
         peer: u64,
+        /// Why.
+        reason: String,
     },
     /// No connection to the host; another try follows.
     Lost {
@@ -211,7 +213,9 @@ impl Note {
                 peer,
                 relayed: false,
             } => format!("link to volunteer {peer}, direct"),
-            Self::LinkLost { peer } => format!("lost the link to volunteer {peer}"),
+            Self::LinkLost { peer, reason } => {
+                format!("lost the link to volunteer {peer}: {reason}")
+            }
             Self::Lost { reason, retry_ms } => {
                 format!(
                     "no connection to the host: {reason}; next try in {:.1} s",
@@ -371,11 +375,11 @@ impl Reporter {
             LogFormat::Json => self.print(&self.json(note)),
             LogFormat::Text => {
                 if let Some(line) = note.line() {
-                    self.print(&line);
+                    self.print(&printable(&line));
                 }
             }
         }
-        self.bar.set_message(self.status.line());
+        self.bar.set_message(printable(&self.status.line()));
         self.bar.tick();
     }
 
@@ -408,6 +412,22 @@ impl Reporter {
             let _ = writeln!(out, "{line}").and_then(|()| out.flush());
         });
     }
+}
+
+/// Text fit for a terminal: what would steer it instead of being read is shown as U+FFFD.
+///
+/// For everything that others wrote: the host, other volunteers, a model. Line ends and tabs stay.
+pub fn printable(text: &str) -> String {
+    let is_read = |c: char| matches!(c, '\n' | '\t') || !c.is_control();
+    text.chars()
+        .map(|c| {
+            if is_read(c) {
+                c
+            } else {
+                char::REPLACEMENT_CHARACTER
+            }
+        })
+        .collect()
 }
 
 /// Whether colours are unwanted, after <https://no-color.org>.
@@ -471,6 +491,14 @@ mod tests {
         assert!(status.line().ends_with("waiting for 1 more volunteer"));
         status.hear(&step);
         assert!(!status.line().contains("waiting"), "a step ends the wait");
+    }
+
+    #[test]
+    fn what_would_steer_a_terminal_is_not_printed() {
+        assert_eq!(
+            printable("a\u{1b}[31mb\rc\u{9b}d\te\nf é"),
+            "a\u{fffd}[31mb\u{fffd}c\u{fffd}d\te\nf é"
+        );
     }
 
     #[test]

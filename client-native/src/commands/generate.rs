@@ -14,6 +14,7 @@ use super::open;
 use crate::cli::GenerateArgs;
 use crate::failure::{Code, Failure};
 use crate::llama::{LlamaError, PlainModel, TOKENIZER_FILE};
+use crate::report::printable;
 use crate::settings::{self, FileSettings};
 
 /// What the text is made of.
@@ -112,7 +113,10 @@ fn print_new(out: &mut impl Write, text: &str, written: usize, all: bool) -> usi
     let Some(new) = whole.get(written..) else {
         return written;
     };
-    let _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
+    // A model of bytes writes any byte: none of them may steer the terminal.
+    let _ = out
+        .write_all(printable(new).as_bytes())
+        .and_then(|()| out.flush());
     written.max(whole.len())
 }
 
@@ -274,5 +278,15 @@ mod tests {
             written = print_new(&mut out, &text, written, count == tokens.len());
         }
         assert_eq!(String::from_utf8(out).unwrap(), "aé!");
+    }
+
+    #[test]
+    fn what_the_model_writes_does_not_steer_the_terminal() {
+        let mut out = Vec::new();
+        let text = Alphabet::Bytes
+            .decode(&[0x1b, 0x63, 0x0a, 0xff, 0x41])
+            .unwrap();
+        print_new(&mut out, &text, 0, true);
+        assert_eq!(String::from_utf8(out).unwrap(), "\u{fffd}c\n\u{fffd}A");
     }
 }

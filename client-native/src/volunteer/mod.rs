@@ -302,7 +302,10 @@ impl Watcher {
                 peer: peer.0,
                 relayed,
             },
-            Event::LinkLost { peer } => Note::LinkLost { peer: peer.0 },
+            Event::LinkLost { peer, reason } => Note::LinkLost {
+                peer: peer.0,
+                reason,
+            },
             Event::Reason(text) => Note::Reason { text },
             // The first is told with its reason by the socket, the second is for pages.
             Event::HostLost | Event::Stats(_) => return,

@@ -444,7 +444,7 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                 match outbox.join(channel, bytes) {
                     Ok(Some(frame)) => peer.handle_frame(now, other, frame),
                     Ok(None) => peer.handle_heard(now, other),
-                    Err(_) => peer.handle_malformed(now, other),
+                    Err(error) => peer.handle_malformed(now, other, &error.to_string()),
                 }
             }
             NetEvent::Drained { peer: other, .. } => {

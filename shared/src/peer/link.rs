@@ -29,13 +29,15 @@ pub enum LinkOutput {
     Hello(Vec<u8>),
     /// Send a `Keepalive` frame, on `control`.
     Keepalive,
+    /// Send a `Bye` frame with this reason, on `control`.
+    Bye(String),
     /// Frames may be sent from now on.
     Up {
         /// Whether packets go through a TURN server.
         relayed: bool,
     },
-    /// Nothing gets through any more.
-    Lost(Suspicion),
+    /// Nothing gets through any more: why, for the host and in words.
+    Lost(Suspicion, String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +213,9 @@ impl Link {
     /// A new try replaces an open link: its owner must know that frames in flight are gone.
     fn lose_silently(&mut self) {
         if self.state == State::Up {
-            self.outputs.push_back(LinkOutput::Lost(Suspicion::Silent));
+            let reason = "it is opened anew".to_owned();
+            self.outputs
+                .push_back(LinkOutput::Lost(Suspicion::Silent, reason));
         }
         self.state = State::Idle;
     }
@@ -255,7 +259,7 @@ impl Link {
                 }
             }
             LinkEvent::Down { generation } if generation == self.generation => {
-                self.lose(now, Suspicion::Silent);
+                self.lose(now, "the connection broke");
             }
             LinkEvent::Description { .. }
             | LinkEvent::Candidate { .. }
@@ -285,7 +289,7 @@ impl Link {
                     self.next_keepalive = now + KEEPALIVE;
                     self.outputs.push_back(LinkOutput::Up { relayed });
                 } else {
-                    self.give_up(Suspicion::Malformed);
+                    self.refuse("the signature in `hello` does not fit key and certificates");
                 }
             }
             State::Idle | State::Asking | State::Opening => {
@@ -300,17 +304,31 @@ impl Link {
         self.pulse.beat(now);
     }
 
-    /// The other end sent what no correct build sends, or said good-bye.
-    pub fn give_up(&mut self, suspicion: Suspicion) {
+    /// The other end sent what no correct build sends: tells it what, and closes.
+    pub fn refuse(&mut self, reason: &str) {
+        self.outputs.push_back(LinkOutput::Bye(reason.to_owned()));
+        self.give_up(
+            Suspicion::Malformed,
+            format!("it sent what no correct build sends: {reason}"),
+        );
+    }
+
+    /// The other end closes the link, for a reason that it tells.
+    pub fn handle_bye(&mut self, reason: &str) {
+        let words: String = reason.chars().filter(|c| !c.is_control()).collect();
+        self.give_up(Suspicion::Silent, format!("it closed the link: {words}"));
+    }
+
+    fn give_up(&mut self, suspicion: Suspicion, reason: String) {
         self.step(LinkStep::Close);
         self.try_ends = None;
         self.state = State::Idle;
-        self.outputs.push_back(LinkOutput::Lost(suspicion));
+        self.outputs.push_back(LinkOutput::Lost(suspicion, reason));
     }
 
-    fn lose(&mut self, now: Time, suspicion: Suspicion) {
+    fn lose(&mut self, now: Time, reason: &str) {
         match self.state {
-            State::Up => self.give_up(suspicion),
+            State::Up => self.give_up(Suspicion::Silent, reason.to_owned()),
             State::Asking | State::Opening | State::Greeting { .. } => self.retry(now),
             State::Idle => {}
         }
@@ -318,7 +336,8 @@ impl Link {
 
     fn retry(&mut self, now: Time) {
         if self.tries >= LINK_TRIES_MAX {
-            self.give_up(Suspicion::Unreachable);
+            let reason = format!("no connection could be opened in {LINK_TRIES_MAX} tries");
+            self.give_up(Suspicion::Unreachable, reason);
         } else {
             self.begin_try(now);
         }
@@ -342,7 +361,7 @@ impl Link {
     pub fn handle_timeout(&mut self, now: Time) {
         if self.is_up() {
             if now >= self.pulse.silent_at() {
-                self.lose(now, Suspicion::Silent);
+                self.lose(now, "nothing was heard of it for too long");
             } else if now >= self.next_keepalive {
                 self.next_keepalive = now + KEEPALIVE;
                 self.outputs.push_back(LinkOutput::Keepalive);
@@ -437,7 +456,8 @@ mod tests {
                 LinkOutput::Step(_)
                 | LinkOutput::Keepalive
                 | LinkOutput::Up { .. }
-                | LinkOutput::Lost(_) => {}
+                | LinkOutput::Bye(_)
+                | LinkOutput::Lost(..) => {}
             }
         }
 
@@ -461,7 +481,8 @@ mod tests {
             LinkOutput::Hello(_) => "signs",
             LinkOutput::Keepalive => "keeps alive",
             LinkOutput::Up { .. } => "is up",
-            LinkOutput::Lost(_) => "is lost",
+            LinkOutput::Bye(_) => "says good-bye",
+            LinkOutput::Lost(..) => "is lost",
         }
     }
 
@@ -525,7 +546,7 @@ mod tests {
             now = at;
             link.handle_timeout(now);
             while let Some(output) = link.poll_output() {
-                if let LinkOutput::Lost(suspicion) = output {
+                if let LinkOutput::Lost(suspicion, _) = output {
                     lost = Some(suspicion);
                 }
             }

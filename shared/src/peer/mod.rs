@@ -143,6 +143,8 @@ pub enum Event {
     LinkLost {
         /// The other end.
         peer: PeerId,
+        /// Why, in words.
+        reason: String,
     },
     /// Why we wait, or what we do, in the host's words.
     Reason(String),

@@ -25,11 +25,9 @@ impl Peer {
         self.pump(now);
     }
 
-    /// Bytes that are no frame arrived from `peer`.
-    pub fn handle_malformed(&mut self, now: Time, peer: PeerId) {
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.give_up(Suspicion::Malformed);
-        }
+    /// Bytes that are no frame arrived from `peer`: why they are none.
+    pub fn handle_malformed(&mut self, now: Time, peer: PeerId, reason: &str) {
+        self.refuse_link(peer, reason);
         self.pump(now);
     }
 
@@ -101,9 +99,9 @@ impl Peer {
                     transfer.handle_piece(now, peer, *offset, *total, &frame.payload);
                 }
             }
-            Header::Bye { .. } => {
+            Header::Bye { reason } => {
                 if let Some(link) = self.links.get_mut(&peer) {
-                    link.give_up(Suspicion::Silent);
+                    link.handle_bye(reason);
                 }
             }
         }
@@ -161,7 +159,7 @@ impl Peer {
                     )
                 });
                 let Some(Ok((tokens, boundary))) = payload else {
-                    return self.malformed_neighbour(peer);
+                    return self.refuse_link(peer, "a forward frame that does not fit the model");
                 };
                 #[cfg(any(test, feature = "sim"))]
                 let previous = previous.map(|end| match self.broken.stale_scale {
@@ -189,7 +187,7 @@ impl Peer {
             Header::Apply { step, end, .. } if from_previous => work.handle_apply(step, end),
             // From the wrong side of the pipe.
             Header::Forward { .. } | Header::Backward { .. } | Header::Apply { .. } => {
-                self.malformed_neighbour(peer);
+                self.refuse_link(peer, "a microbatch from the wrong side of the pipe");
             }
             // Not about a microbatch: dealt with before.
             Header::Hello { .. }
@@ -206,9 +204,10 @@ impl Peer {
         self.out(Output::Frame(to, frame));
     }
 
-    fn malformed_neighbour(&mut self, peer: PeerId) {
+    /// Closes the link to a peer that sent what no correct build sends.
+    fn refuse_link(&mut self, peer: PeerId, reason: &str) {
         if let Some(link) = self.links.get_mut(&peer) {
-            link.give_up(Suspicion::Malformed);
+            link.refuse(reason);
         }
     }
 
@@ -241,6 +240,7 @@ impl Peer {
                 self.send(peer, Frame::from(header));
             }
             LinkOutput::Keepalive => self.send(peer, Frame::from(Header::Keepalive)),
+            LinkOutput::Bye(reason) => self.send(peer, Frame::from(Header::bye(&reason))),
             LinkOutput::Up { relayed } => {
                 self.tally.link_up(peer, relayed);
                 self.out(Output::Event(Event::LinkUp { peer, relayed }));
@@ -248,13 +248,13 @@ impl Peer {
                     transfer.handle_link(now, peer);
                 }
             }
-            LinkOutput::Lost(suspicion) => self.link_lost(now, peer, suspicion),
+            LinkOutput::Lost(suspicion, reason) => self.link_lost(now, peer, suspicion, reason),
         }
     }
 
-    fn link_lost(&mut self, now: Time, peer: PeerId, suspicion: Suspicion) {
+    fn link_lost(&mut self, now: Time, peer: PeerId, suspicion: Suspicion, reason: String) {
         self.tally.link_lost(peer);
-        self.out(Output::Event(Event::LinkLost { peer }));
+        self.out(Output::Event(Event::LinkLost { peer, reason }));
         self.early.retain(|(from, _)| *from != peer);
         self.credits.remove(&peer);
         for transfer in self.transfers.values_mut() {
@@ -361,11 +361,9 @@ impl Peer {
                     self.send(to.peer, frame);
                 }
             }
-            WorkOutput::Suspect(side, suspicion) => {
-                if let Some(to) = neighbour(side)
-                    && let Some(link) = self.links.get_mut(&to.peer)
-                {
-                    link.give_up(suspicion);
+            WorkOutput::Refuse(side, reason) => {
+                if let Some(to) = neighbour(side) {
+                    self.refuse_link(to.peer, &reason);
                 }
             }
             WorkOutput::Up(message) => {

@@ -23,7 +23,7 @@ use crate::limits::CREDIT_SLACK;
 use crate::schedule::order::Order;
 use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Step, Time};
 use crate::wire::frame::{Frame, Header, Mode, Place, Slot, StepEnd};
-use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Suspicion, Up};
+use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Up};
 
 /// Which neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub enum WorkOutput {
     },
     /// Keep these states: a round's result, provisional until it is committed.
     Keep(Vec<(Held, Bytes)>),
-    /// A neighbour did what no correct build does.
-    Suspect(Side, Suspicion),
+    /// A neighbour sent what no correct build sends: what.
+    Refuse(Side, String),
 }
 
 /// What the host said at the beginning of a round.

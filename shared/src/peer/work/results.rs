@@ -8,7 +8,7 @@ use crate::schedule::order::Action;
 use crate::units::{Digest, Round, Step, Time};
 use crate::wire::frame::{Header, Mode, Slot, StepEnd};
 use crate::wire::payload;
-use crate::wire::signal::{Held, Holds, Report, Suspicion, Up};
+use crate::wire::signal::{Held, Holds, Report, Up};
 
 impl Work {
     /// A job's result. `job` is what was asked for.
@@ -42,11 +42,11 @@ impl Work {
                 let place = self.place();
                 self.halt(WorkOutput::Up(Up::NonFinite { place, stage, own }));
             }
-            (Job::Backward { .. }, Done::Refused { .. }) => {
-                self.halt(WorkOutput::Suspect(Side::Next, Suspicion::Malformed));
+            (Job::Backward { .. }, Done::Refused { reason }) => {
+                self.halt(WorkOutput::Refuse(Side::Next, reason));
             }
-            (_, Done::Refused { .. }) => {
-                self.halt(WorkOutput::Suspect(Side::Previous, Suspicion::Malformed));
+            (_, Done::Refused { reason }) => {
+                self.halt(WorkOutput::Refuse(Side::Previous, reason));
             }
             (job, done) => panic!("the compute answered {job:?} with {done:?}"),
         }
