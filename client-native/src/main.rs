@@ -28,8 +28,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Takes the faults that a test asks for.
+#[cfg(feature = "faults")]
+fn arm_faults() -> Result<(), Failure> {
+    use shared::faults::{VARIABLE, arm};
+    let asked = std::env::var(VARIABLE).ok();
+    arm(asked.as_deref()).map_err(|error| Failure::new(Code::Usage, error, ""))
+}
+
 fn begin(cli: Cli) -> Result<ExitCode, (Failure, LogFormat)> {
     let typed = cli.log_format.unwrap_or_default();
+    #[cfg(feature = "faults")]
+    arm_faults().map_err(|failure| (failure, typed))?;
     let file = FileSettings::load(cli.config.as_deref()).map_err(|failure| (failure, typed))?;
     let format = commands::log_format(&cli, &file);
     let with_format = |failure| (failure, format);

@@ -8,6 +8,8 @@ pub mod config;
 pub mod coordinator;
 pub mod derive;
 pub mod driver;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod limits;
 #[cfg(feature = "compute")]
 pub mod model;

@@ -11,8 +11,9 @@ use tests::source::{code, code_with_tests, crate_paths, has_word};
 
 /// Which modules of `shared` each of them may name: only such as stand above it, so that no circle
 /// can be. What is not here is refused.
-const ARROWS: [(&str, &str); 15] = [
+const ARROWS: [(&str, &str); 16] = [
     ("units", ""),
+    ("faults", ""),
     ("random", ""),
     ("limits", "units"),
     ("config", "units limits"),

@@ -58,6 +58,17 @@ impl ChannelEnds {
         let _ = self.notices.send(Notice::Ended(self.kind)).await;
     }
 
+    /// The message, or bytes that are no frame where a test asks for it; see [`shared::faults`].
+    #[cfg(feature = "faults")]
+    fn spoilt_as_asked(&self, message: bytes::Bytes) -> bytes::Bytes {
+        use shared::faults::{Point, is_due};
+        if self.kind == Channel::Tensors && is_due(Point::MalformedFrame) {
+            bytes::Bytes::from_static(b"no frame")
+        } else {
+            message
+        }
+    }
+
     /// Sends what waits in the outbox, as fast as the connection and the pacer allow.
     pub(super) async fn send(self, outbox: Arc<Outbox>, pacer: Option<Arc<Pacer>>) {
         loop {
@@ -66,6 +77,8 @@ impl ChannelEnds {
             if let Some(pacer) = &pacer {
                 pacer.admit(len_bytes).await;
             }
+            #[cfg(feature = "faults")]
+            let message = self.spoilt_as_asked(message);
             let message = message
                 .try_into_mut()
                 .unwrap_or_else(|shared| BytesMut::from(&shared[..]));

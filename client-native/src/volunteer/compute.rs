@@ -110,7 +110,13 @@ fn prepare(config: &RunConfig, device: &Device) -> (Engine, Digest, Result<u64, 
 /// Does jobs until the owner is gone.
 fn work(mut engine: Engine, mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>) {
     while let Some((job, reply)) = inbox.blocking_recv() {
-        let outcome = catch_unwind(AssertUnwindSafe(|| block_on(engine.run(job))));
+        #[cfg(feature = "faults")]
+        fail_as_asked(&mut engine, &job);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(feature = "faults")]
+            panic_as_asked(&job);
+            block_on(engine.run(job))
+        }));
         match outcome {
             Ok(done) => {
                 // A driver that is gone waits for nothing.
@@ -123,6 +129,30 @@ fn work(mut engine: Engine, mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done
             }
         }
     }
+}
+
+/// Spoils the seat where a test asks for it; see [`shared::faults`].
+#[cfg(feature = "faults")]
+fn fail_as_asked(engine: &mut Engine, job: &Job) {
+    use shared::faults::{Point, is_due};
+    let due = match job {
+        Job::Forward {
+            mode: Mode::Train, ..
+        } => is_due(Point::NanWeight),
+        Job::Backward { .. } => is_due(Point::NanGradient),
+        Job::Seat { .. } | Job::Forward { .. } | Job::Apply { .. } | Job::Snapshot { .. } => false,
+    };
+    if due {
+        engine.spoil();
+    }
+}
+
+/// Fails as a lost GPU does, where a test asks for it.
+#[cfg(feature = "faults")]
+fn panic_as_asked(job: &Job) {
+    use shared::faults::{Point, is_due};
+    let due = matches!(job, Job::Backward { .. }) && is_due(Point::DevicePanic);
+    assert!(!due, "the device was lost, as a test asked");
 }
 
 /// Microseconds of forward and backward of one block for one sequence of the run's model.

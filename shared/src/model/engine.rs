@@ -84,6 +84,14 @@ impl Engine {
         self.seat.as_ref()
     }
 
+    /// Makes a weight of the seat NaN, as a faulty device would; see [`crate::faults`].
+    #[cfg(feature = "faults")]
+    pub fn spoil(&mut self) {
+        if let Some(seat) = &mut self.seat {
+            seat.spoil();
+        }
+    }
+
     fn state(&self, stage: StageId, blob: &[u8]) -> Result<StageState, StateError> {
         StageState::from_blob(&self.run.model, usize::from(stage.0), blob)
     }

@@ -324,6 +324,19 @@ impl Stage {
         }
     }
 
+    /// Makes the first parameter NaN, as a faulty device would; see [`crate::faults`].
+    #[cfg(feature = "faults")]
+    pub fn spoil(&mut self) {
+        let mut slots = self
+            .layers
+            .slots(self.config.blocks_of(self.index).start)
+            .into_iter();
+        if let Some((_, slot)) = slots.next() {
+            let spoilt = slot.value() * f32::NAN;
+            slot.replace(spoilt);
+        }
+    }
+
     /// Drops the gradients of a step that will not be applied.
     pub fn clear_gradients(&mut self) {
         self.gradients = None;

@@ -302,6 +302,12 @@ impl Seat {
         self.gradients_finite = true;
     }
 
+    /// Makes a weight of the first stage NaN; see [`crate::faults`].
+    #[cfg(feature = "faults")]
+    pub fn spoil(&mut self) {
+        self.stages[0].spoil();
+    }
+
     /// Copies of all stages, in order.
     ///
     /// # Errors
