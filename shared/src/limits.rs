@@ -54,6 +54,9 @@ pub const STALL_MAX: Span = Span::from_secs(120);
 pub const RESUME_MAX: Span = Span::from_secs(15);
 /// How long a ticket for an upload is good.
 pub const UPLOAD_MAX: Span = Span::from_secs(300);
+/// How long the host waits after a checkpoint that could not be written before it tries one that is wanted at
+/// once: each try moves all stages.
+pub const CHECKPOINT_RETRY: Span = Span::from_secs(5);
 /// Volunteers connected to one host process.
 pub const VOLUNTEERS_MAX: usize = 20_000;
 /// Longest name a volunteer may give itself, in characters.

@@ -3,9 +3,11 @@
 //! Nothing else writes there. Logs go to stderr.
 
 use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use shared::coordinator::history::CommitRow;
+use shared::coordinator::incident::Incident;
 use shared::units::Round;
 
 /// Where announcements go.
@@ -35,14 +37,18 @@ impl Announce {
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());
     }
 
-    fn event(self, value: &Value) {
+    /// An object a line. Each bears the time, in milliseconds since 1970: two programs' events can be compared.
+    fn event(self, mut value: Value) {
+        let passed = SystemTime::now().duration_since(UNIX_EPOCH);
+        let passed = passed.unwrap_or_default().as_millis();
+        value["time_ms"] = u64::try_from(passed).unwrap_or(u64::MAX).into();
         self.line(&value.to_string());
     }
 
     /// The host listens.
     pub fn listening(self, opening: &Opening) {
         match self {
-            Self::Json => self.event(&json!({ "event": "listening", "url": opening.link })),
+            Self::Json => self.event(json!({ "event": "listening", "url": opening.link })),
             Self::Text => {
                 self.line(&opening.run);
                 self.line(&format!("link    {}", opening.link));
@@ -65,7 +71,7 @@ impl Announce {
     ) {
         let seconds = commit.elapsed_us as f64 / 1e6;
         match self {
-            Self::Json => self.event(&json!({
+            Self::Json => self.event(json!({
                 "event": "commit",
                 "round": commit.round,
                 "loss": commit.loss,
@@ -84,8 +90,9 @@ impl Announce {
     /// A round was evaluated.
     pub fn evaluated(self, round: Round, loss: f64) {
         match self {
-            Self::Json => self
-                .event(&json!({ "event": "evaluated", "round": round, "validation_loss": loss })),
+            Self::Json => {
+                self.event(json!({ "event": "evaluated", "round": round, "validation_loss": loss }))
+            }
             Self::Text => self.line(&format!("round {round}: held-out loss {loss:.3}")),
         }
     }
@@ -93,17 +100,40 @@ impl Announce {
     /// The run went back.
     pub fn rewind(self, to: Round) {
         match self {
-            Self::Json => self.event(&json!({ "event": "rewind", "to": to })),
+            Self::Json => self.event(json!({ "event": "rewind", "to": to })),
             Self::Text => self.line(&format!(
                 "the state after round {to} is lost with all its copies: the run goes on from there"
             )),
         }
     }
 
+    /// Something happened to a volunteer.
+    pub fn incident(self, incident: &Incident) {
+        match self {
+            Self::Json => self.event(json!({
+                "event": "volunteer",
+                "what": incident.what.word(),
+                "peer": incident.peer,
+                "name": incident.name,
+                "text": incident.to_string(),
+            })),
+            Self::Text => self.line(&incident.to_string()),
+        }
+    }
+
+    /// The host cannot do its work, or (`None`) can again.
+    pub fn trouble(self, text: Option<&str>) {
+        match (self, text) {
+            (Self::Json, text) => self.event(json!({ "event": "trouble", "text": text })),
+            (Self::Text, Some(text)) => self.line(text),
+            (Self::Text, None) => self.line("the disk takes everything again"),
+        }
+    }
+
     /// A checkpoint is in the store.
     pub fn checkpoint(self, round: Round) {
         match self {
-            Self::Json => self.event(&json!({ "event": "checkpoint", "round": round })),
+            Self::Json => self.event(json!({ "event": "checkpoint", "round": round })),
             Self::Text => self.line(&format!("round {round} is in the store")),
         }
     }

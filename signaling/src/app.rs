@@ -70,6 +70,13 @@ pub enum Event {
         /// The connection.
         connection: u64,
     },
+    /// The store could not take an upload.
+    NotStored {
+        /// The ticket it came with.
+        ticket: String,
+        /// Why.
+        reason: String,
+    },
     /// An upload is in the store, its hash checked.
     Stored {
         /// The ticket it came with.

@@ -44,7 +44,7 @@ enum Done {
     /// Rows up to this one are on the disk.
     Journaled(u64),
     /// A manifest was written, or not.
-    Manifest(Round, bool),
+    Manifest(Round, Result<(), String>),
 }
 
 /// What the conductor is made of.
@@ -92,6 +92,10 @@ pub struct Conductor {
     line_ups: u64,
     reported: Time,
     changed: bool,
+    /// Why the last checkpoint was not written.
+    checkpoint_trouble: Option<String>,
+    /// What the person was told last that does not work.
+    told_trouble: Option<String>,
 }
 
 /// The journal's task; it ends once the conductor has ended and all rows are written.
@@ -127,6 +131,8 @@ impl Conductor {
             line_ups: 0,
             reported: Time::ZERO,
             changed: true,
+            checkpoint_trouble: None,
+            told_trouble: None,
         };
         (conductor, Writer(writer))
     }
@@ -203,6 +209,10 @@ impl Conductor {
                 coordinator.handle_closed(now, ConnectionId(connection));
             }
             Event::Stored { ticket } => coordinator.handle_stored(now, &ticket),
+            Event::NotStored { ticket, reason } => {
+                coordinator.handle_not_stored(now, &ticket);
+                self.checkpoint_failed(&reason);
+            }
         }
     }
 
@@ -219,10 +229,17 @@ impl Conductor {
                 }
             }
             Done::Manifest(round, written) => {
-                self.parts.coordinator.handle_manifest(now, round, written);
-                if written {
-                    self.expected.retain(|(of, _)| *of > round);
-                    self.tidy_store();
+                let is_written = written.is_ok();
+                self.parts
+                    .coordinator
+                    .handle_manifest(now, round, is_written);
+                match written {
+                    Ok(()) => {
+                        self.checkpoint_trouble = None;
+                        self.expected.retain(|(of, _)| *of > round);
+                        self.tidy_store();
+                    }
+                    Err(reason) => self.checkpoint_failed(&reason),
                 }
             }
         }
@@ -257,6 +274,7 @@ impl Conductor {
                         .add(now, ticket, Ticket { held, deadline });
                 }
                 Output::WriteManifest(manifest) => self.write_manifest(manifest),
+                Output::Tell(incident) => self.parts.announce.incident(&incident),
             }
         }
     }
@@ -291,8 +309,9 @@ impl Conductor {
             if let Err(error) = &written {
                 tracing::error!(%round, %error, "no checkpoint was written");
             }
+            let written = written.map_err(|error| error.to_string());
             // An error means that the host stops: the next start finds the manifest or does not.
-            let _ = done.send(Done::Manifest(round, written.is_ok())).await;
+            let _ = done.send(Done::Manifest(round, written)).await;
         });
     }
 
@@ -349,16 +368,36 @@ impl Conductor {
         }
     }
 
+    /// A checkpoint was given up. What is there of it goes again: the journal may need the room.
+    fn checkpoint_failed(&mut self, reason: &str) {
+        self.checkpoint_trouble = Some(format!(
+            "training goes on, but the last checkpoint was not written: {reason}; the next one is tried by itself"
+        ));
+        self.expected.clear();
+        self.tidy_store();
+    }
+
+    /// Tells the person what does not work, when that changes. Without the journal nothing else matters.
+    fn tell_trouble(&mut self, journal: Option<&String>) {
+        let now = journal.or(self.checkpoint_trouble.as_ref());
+        if self.told_trouble.as_ref() != now {
+            self.told_trouble = now.cloned();
+            self.parts.announce.trouble(self.told_trouble.as_deref());
+        }
+    }
+
     fn publish(&mut self) {
         let view = self.parts.coordinator.view();
         let copies = view.stage_copies.clone();
         let trouble = self.parts.trouble.borrow().clone();
+        self.tell_trouble(trouble.as_ref());
         let report = report::of_run(
             &self.parts.config,
             &self.parts.data,
             &self.parts.coordinator,
             view,
             trouble,
+            self.checkpoint_trouble.as_deref(),
         );
         let wire_bytes = self.parts.coordinator.wire_bytes();
         self.parts.metrics.observe(&report, &copies, wire_bytes);
@@ -396,6 +435,16 @@ pub fn record_of(row: &Row) -> Record {
     }
 }
 
+/// Ends the process as `kill -9` would, where a test asks for it; see [`shared::faults`].
+#[cfg(feature = "faults")]
+fn abort_as_asked(records: &[Record]) {
+    use shared::faults::{Point, is_due};
+    let commits = records.iter().filter(|record| record.kind == "commit");
+    if commits.fold(false, |due, _| due | is_due(Point::AbortAfterCommitRow)) {
+        std::process::abort();
+    }
+}
+
 /// Writes rows in their order, as many at once as are waiting; tries again when the disk refuses them.
 async fn write_rows(
     mut journal: Journal,
@@ -407,13 +456,19 @@ async fn write_rows(
     while rows.recv_many(&mut batch, ROWS_BATCH_MAX).await > 0 {
         let (numbers, records): (Vec<u64>, Vec<Record>) = batch.drain(..).unzip();
         while let Err(error) = journal.append(&records).await {
-            tracing::error!(%error, "rows wait for the disk; nothing is committed meanwhile");
-            trouble.send_replace(Some(format!("paused: {error}")));
+            let text = Some(format!("paused: {error}"));
+            let is_news = *trouble.borrow() != text;
+            if is_news {
+                tracing::error!(%error, "rows wait for the disk; nothing is committed meanwhile");
+                trouble.send_replace(text);
+            }
             if rows.is_closed() {
                 return;
             }
             tokio::time::sleep(JOURNAL_RETRY).await;
         }
+        #[cfg(feature = "faults")]
+        abort_as_asked(&records);
         trouble.send_if_modified(|trouble| trouble.take().is_some());
         let Some(last) = numbers.last() else { continue };
         // An error means that the conductor has ended: rows are written all the same.

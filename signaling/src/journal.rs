@@ -69,6 +69,14 @@ pub enum JournalError {
         /// What SQLite said.
         reason: String,
     },
+    /// Rows can't be written now: the disk is full, or fails.
+    #[error("the journal {} can't be written: {reason}. No committed round is lost; free some space, or see to the disk, and the run goes on by itself", path.display())]
+    Append {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        reason: String,
+    },
 }
 
 /// An open journal, the only one over its file: the store's lock sees to that.
@@ -140,7 +148,10 @@ impl Journal {
     /// # Errors
     /// The disk is full or fails: nothing was appended, and the same rows may be offered again.
     pub async fn append(&mut self, rows: &[Record]) -> Result<(), JournalError> {
-        let fail = io_error(&self.path);
+        let fail = |error: sqlx::Error| JournalError::Append {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        };
         let mut transaction = self.connection.begin().await.map_err(&fail)?;
         let mut next_seq = self.next_seq;
         for row in rows {

@@ -13,7 +13,8 @@ const F16_BYTES: u64 = 2;
 /// A border is crossed forward and backward.
 const DIRECTIONS: u64 = 2;
 
-/// The run as the coordinator sees it now. `trouble` is why the host can't do its work, if it can't.
+/// The run as the coordinator sees it now. `trouble` is why the host can't do its work, if it can't;
+/// `checkpoint_trouble` why it has no newer checkpoint.
 #[must_use]
 pub fn of_run(
     config: &RunConfig,
@@ -21,10 +22,14 @@ pub fn of_run(
     coordinator: &Coordinator,
     view: RunView,
     trouble: Option<String>,
+    checkpoint_trouble: Option<&str>,
 ) -> RunReport {
     let model = &config.model;
     let width = model.boundary_width();
-    let reason = trouble.unwrap_or_else(|| reason_of(&view));
+    let reason = trouble.unwrap_or_else(|| match checkpoint_trouble {
+        Some(trouble) => format!("{}; {trouble}", reason_of(&view)),
+        None => reason_of(&view),
+    });
     RunReport {
         name: config.name.clone(),
         model: model.clone(),

@@ -36,7 +36,7 @@ use crate::store::{Store, StoreError};
 use crate::turn::{IceServerError, IceServers};
 
 /// How long open connections may take to end when the host stops.
-const STOP_MAX: Duration = Duration::from_secs(5);
+const STOP_MAX: Duration = Duration::from_secs(1);
 /// Values of a stage's blob for each trained one at most: weights, outer momentum and both moments, and one to spare.
 const BLOB_VALUES_A_PARAMETER: u64 = 5;
 /// Room for a blob's header.
@@ -222,7 +222,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let (tickets, metrics) = (Arc::new(Tickets::default()), Arc::new(Metrics::default()));
     let (trouble_sender, trouble) = watch::channel(None);
     let (stop_sender, stop) = watch::channel(false);
-    let first = report::of_run(&config, &data, &coordinator, coordinator.view(), None);
+    let first = report::of_run(&config, &data, &coordinator, coordinator.view(), None, None);
     let (report_sender, report) = watch::channel(Arc::new(first));
     let (inbox, events) = mpsc::channel(INBOX_MESSAGES_MAX);
     let opening = opening(&args, &config, &data, &link, &ice);

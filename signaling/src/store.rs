@@ -53,7 +53,7 @@ pub enum StoreError {
     },
     /// The folder can't be read or written.
     #[error(
-        "the store {place} can't be used: {reason}. Older checkpoints are untouched; see to the disk"
+        "the store {place} can't be used: {reason}. Older checkpoints are untouched; free some space, or see to the disk"
     )]
     Io {
         /// The folder, or a place in it.

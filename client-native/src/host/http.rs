@@ -252,7 +252,8 @@ async fn accept(response: Response, partial: bool) -> Result<Response, HostError
     } else {
         format!(": {text}")
     };
-    if status.is_server_error() {
+    // A store without room has none a moment later.
+    if status.is_server_error() && status != StatusCode::INSUFFICIENT_STORAGE {
         return Err(HostError::Unreachable {
             url,
             reason: format!("it answered {status}{text}"),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::incident::What;
 use super::pipeline::Phase;
 use super::roster::{ConnectionId, Volunteer, presentable};
 use super::{Coordinator, Output};
@@ -15,6 +16,11 @@ use crate::wire::signal::{
     Capabilities, Down, Join, LinkFigures, Pause, RefuseCode, Resume, Suspicion, Welcome,
     join_message, verifies,
 };
+
+/// What whoever misbehaved for good is told.
+const REMOVED: &str = "this volunteer is removed from the run: its neighbours received from it what no correct build sends, twice";
+const REMOVED_REMEDY: &str =
+    "install the version that the host's page names; then ask the host to let you in again";
 
 impl Coordinator {
     /// A connection is open: the host speaks first.
@@ -71,7 +77,7 @@ impl Coordinator {
             "use a client of this version",
         );
         if let Some(peer) = peer {
-            self.lose(now, peer);
+            self.lose(peer, What::Malformed);
         }
         self.reconsider(now);
     }
@@ -97,7 +103,7 @@ impl Coordinator {
             .map_or_else(|| self.new_peer(), |resume| resume.peer);
         let mut volunteer = self.volunteer(now, peer, join);
         if let Some(before) = before {
-            self.succeed(now, before, &mut volunteer);
+            self.succeed(before, &mut volunteer);
         }
         if let Some(older) = self.roster.join(connection, volunteer) {
             self.out(Output::Close(older));
@@ -114,6 +120,9 @@ impl Coordinator {
             resumed,
         };
         self.tell(peer, Down::Welcome(Box::new(welcome)));
+        if resume.is_none() {
+            self.incident(peer, What::Joined);
+        }
         let safe = Down::Safe {
             round: self.safe,
             securing: self.securing_round(),
@@ -128,7 +137,7 @@ impl Coordinator {
 
     /// A new process of a session that is in the books: a page was loaded again. It gets another number, so that
     /// nobody takes it for the old one, and the seat of the old one if that is still free.
-    fn succeed(&mut self, now: Time, before: PeerId, volunteer: &mut Volunteer) {
+    fn succeed(&mut self, before: PeerId, volunteer: &mut Volunteer) {
         if self.is_seated(before) {
             self.break_pipeline();
         }
@@ -142,7 +151,7 @@ impl Coordinator {
         if let Some(before) = self.roster.get(before) {
             volunteer.inherit(before);
         }
-        self.lose(now, before);
+        self.forget(before);
     }
 
     fn number_of(&self, join: &Join) -> Option<PeerId> {
@@ -187,6 +196,8 @@ impl Coordinator {
                 text,
                 "install the version that the host's page names",
             ))
+        } else if self.removed.contains(&join.key) {
+            Some((RefuseCode::Removed, REMOVED.to_owned(), REMOVED_REMEDY))
         } else if self.over {
             let text = "the run has reached its length".to_owned();
             Some((
@@ -301,9 +312,11 @@ impl Coordinator {
         };
         // Who said that it returns is waited for longer.
         volunteer.away_until.get_or_insert(now + AWAY_MAX);
-        // A neighbour's suspicion and a broken connection together are enough.
-        if !volunteer.suspected_by.is_empty() || volunteer.released {
-            self.lose(now, peer);
+        if volunteer.released {
+            self.lose(peer, What::Finished);
+        } else if !volunteer.suspected_by.is_empty() {
+            // A neighbour's suspicion and a broken connection together are enough.
+            self.lose(peer, What::Gone);
         }
     }
 
@@ -316,7 +329,7 @@ impl Coordinator {
                 volunteer.returning = true;
                 volunteer.away_until = Some(now + wait);
             }
-            Some(_) | None => return self.lose(now, peer),
+            Some(_) | None => return self.lose(peer, What::Left),
         }
         if self.is_seated(peer) {
             // Its links are closed: the round is lost for its pipeline, whoever goes on with it.
@@ -393,7 +406,12 @@ impl Coordinator {
     }
 
     /// A volunteer is gone for good; it may come again as a new one.
-    pub(super) fn lose(&mut self, _now: Time, peer: PeerId) {
+    pub(super) fn lose(&mut self, peer: PeerId, what: What) {
+        self.incident(peer, what);
+        self.forget(peer);
+    }
+
+    fn forget(&mut self, peer: PeerId) {
         if let Some(connection) = self.roster.remove(peer) {
             self.out(Output::Close(connection));
         }
@@ -421,8 +439,11 @@ impl Coordinator {
             return;
         }
         if suspicion == Suspicion::Malformed {
-            self.strike(suspect);
-            return self.break_pipeline();
+            // Only a neighbour can have received anything.
+            if current.is_some_and(|pipeline| pipeline.are_neighbours(by, suspect)) {
+                self.malformed_frame(by, suspect);
+            }
+            return;
         }
         let pair = (by.min(suspect), by.max(suspect));
         let Some(volunteer) = self.roster.get_mut(suspect) else {
@@ -437,7 +458,7 @@ impl Coordinator {
             self.links.separate(by, suspect);
         }
         if is_gone {
-            self.lose(now, suspect);
+            self.lose(suspect, What::Silent);
         } else {
             self.tell(
                 suspect,
@@ -460,10 +481,38 @@ impl Coordinator {
         }
     }
 
-    fn strike(&mut self, peer: PeerId) {
-        if let Some(volunteer) = self.roster.get_mut(peer) {
-            volunteer.strikes += 1;
+    /// A neighbour says that a volunteer sent what no correct build sends: it is removed the second time.
+    fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
+        let strikes = self.strike(suspect);
+        let accuser = self.roster.get(by).map(|volunteer| volunteer.name.clone());
+        let to = accuser.unwrap_or_default();
+        self.incident(suspect, What::MalformedFrame { to, strikes });
+        self.break_pipeline();
+        if strikes >= STRIKES_MAX
+            && let Some((key, connection)) = self.roster.get(suspect).map(|v| (v.key, v.connection))
+        {
+            // Bounded, as the roster is: whoever has that many keys gets in anyway.
+            if self.removed.len() < VOLUNTEERS_MAX {
+                self.removed.insert(key);
+            }
+            if let Some(connection) = connection {
+                self.refuse(
+                    connection,
+                    RefuseCode::Removed,
+                    REMOVED.to_owned(),
+                    REMOVED_REMEDY,
+                );
+            }
+            self.forget(suspect);
         }
+    }
+
+    /// Counts what no correct build on a working device does. Returns how often it was.
+    fn strike(&mut self, peer: PeerId) -> u32 {
+        self.roster.get_mut(peer).map_or(0, |volunteer| {
+            volunteer.strikes += 1;
+            volunteer.strikes
+        })
     }
 
     /// A stage made NaN or infinity: the round starts again; who makes one twice loses its seat.
@@ -485,7 +534,10 @@ impl Coordinator {
             return;
         }
         if own {
-            self.strike(by);
+            let strikes = self.strike(by);
+            self.incident(by, What::NonFinite { stage, strikes });
+        } else {
+            self.incident(by, What::MetNonFinite { stage });
         }
         let guilty = self
             .roster

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::history::Row;
 use super::{Coordinator, Manifest, Output};
-use crate::limits::{COPY_MAX, MISSING_MAX, UPLOAD_MAX};
+use crate::limits::{CHECKPOINT_RETRY, COPY_MAX, MISSING_MAX, UPLOAD_MAX};
 use crate::units::{Digest, PeerId, Round, StageId, Time};
 use crate::wire::signal::{Down, Held};
 
@@ -56,7 +56,14 @@ impl Coordinator {
             Some(securing) => securing.checkpoint || !is_due,
             None => false,
         };
-        if is_under_way || newest.0 == 0 || self.safe == newest && !at_once {
+        let has_just_failed = self
+            .manifest_failed
+            .is_some_and(|failed| now.since(failed) < CHECKPOINT_RETRY);
+        if is_under_way
+            || newest.0 == 0
+            || self.safe == newest && !at_once
+            || at_once && has_just_failed
+        {
             return;
         }
         let checkpoint = at_once || is_due;
@@ -140,6 +147,18 @@ impl Coordinator {
         self.reconsider(now);
     }
 
+    /// The store could not take the upload with this ticket: the checkpoint is given up, and the old one stands.
+    pub fn handle_not_stored(&mut self, now: Time, ticket: &str) {
+        let round = self
+            .securing
+            .as_ref()
+            .filter(|it| it.uploads.values().any(|(expected, _)| expected == ticket))
+            .map(|it| it.round);
+        if let Some(round) = round {
+            self.handle_manifest(now, round, false);
+        }
+    }
+
     fn write_manifest(&mut self, round: Round) {
         let Some(commit) = self.history.get(round) else {
             return;
@@ -166,7 +185,9 @@ impl Coordinator {
         {
             securing.checkpoint = false;
             securing.writing = false;
+            securing.uploads.clear();
         }
+        self.manifest_failed = (!written).then_some(now);
         self.judge_safety(now);
         self.reconsider(now);
     }

@@ -8,11 +8,17 @@ use std::collections::BTreeSet;
 use super::history::{Row, SeatRow};
 use super::pipeline::{Phase, Pipeline};
 use super::{Awaited, Coordinator, Output};
-use crate::limits::{BENCH, READY_MAX, STALL_MAX};
+use crate::limits::{BENCH, READY_MAX, STALL_MAX, STRIKES_MAX};
 use crate::schedule::placement::{self, LineUp};
 use crate::units::{Digest, PeerId, PipelineId, Round, StageId, StageRange, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Fetch, Held, Neighbour, Resume, SeatOrder, Source};
+
+/// What a volunteer without a seat is told.
+const SPARE: &str = "spare: you keep copies until a seat is free";
+/// What a volunteer is told whose device is not to be trusted with a seat.
+const STRUCK: &str = "no seat for you: this device made numbers that are not finite, twice; you keep copies. \
+                      See `shoal doctor`, and start again with another --gpu";
 
 impl Coordinator {
     /// Does whatever the rules ask for now. Called after everything that happened.
@@ -450,7 +456,7 @@ impl Coordinator {
     fn everyone_waits(&mut self, reason: &str) {
         let peers: Vec<PeerId> = self.roster.iter().map(|volunteer| volunteer.peer).collect();
         for peer in peers {
-            self.reason(peer, reason.to_owned());
+            self.wait_reason(peer, reason);
         }
     }
 
@@ -466,11 +472,16 @@ impl Coordinator {
             .filter(|peer| !seated.contains(peer))
             .collect();
         for peer in spares {
-            self.reason(
-                peer,
-                "spare: you keep copies until a seat is free".to_owned(),
-            );
+            self.wait_reason(peer, SPARE);
         }
+    }
+
+    /// Tells a volunteer without a seat why it has none: what all wait for, or what is wrong with itself.
+    fn wait_reason(&mut self, peer: PeerId, common: &str) {
+        let volunteer = self.roster.get(peer);
+        let is_struck = volunteer.is_some_and(|it| it.strikes >= STRIKES_MAX);
+        let text = if is_struck { STRUCK } else { common };
+        self.reason(peer, text.to_owned());
     }
 
     /// Tells a volunteer why it waits or what it does, when that changed. Whoever rests knows why.

@@ -7,10 +7,11 @@
 //! Invariant: a line-up is used, and a commit is told, only after its row is synced
 //! ([`Coordinator::handle_journaled`]). So a host that is killed at any moment goes on from its journal.
 //!
-//! [`history`] is what the journal says, [`roster`] who is here, [`pipeline`] the line-up at work; `rounds`,
+//! [`history`] is what the journal says, [`roster`] who is here, [`incident`] what a person is told of them, [`pipeline`] the line-up at work; `rounds`,
 //! `door`, `durability` and `lineups` hold the rules. Begin reading at [`Coordinator::handle_up`].
 
 pub mod history;
+pub mod incident;
 pub mod pipeline;
 pub mod roster;
 pub mod view;
@@ -20,7 +21,7 @@ mod durability;
 mod lineups;
 mod rounds;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
@@ -30,6 +31,7 @@ use crate::wire::signal::{DataInfo, Down, Held, Up};
 
 use durability::Securing;
 use history::{History, HistoryError, Row};
+use incident::{Incident, What};
 use pipeline::Pipeline;
 use roster::{ConnectionId, Roster};
 
@@ -73,6 +75,8 @@ pub enum Output {
     },
     /// All blobs of this manifest are stored: write it, then say [`Coordinator::handle_manifest`].
     WriteManifest(Manifest),
+    /// Tell the person who hosts the run.
+    Tell(Incident),
 }
 
 /// Payload bytes that crossed the border behind a first seat, as heads reported them.
@@ -138,11 +142,15 @@ pub struct Coordinator {
     safe: Round,
     securing: Option<Securing>,
     manifest_tried: Option<Time>,
+    /// When a checkpoint could not be written, if the last one could not.
+    manifest_failed: Option<Time>,
     missing: BTreeMap<(Round, StageId), u32>,
     /// Since when the newest round's state is not to be had.
     lost_since: Option<Time>,
     jumps_in_a_row: u32,
     wire_bytes: WireBytes,
+    /// Keys of whoever misbehaved for good: not let in again while this host runs.
+    removed: BTreeSet<Digest>,
     paused: Option<String>,
     over: bool,
 
@@ -182,10 +190,12 @@ impl Coordinator {
             link_failures: BTreeMap::new(),
             securing: None,
             manifest_tried: None,
+            manifest_failed: None,
             missing: BTreeMap::new(),
             lost_since: None,
             jumps_in_a_row: 0,
             wire_bytes: WireBytes::default(),
+            removed: BTreeSet::new(),
             paused: None,
             over: false,
             issues: 0,
@@ -248,6 +258,14 @@ impl Coordinator {
             .and_then(|volunteer| volunteer.connection)
         {
             self.out(Output::Send(connection, message));
+        }
+    }
+
+    /// Tells the host's person what happened to a volunteer that is still on the roster.
+    fn incident(&mut self, peer: PeerId, what: What) {
+        if let Some(volunteer) = self.roster.get(peer) {
+            let name = volunteer.name.clone();
+            self.out(Output::Tell(Incident { peer, name, what }));
         }
     }
 
@@ -356,8 +374,10 @@ impl Coordinator {
             }
             Up::NonFinite { place, stage, own } => self.non_finite(now, peer, place, stage, own),
             Up::Finish => {
-                if let Some(volunteer) = self.roster.get_mut(peer) {
-                    volunteer.finishing = true;
+                if let Some(volunteer) = self.roster.get_mut(peer)
+                    && !std::mem::replace(&mut volunteer.finishing, true)
+                {
+                    self.incident(peer, What::Finishing);
                 }
             }
             Up::Leave { may_return } => self.leave(now, peer, may_return),
@@ -408,7 +428,12 @@ impl Coordinator {
             .map(|volunteer| volunteer.peer)
             .collect();
         for peer in gone {
-            self.lose(now, peer);
+            let was_away = self
+                .roster
+                .get(peer)
+                .is_some_and(|it| it.connection.is_none());
+            let what = if was_away { What::Gone } else { What::Silent };
+            self.lose(peer, what);
         }
         self.check_pipeline(now);
         self.check_durability(now);

@@ -137,6 +137,14 @@ impl Pipeline {
         self.seats.iter().find(|seat| seat.row.peer == peer)
     }
 
+    /// Whether two volunteers sit next to each other.
+    pub fn are_neighbours(&self, one: PeerId, other: PeerId) -> bool {
+        self.seats.windows(2).any(|pair| {
+            let pair = [pair[0].row.peer, pair[1].row.peer];
+            pair == [one, other] || pair == [other, one]
+        })
+    }
+
     /// Volunteers of the line-up, head first.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> {
         self.seats.iter().map(|seat| seat.row.peer)

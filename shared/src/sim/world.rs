@@ -553,6 +553,7 @@ impl World {
             coordinator::Output::ExpectUpload { ticket, held, .. } => {
                 self.tickets.insert(ticket, held);
             }
+            coordinator::Output::Tell(_) => {}
             coordinator::Output::WriteManifest(manifest) => {
                 let round = manifest.round;
                 let all = manifest

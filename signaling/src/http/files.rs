@@ -121,14 +121,22 @@ pub(super) async fn upload(
             tracing::warn!(%error, "an upload was refused");
             (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).into_response()
         }
+        Err(error @ StoreError::Interrupted { .. }) => {
+            tracing::info!(%error, "an upload may come again");
+            app.tickets.add(app.clock.now(), text, ticket);
+            (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+        }
         Err(error) => {
             tracing::error!(%error, "an upload failed");
-            app.tickets.add(app.clock.now(), text, ticket);
-            (
-                StatusCode::INSUFFICIENT_STORAGE,
-                "the store failed; try again",
-            )
-                .into_response()
+            let event = Event::NotStored {
+                ticket: text,
+                reason: error.to_string(),
+            };
+            // An error means that the host stops.
+            let _ = app.inbox.send(event).await;
+            let text =
+                "the host's store cannot take it now; the next checkpoint is asked for later";
+            (StatusCode::INSUFFICIENT_STORAGE, text).into_response()
         }
     }
 }
