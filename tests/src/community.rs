@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Program, Signal};
-use crate::run::{Host, HostOptions};
+use crate::run::{Host, HostOptions, Launch};
 
 /// For a round of the small model, with other tests beside it on a slow machine, and for a fault
 /// to be noticed and repaired.
@@ -41,6 +41,8 @@ pub struct Small {
     pub checkpoint_minutes: f64,
     /// Steps a round.
     pub round_steps: u32,
+    /// Samples after which the run is over.
+    pub samples: u64,
 }
 
 impl Default for Small {
@@ -49,6 +51,7 @@ impl Default for Small {
             seats_min: 2,
             checkpoint_minutes: 5.0,
             round_steps: 10,
+            samples: 40_000,
         }
     }
 }
@@ -80,7 +83,7 @@ format = "f32"
 batch = 8
 microbatches = 4
 learning_rate = 1e-2
-samples = 40000
+samples = {}
 warmup_samples = 80
 
 [schedule]
@@ -90,7 +93,7 @@ eval_rounds = 0
 checkpoint_minutes = {}
 rewind_wait_seconds = 3
 "#,
-            self.round_steps, self.seats_min, self.checkpoint_minutes,
+            self.samples, self.round_steps, self.seats_min, self.checkpoint_minutes,
         )
     }
 }
@@ -101,6 +104,14 @@ impl Community {
     /// # Errors
     /// A program is not built or does not start.
     pub fn gather(small: &Small, names: &[&str]) -> anyhow::Result<Self> {
+        Self::gather_as(small, names, Launch::default())
+    }
+
+    /// The same around a host that is started in a special way.
+    ///
+    /// # Errors
+    /// As [`Community::gather`].
+    pub fn gather_as(small: &Small, names: &[&str], launch: Launch) -> anyhow::Result<Self> {
         let text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
         std::fs::write(text.path().join("text.txt"), sentences(TEXT_BYTES))?;
         let options = HostOptions {
@@ -109,7 +120,7 @@ impl Community {
             port: 0,
             arguments: vec![],
         };
-        let host = Host::start(options)?;
+        let host = Host::start_as(options, launch)?;
         let mut community = Self {
             host,
             volunteers: vec![],
@@ -128,6 +139,38 @@ impl Community {
     pub fn join(&mut self, name: &str) -> anyhow::Result<()> {
         self.volunteers.push(self.host.volunteer(name, &[])?);
         Ok(())
+    }
+
+    /// Starts one more volunteer in which something goes wrong, as `SHOAL_FAULT` says it.
+    ///
+    /// # Errors
+    /// The program does not start.
+    pub fn join_faulty(&mut self, name: &str, fault: &str) -> anyhow::Result<()> {
+        let volunteer = self.host.faulty_volunteer(name, &[], Some(fault))?;
+        self.volunteers.push(volunteer);
+        Ok(())
+    }
+
+    /// The volunteer of that name among those that were started.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn volunteer(&mut self, name: &str) -> anyhow::Result<&mut Program> {
+        let mut all = self.volunteers.iter_mut();
+        all.find(|one| one.name() == name)
+            .with_context(|| format!("{name} was not started here"))
+    }
+
+    /// Waits for the host to say that `what` happened to `name`, and gives that event.
+    ///
+    /// # Errors
+    /// It does not say so within `wait_max`.
+    pub fn hear_of(&mut self, name: &str, what: &str, wait_max: Duration) -> anyhow::Result<Value> {
+        let text = format!("{name} {what}");
+        let heard = self.host.program().wait_for(&text, wait_max, |event| {
+            event["event"] == "volunteer" && event["name"] == name && event["what"] == what
+        });
+        heard.with_context(|| self.said())
     }
 
     /// Waits until `round` is committed and gives the run.

@@ -1,11 +1,13 @@
 //! What the end-to-end tests and `cargo xtask` share: finding programs, starting and watching them.
 //!
-//! Begin with [`community`] for a small run and its volunteers, with [`browser`] for a page in headless
+//! Begin with [`community`] for a small run and its volunteers, with [`judge`] for what must hold after a fault, with [`browser`] for a page in headless
 //! Chromium. Nothing here knows how Shoal works inside: it sees processes, their output, and HTTP.
 
 pub mod browser;
 pub mod community;
+pub mod disk;
 pub mod http;
+pub mod judge;
 pub mod paths;
 pub mod process;
 pub mod run;

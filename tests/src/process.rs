@@ -113,6 +113,12 @@ impl Program {
         Ok(self.child.wait()?)
     }
 
+    /// Its number in the system.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has ended.
     ///
     /// # Errors

@@ -34,10 +34,39 @@ pub struct HostOptions {
     pub arguments: Vec<String>,
 }
 
+/// How a host is started, beside its command line.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// A program that runs the host's, with its arguments.
+    pub wrapper: Vec<String>,
+    /// Where the store lies, if not in the host's own folder.
+    pub store: Option<PathBuf>,
+    /// The same as this program sees it, if it differs.
+    pub store_seen: Option<PathBuf>,
+    /// What goes wrong in this start and in no later one, as `SHOAL_FAULT` says it.
+    pub fault: Option<&'static str>,
+}
+
+impl Launch {
+    /// A program that sees what the host sees.
+    fn command(&self, name: &str) -> anyhow::Result<Command> {
+        let program = paths::program(name)?;
+        Ok(match self.wrapper.split_first() {
+            None => Command::new(program),
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+        })
+    }
+}
+
 /// A running host, its store and its journal.
 #[derive(Debug)]
 pub struct Host {
     options: HostOptions,
+    launch: Launch,
     folder: TempDir,
     program: Program,
     url: String,
@@ -49,11 +78,20 @@ impl Host {
     /// # Errors
     /// It is not built, ended, or does not listen within a minute; the message holds what it said.
     pub fn start(options: HostOptions) -> anyhow::Result<Self> {
+        Self::start_as(options, Launch::default())
+    }
+
+    /// The same in a special way.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn start_as(options: HostOptions, launch: Launch) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("shoal-").tempdir()?;
         std::fs::write(folder.path().join("run.toml"), &options.config)?;
-        let (program, url) = Self::listen(&options, folder.path())?;
+        let (program, url) = Self::listen(&options, &launch, folder.path())?;
         Ok(Self {
             options,
+            launch,
             folder,
             program,
             url,
@@ -71,21 +109,30 @@ impl Host {
             .next()
             .and_then(|port| port.parse().ok());
         self.options.port = port.context("the host's address ends with its port")?;
-        (self.program, self.url) = Self::listen(&self.options, self.folder.path())?;
+        self.launch.fault = None;
+        (self.program, self.url) = Self::listen(&self.options, &self.launch, self.folder.path())?;
         Ok(())
     }
 
-    fn listen(options: &HostOptions, folder: &Path) -> anyhow::Result<(Program, String)> {
-        let mut command = Command::new(paths::program("shoal-host")?);
+    fn listen(
+        options: &HostOptions,
+        launch: &Launch,
+        folder: &Path,
+    ) -> anyhow::Result<(Program, String)> {
+        let mut command = launch.command("shoal-host")?;
         command
             .arg(folder.join("run.toml"))
             .arg("--data")
             .arg(&options.data);
-        command.arg("--store").arg(folder.join("store"));
+        let own = folder.join("store");
+        command
+            .arg("--store")
+            .arg(launch.store.as_ref().unwrap_or(&own));
         command
             .args(["--port", &options.port.to_string(), "--json"])
             .args(&options.arguments);
-        let mut program = Program::start("shoal-host", without_settings(&mut command))?;
+        let command = with_fault(without_settings(&mut command), launch.fault);
+        let mut program = Program::start("shoal-host", command)?;
         let event = program.wait_for("listening", LISTEN_WAIT_MAX, |event| {
             event["event"] == "listening"
         })?;
@@ -101,6 +148,19 @@ impl Host {
     /// # Errors
     /// It is not built, or could not be started.
     pub fn volunteer(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Program> {
+        self.faulty_volunteer(name, arguments, None)
+    }
+
+    /// The same for a volunteer in which something goes wrong, as `SHOAL_FAULT` says it.
+    ///
+    /// # Errors
+    /// As [`Host::volunteer`].
+    pub fn faulty_volunteer(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        fault: Option<&str>,
+    ) -> anyhow::Result<Program> {
         let mut command = Command::new(paths::program("shoal")?);
         command.args([
             "join",
@@ -119,7 +179,7 @@ impl Host {
             command.args(["--gpu", "cpu"]);
         }
         command.args(arguments);
-        Program::start(name, without_settings(&mut command))
+        Program::start(name, with_fault(without_settings(&mut command), fault))
     }
 
     /// The host's process.
@@ -137,6 +197,25 @@ impl Host {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The folder of its store and journal, as this program sees it.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        let seen = self.launch.store_seen.clone();
+        seen.or_else(|| self.launch.store.clone())
+            .unwrap_or_else(|| self.folder.path().join("store"))
+    }
+
+    /// The auditor over this run's journal.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub fn auditor(&self) -> anyhow::Result<Command> {
+        let mut command = self.launch.command("auditor")?;
+        let own = self.folder.path().join("store");
+        command.arg(self.launch.store.as_ref().unwrap_or(&own));
+        Ok(command)
     }
 
     /// What the host says of its run.
@@ -178,6 +257,13 @@ impl Host {
             }
         }
     }
+}
+
+fn with_fault<'a>(command: &'a mut Command, fault: Option<&str>) -> &'a mut Command {
+    if let Some(fault) = fault {
+        command.env("SHOAL_FAULT", fault);
+    }
+    command
 }
 
 /// Takes away what the person's environment would tell the programs.

@@ -4,81 +4,27 @@
 //! signal, never a hook in the program. After each, rounds go on to be committed, the journal's
 //! auditor is content, and the loss is that of a run to which nothing happened.
 
-use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::community::{Community, Small, losses};
-use tests::paths;
+use tests::community::{Community, Small};
+use tests::judge;
 use tests::process::Signal;
 
-/// Rounds that a run has when its loss is compared.
-const ROUNDS: u64 = 8;
-/// The loss after a fault is that of an undisturbed run, within this share.
-const LOSS_SHARE_MAX: f64 = 0.02;
 /// A killed or frozen volunteer is noticed within this.
 const NOTICE_MAX: Duration = Duration::from_secs(10);
-
-/// Losses of a run to which nothing happens, by samples.
-fn undisturbed() -> &'static [(u64, f64)] {
-    static LOSSES: OnceLock<Vec<(u64, f64)>> = OnceLock::new();
-    LOSSES.get_or_init(|| {
-        let mut community = gather(&["anchovy", "herring", "sardine"]);
-        let run = community.reach(ROUNDS + 12).expect("rounds are committed");
-        losses(&run).expect("it has losses")
-    })
-}
 
 fn gather(names: &[&str]) -> Community {
     Community::gather(&Small::default(), names).expect("a community gathers")
 }
 
-/// Waits for the last compared round, and asserts that nothing is lost.
 fn check_recovered(community: &mut Community) {
-    let round = community.round().expect("the host answers").max(ROUNDS);
-    let run = community
-        .reach(round + 1)
-        .expect("rounds go on to be committed");
-    check_losses(&run);
-    check_audit(community);
-}
-
-/// Asserts that the run's last loss is that of an undisturbed run with as many samples.
-fn check_losses(run: &Value) {
-    let found = losses(run).expect("it has losses");
-    let both = found.iter().rev().find_map(|(samples, loss)| {
-        let other = undisturbed().iter().find(|(same, _)| same == samples)?;
-        Some((*samples, *loss, other.1))
-    });
-    let (samples, loss, other) = both.expect("some round ends at the same sample");
-    assert!(
-        (loss - other).abs() <= LOSS_SHARE_MAX * other,
-        "after {samples} samples the loss is {loss}, undisturbed {other}"
-    );
-}
-
-/// Asserts that the journal tells a true story.
-fn check_audit(community: &Community) {
-    // Asked before the journal is read: samples that are open no longer then do no harm.
-    let run = community.host.api().expect("the host answers");
-    let auditor = paths::program("auditor").expect("the auditor is built");
-    let output = Command::new(auditor)
-        .arg(community.host.folder().join("store"))
-        .args(["--lowest-open", &run["lowest_open_sample"].to_string()])
-        .output()
-        .expect("the auditor runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "the auditor objects: {said}{errors}"
-    );
+    judge::recovered(community).expect("the run is as if nothing had happened");
 }
 
 #[test]
 fn volunteers_train_together_and_the_loss_falls() {
-    let all = undisturbed();
+    let all = judge::undisturbed().expect("a run to which nothing happens");
     let (first, last) = (all[0].1, all[all.len() - 1].1);
     assert!(last < 0.6 * first, "from {first} to {last}");
 }
