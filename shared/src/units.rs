@@ -193,6 +193,14 @@ pub struct StageRange {
 }
 
 impl StageRange {
+    /// A single stage.
+    pub const fn one(stage: StageId) -> Self {
+        Self {
+            first: stage.0,
+            end: stage.0 + 1,
+        }
+    }
+
     /// The stages of the range, in order.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = StageId> + Clone {
         (self.first..self.end).map(StageId)

@@ -9,7 +9,7 @@ use super::history::{Row, SeatRow};
 use super::pipeline::{Phase, Pipeline};
 use super::{Awaited, Coordinator, Output};
 use crate::limits::{BENCH, READY_MAX, STALL_MAX, STRIKES_MAX};
-use crate::schedule::placement::{self, LineUp};
+use crate::schedule::placement::{self, Given, LineUp};
 use crate::units::{Digest, PeerId, PipelineId, Round, StageId, StageRange, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Fetch, Held, Neighbour, Resume, SeatOrder, Source};
@@ -97,14 +97,13 @@ impl Coordinator {
         let old = self.pipeline.as_ref().map(seats_of);
         let old = old.or_else(|| self.given_up.clone());
         let seats_min = usize::from(self.config().schedule.seats_min);
-        placement::assign(
-            &candidates,
-            &self.start.costs,
-            &self.links.apart(),
-            old.as_ref(),
+        let given = Given {
+            volunteers: &candidates,
+            costs: &self.start.costs,
+            links: &self.links,
             seats_min,
-        )
-        .map_err(|error| error.to_string())
+        };
+        placement::assign(&given, old.as_ref()).map_err(|error| error.to_string())
     }
 
     /// Ends the line-up: its leases come again, its seats wait for a new one.

@@ -1,35 +1,37 @@
-//! Cuts the stages into contiguous seats and gives each to a volunteer, so that the slowest seat is fastest.
+//! Cuts the stages into contiguous seats and gives each to a volunteer, so that the slowest part is fastest.
 //!
-//! A pipeline is as fast as its slowest seat, so that is what is minimised, over any number of seats: a
-//! volunteer that would slow the pipe down stays a spare. Among line-ups within [`GAIN_PERCENT_MIN`] of the
-//! best, the one that moves the least state wins, and an old line-up that is still possible stays.
+//! In the steady state a pipeline is as fast as its slowest seat or its slowest border between two seats, so that is
+//! what is minimised, over any number of seats: a volunteer, or a link, that would slow the pipe down is left
+//! out. Among line-ups within [`GAIN_PERCENT_MIN`] of the best, the one that moves the least state wins, and
+//! an old line-up that is still possible stays.
 //!
-//! Finding the best line-up is NP-hard in general. `search` keeps a bounded number of partial line-ups: all
-//! there are up to about eight volunteers, the most promising ones beyond. Volunteers that as many others as
-//! there are stages beat in speed and memory are left out before, so that 10,000 cost hardly more than 30.
+//! Finding the best line-up is NP-hard in general. Up to ten volunteers are tried in all ways (`exact`).
+//! Beyond, `search` keeps a bounded number of partial line-ups and `moves` betters the best of them by bounded
+//! trial. Volunteers that as many others as there are stages beat in everything are left out before
+//! (`close_look`), so that 10,000 cost hardly more than 100.
 //!
 //! Begin with [`assign`]. One call places one pipeline; several take turns over the volunteers left.
 //!
 //! Invariant: a line-up covers each stage once, in order, never over a volunteer's memory, and two that are
 //! apart are never neighbours.
 
+mod close_look;
 mod costs;
+mod exact;
 mod links;
+mod moves;
 mod search;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::BTreeSet;
 
 pub use costs::{StageCost, StageCosts};
 pub use links::{BYTES_PER_SECOND_ASSUMED, Border, Links, Measured};
 
 use crate::units::{PeerId, StageId, StageRange};
-use search::{Cover, Problem};
+use search::{Cover, LIMIT_MAX, Problem};
 
 /// A line-up is renewed only for a gain of more than this, and state is moved only for it.
 pub const GAIN_PERCENT_MIN: u64 = 10;
-/// Volunteers that are looked at closely: the fastest, the largest, and those that hold state.
-const CLOSE_LOOK_MAX: usize = 256;
 
 /// A volunteer that may be given a seat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,19 @@ pub struct Candidate {
     pub bytes_per_second: Option<u64>,
     /// Stages whose state it has, of the round to start from.
     pub holds: BTreeSet<StageId>,
+}
+
+/// What there is to place one pipeline from.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// Who may be given a seat.
+    pub volunteers: &'a [Candidate],
+    /// What the model's stages and borders cost.
+    pub costs: &'a StageCosts,
+    /// What is known of pairs of volunteers.
+    pub links: &'a Links,
+    /// Seats there must be at least.
+    pub seats_min: usize,
 }
 
 /// The seats of one pipeline, head first: they cover all stages once, in order.
@@ -123,81 +138,106 @@ const PACE_PARTS: u128 = 1_000;
 const PACE_UNIT: u128 = 1_000 * 8 * PACE_PARTS;
 
 impl LineUp {
-    /// Microseconds that the slowest seat takes for one sequence: what the pipeline's speed follows from.
+    /// Microseconds that the slowest seat or border takes for one sequence: what the pipeline's speed follows from.
     ///
-    /// `None` if a volunteer of the line-up is not among `volunteers`.
+    /// `None` if a volunteer of the line-up is not given, or two that are apart are neighbours.
     #[must_use]
-    pub fn slowest_us(&self, volunteers: &[Candidate], costs: &StageCosts) -> Option<u64> {
-        let times = self.seats.iter().map(|&(peer, stages)| {
-            let volunteer = volunteers.iter().find(|one| one.peer == peer)?;
-            Some(volunteer.seat_us(costs, stages))
+    pub fn slowest_us(&self, given: &Given<'_>) -> Option<u64> {
+        let seats = self.seats.iter().map(|&(peer, stages)| {
+            let volunteer = given.find(peer)?;
+            Some((volunteer, volunteer.seat_us(given.costs, stages)))
         });
-        times.collect::<Option<Vec<u64>>>()?.into_iter().max()
+        let seats = seats.collect::<Option<Vec<_>>>()?;
+        let border = given.costs.border();
+        let borders = seats
+            .windows(2)
+            .map(|pair| given.links.border_us(pair[0].0, pair[1].0, border));
+        let slowest_border = borders.collect::<Option<Vec<u64>>>()?.into_iter().max();
+        let slowest_seat = seats.iter().map(|(_, us)| *us).max();
+        slowest_seat.max(slowest_border)
     }
 
     /// Whether it keeps to everything that a line-up must keep to.
     #[must_use]
-    pub fn is_possible(
-        &self,
-        volunteers: &[Candidate],
-        costs: &StageCosts,
-        apart: &BTreeSet<(PeerId, PeerId)>,
-        seats_min: usize,
-    ) -> bool {
+    pub fn is_possible(&self, given: &Given<'_>) -> bool {
+        let costs = given.costs;
         let fits = |&(peer, stages): &(PeerId, StageRange)| {
-            let volunteer = volunteers.iter().find(|one| one.peer == peer);
             stages.count() > 0
-                && volunteer.is_some_and(|one| costs.memory_of(stages) <= one.memory_bytes)
+                && given
+                    .find(peer)
+                    .is_some_and(|one| costs.memory_of(stages) <= one.memory_bytes)
         };
         let covered = self.seats.iter().flat_map(|(_, stages)| stages.iter());
         let peers: BTreeSet<PeerId> = self.seats.iter().map(|(peer, _)| *peer).collect();
         covered.eq(costs.all().iter())
             && peers.len() == self.seats.len()
-            && self.seats.len() >= seats_min
+            && self.seats.len() >= given.seats_min
             && self.seats.iter().all(fits)
             && self
                 .seats
                 .windows(2)
-                .all(|pair| !are_apart(apart, pair[0].0, pair[1].0))
+                .all(|pair| !given.links.are_apart(pair[0].0, pair[1].0))
     }
 }
 
-fn are_apart(apart: &BTreeSet<(PeerId, PeerId)>, a: PeerId, b: PeerId) -> bool {
-    apart.contains(&(a, b)) || apart.contains(&(b, a))
+impl Given<'_> {
+    fn find(&self, peer: PeerId) -> Option<&Candidate> {
+        self.volunteers.iter().find(|one| one.peer == peer)
+    }
+
+    /// Microseconds that no line-up gets below: all stages shared out without a rest, or the heaviest one alone.
+    fn floor_us(&self) -> u64 {
+        let mut paces: Vec<u128> = self.volunteers.iter().map(Candidate::pace).collect();
+        let stages = self.costs.all();
+        if paces.len() > stages.count() {
+            paces.select_nth_unstable(stages.count() - 1);
+            paces.truncate(stages.count());
+        }
+        let Some(fastest) = paces.iter().min() else {
+            return 0;
+        };
+        let scale = PACE_UNIT << 32;
+        let work_in_us: u128 = paces.iter().map(|pace| scale.div_ceil(*pace)).sum();
+        let shared = (u128::from(self.costs.milliblocks_of(stages)) << 32) / work_in_us;
+        let heaviest = stages
+            .iter()
+            .map(|stage| self.costs.milliblocks_of(StageRange::one(stage)))
+            .max();
+        let alone = u128::from(heaviest.unwrap_or(0)) * fastest / PACE_UNIT;
+        u64::try_from(shared.max(alone)).unwrap_or(u64::MAX)
+    }
 }
 
-/// Places one pipeline.
-///
-/// `apart` holds pairs that cannot connect, in either order. `old` is the present line-up, if there is one.
+/// Places one pipeline. `old` is the present line-up, if there is one.
 ///
 /// # Errors
 /// What is waited for, in words.
-pub fn assign(
-    volunteers: &[Candidate],
-    costs: &StageCosts,
-    apart: &BTreeSet<(PeerId, PeerId)>,
-    old: Option<&LineUp>,
-    seats_min: usize,
-) -> Result<LineUp, NoPlacement> {
-    let seats_min = seats_min.max(1);
-    if volunteers.len() < seats_min {
+pub fn assign(given: &Given<'_>, old: Option<&LineUp>) -> Result<LineUp, NoPlacement> {
+    let seats_min = given.seats_min.max(1);
+    if given.volunteers.len() < seats_min {
         return Err(NoPlacement::Volunteers {
-            missing: seats_min - volunteers.len(),
+            missing: seats_min - given.volunteers.len(),
         });
     }
-    let close = close_look(volunteers, costs, old, apart.len());
-    let problem = Problem::new(&close, costs, apart, seats_min);
+    let old = old.filter(|old| old.is_possible(given));
+    let old = old.and_then(|old| Some((old, old.slowest_us(given)?)));
+    if let Some((old, old_us)) = old
+        && old_us <= with_gain(given.floor_us())
+    {
+        return Ok(old.clone());
+    }
+    let seated: BTreeSet<PeerId> = old
+        .iter()
+        .flat_map(|(old, _)| old.seats.iter().map(|(peer, _)| *peer))
+        .collect();
+    let close = close_look::close_look(given, &seated);
+    let problem = Problem::new(&close, given);
     let best = problem
         .fastest()
-        .map_err(|furthest| no_placement(&close, costs, apart, seats_min, furthest))?;
-    let best_us = problem.slowest_us(&best);
-    let limit_us = u128::from(best_us) * u128::from(100 + GAIN_PERCENT_MIN) / 100;
-    let limit_us = u64::try_from(limit_us).unwrap_or(u64::MAX);
-    if let Some(old) = old
-        && old.is_possible(volunteers, costs, apart, seats_min)
-        && old
-            .slowest_us(volunteers, costs)
-            .is_some_and(|us| us <= limit_us)
+        .map_err(|furthest| no_placement(&close, given, furthest))?;
+    let limit_us = with_gain(problem.slowest_us(&best));
+    if let Some((old, old_us)) = old
+        && old_us <= limit_us
     {
         return Ok(old.clone());
     }
@@ -208,6 +248,12 @@ pub fn assign(
         problem.least_moved(limit_us, best)
     };
     Ok(line_up(&close, &chosen))
+}
+
+/// What a line-up may take that is as good as one that takes `us`.
+fn with_gain(us: u64) -> u64 {
+    let limit_us = u128::from(us) * u128::from(100 + GAIN_PERCENT_MIN) / 100;
+    u64::try_from(limit_us).unwrap_or(u64::MAX).min(LIMIT_MAX)
 }
 
 fn line_up(close: &[&Candidate], cover: &Cover) -> LineUp {
@@ -223,91 +269,22 @@ fn line_up(close: &[&Candidate], cover: &Cover) -> LineUp {
 }
 
 /// What is missing, where no line-up at all was found.
-fn no_placement(
-    close: &[&Candidate],
-    costs: &StageCosts,
-    apart: &BTreeSet<(PeerId, PeerId)>,
-    seats_min: usize,
-    furthest: u16,
-) -> NoPlacement {
-    let furthest = if apart.is_empty() {
+fn no_placement(close: &[&Candidate], given: &Given<'_>, furthest: u16) -> NoPlacement {
+    let furthest = if given.links.apart().is_empty() {
         furthest
     } else {
-        let none = BTreeSet::new();
-        match Problem::new(close, costs, &none, seats_min).fastest() {
+        let links = &Links::default();
+        match Problem::new(close, &Given { links, ..*given }).fastest() {
             Ok(_) => return NoPlacement::Apart,
             Err(furthest) => furthest,
         }
     };
+    let costs = given.costs;
     let stage = StageId(furthest.min(costs.all().end - 1));
     NoPlacement::Memory {
         stage,
-        bytes: costs.memory_of(StageRange {
-            first: stage.0,
-            end: stage.0 + 1,
-        }),
+        bytes: costs.memory_of(StageRange::one(stage)),
     }
-}
-
-/// Those who can matter, fastest first.
-///
-/// Whoever is beaten in speed and memory by as many others as there can be seats is left out: one of them is
-/// free for its seat. Pairs that are apart need more to choose from; whoever holds state or has a seat stays.
-fn close_look<'a>(
-    volunteers: &'a [Candidate],
-    costs: &StageCosts,
-    old: Option<&LineUp>,
-    apart_count: usize,
-) -> Vec<&'a Candidate> {
-    let stages = costs.all().count();
-    let enough = costs.memory_of(costs.all());
-    let memory = |one: &Candidate| one.memory_bytes.min(enough);
-    let mut sorted: Vec<&Candidate> = volunteers.iter().collect();
-    sorted.sort_by_key(|one| (one.pace(), Reverse(memory(one)), one.peer));
-
-    let depth = stages + apart_count.min(stages);
-    let mut largest = BinaryHeap::with_capacity(depth + 1);
-    let mut front: Vec<&Candidate> = Vec::new();
-    for &one in &sorted {
-        let beaten = largest.len() == depth
-            && largest
-                .peek()
-                .is_some_and(|Reverse(least)| *least >= memory(one));
-        if !beaten {
-            front.push(one);
-            largest.push(Reverse(memory(one)));
-            if largest.len() > depth {
-                largest.pop();
-            }
-        }
-    }
-    if front.len() > CLOSE_LOOK_MAX {
-        let rest = front.split_off(CLOSE_LOOK_MAX / 2);
-        let mut rest: Vec<&Candidate> = rest;
-        rest.sort_by_key(|one| (Reverse(memory(one)), one.pace(), one.peer));
-        rest.truncate(CLOSE_LOOK_MAX / 2);
-        front.extend(rest);
-    }
-
-    let mut holders: Vec<&Candidate> = sorted
-        .iter()
-        .copied()
-        .filter(|one| !one.holds.is_empty())
-        .collect();
-    holders.sort_by_key(|one| (Reverse(costs.held_bytes(&one.holds)), one.pace(), one.peer));
-    holders.truncate(2 * stages);
-    let seated: BTreeSet<PeerId> = old
-        .iter()
-        .flat_map(|old| old.seats.iter().map(|(peer, _)| *peer))
-        .collect();
-    let seated = sorted
-        .iter()
-        .copied()
-        .filter(|one| seated.contains(&one.peer));
-    let mut close: Vec<&Candidate> = front.into_iter().chain(holders).chain(seated).collect();
-    close.sort_by_key(|one| (one.pace(), Reverse(memory(one)), one.peer));
-    close.dedup_by_key(|one| one.peer);
-    close
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::Border;
 use crate::config::run::RunConfig;
 use crate::units::{StageId, StageRange};
 
@@ -24,6 +25,7 @@ pub struct StageCosts {
     memory: Vec<u64>,
     /// Bytes of state that move with a stage, likewise.
     state: Vec<u64>,
+    border: Border,
 }
 
 /// Costs of one stage.
@@ -67,10 +69,14 @@ impl StageCosts {
                 state_bytes: config.stage_state_bytes(stage),
             }
         });
-        Self::from_stages(stages)
+        Self::from_stages(stages).with_border(Border {
+            bytes: (config.forward_payload_bytes() + config.boundary_bytes()) as u64,
+            sequences: u64::from(config.microbatch_sequences()),
+            microbatches: u64::from(config.training.microbatches),
+        })
     }
 
-    /// Costs that were found otherwise.
+    /// Costs that were found otherwise; nothing goes over borders.
     ///
     /// # Panics
     /// If there is no stage, or more than 65,535.
@@ -80,6 +86,7 @@ impl StageCosts {
             milliblocks: vec![0],
             memory: vec![0],
             state: vec![0],
+            border: Border::default(),
         };
         let push = |sums: &mut Vec<u64>, value: u64| {
             let sum = sums.last().expect("sums begin with 0");
@@ -120,16 +127,25 @@ impl StageCosts {
     /// State of one stage, in bytes.
     #[must_use]
     pub fn state_bytes(&self, stage: StageId) -> u64 {
-        self.state_of(StageRange {
-            first: stage.0,
-            end: stage.0 + 1,
-        })
+        self.state_of(StageRange::one(stage))
     }
 
     /// State of a seat, in bytes.
     #[must_use]
     pub fn state_of(&self, stages: StageRange) -> u64 {
         difference(&self.state, stages)
+    }
+
+    /// What goes over each border between two seats.
+    #[must_use]
+    pub fn border(&self) -> &Border {
+        &self.border
+    }
+
+    /// The same stages with other borders between them.
+    #[must_use]
+    pub fn with_border(self, border: Border) -> Self {
+        Self { border, ..self }
     }
 
     /// State of some stages, in bytes; stages that the model does not have count nothing.

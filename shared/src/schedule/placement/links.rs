@@ -122,6 +122,16 @@ impl Links {
         of_peer.map(|((_, other), _)| *other).collect()
     }
 
+    /// Pairs of which anything is known, each once.
+    pub(super) fn known(&self) -> impl Iterator<Item = (PeerId, PeerId)> {
+        self.pairs.keys().copied().filter(|(a, b)| a < b)
+    }
+
+    /// Number of pairs of which anything is known.
+    pub(super) fn len(&self) -> usize {
+        self.pairs.len() / 2
+    }
+
     /// Microseconds that a border between two adjacent seats costs a sequence; `None` if they can't connect.
     ///
     /// In the steady state of one-forward-one-backward a microbatch goes out each time one comes back, so a border
@@ -156,7 +166,7 @@ impl Links {
 }
 
 impl Border {
-    fn cost_us(&self, delay_us: u64, bytes_per_second: u64, relayed: bool) -> u64 {
+    pub(super) fn cost_us(&self, delay_us: u64, bytes_per_second: u64, relayed: bool) -> u64 {
         let rate = u128::from(bytes_per_second.max(BYTES_PER_SECOND_MIN));
         let transfer_us = u128::from(self.bytes) * 1_000_000 / rate;
         let delays_us = 2 * u128::from(delay_us.min(DELAY_US_MAX));

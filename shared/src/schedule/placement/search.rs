@@ -1,22 +1,25 @@
 //! The search behind [`super::assign`]: seat after seat, a bounded number of partial line-ups at a time.
 //!
-//! [`Problem::fastest`] asks "is there a line-up in which no seat takes longer than so many microseconds?"
-//! for ever smaller times. For a given time a volunteer reaches from each stage a known furthest stage, and
-//! reaching further is never worse, so a partial line-up is told by who is used, who came last, and how far it
-//! reaches. It is tried from both ends, since either end of the model may be what is hard to place.
+//! [`Problem::fastest`] asks "is there a line-up in which no seat and no border takes longer than so many
+//! microseconds?" for ever smaller times. For a given time a volunteer reaches from each stage a known furthest
+//! stage, and reaching further is hardly ever worse, so a partial line-up is told by who is used, who came last,
+//! and how far it reaches. It is tried from both ends, since either end of the model may be what is hard to place.
 //!
-//! [`Problem::least_moved`] then looks for the least state to move among line-ups within a time.
+//! [`Problem::least_moved`] then looks for the least state to move among line-ups within a time. Both leave small
+//! problems to [`super::exact`].
 //!
 //! Invariant: every cover returned reaches the last stage with at least `seats_min` seats.
 
 use std::collections::BTreeSet;
 
-use super::{Candidate, PACE_UNIT, StageCosts, are_apart};
-use crate::units::{PeerId, StageRange};
+use super::{Candidate, Given, PACE_UNIT, StageCosts, exact, moves};
+use crate::units::StageRange;
 
 /// Who sits, by index, and up to which stage; head first.
 pub(super) type Cover = Vec<(u16, u16)>;
 
+/// The longest time that is one: a border of more can't be passed.
+pub(super) const LIMIT_MAX: u64 = u64::MAX - 1;
 /// Partial line-ups times volunteers that one seat of [`Problem::fastest`] looks at.
 const STEPS_MAX: usize = 4_096;
 /// Partial line-ups times volunteers times stages that one stage of [`Problem::least_moved`] looks at.
@@ -36,14 +39,15 @@ struct Worker {
 pub(super) struct Problem<'a> {
     workers: Vec<Worker>,
     costs: &'a StageCosts,
-    /// For each volunteer those it is apart from.
-    apart: Vec<Vec<u16>>,
+    /// What a border between two costs, row by row; more than [`LIMIT_MAX`] if they can't connect.
+    borders_us: Vec<u64>,
+    floor_us: u64,
     stages: u16,
     seats_min: usize,
 }
 
 /// How far each volunteer reaches from each stage.
-type Reach = Vec<Vec<u16>>;
+pub(super) type Reach = Vec<Vec<u16>>;
 
 #[derive(Clone, Default)]
 struct Partial {
@@ -82,13 +86,8 @@ impl Partial {
 }
 
 impl<'a> Problem<'a> {
-    pub(super) fn new(
-        volunteers: &[&Candidate],
-        costs: &'a StageCosts,
-        apart: &BTreeSet<(PeerId, PeerId)>,
-        seats_min: usize,
-    ) -> Self {
-        let index = |count: usize| u16::try_from(count).expect("a close look is at few volunteers");
+    pub(super) fn new(volunteers: &[&Candidate], given: &Given<'a>) -> Self {
+        let costs = given.costs;
         let worker = |one: &&Candidate| {
             let mut lacks = vec![0];
             let mut sum = 0;
@@ -105,21 +104,20 @@ impl<'a> Problem<'a> {
                 mark: scatter(one.peer.0),
             }
         };
-        let others = |one: &&Candidate| {
-            let of_one = (0..volunteers.len())
-                .filter(|&other| are_apart(apart, one.peer, volunteers[other].peer));
-            of_one.map(index).collect()
+        let border = |a: &Candidate, b: &Candidate| {
+            let us = given.links.border_us(a, b, costs.border());
+            us.unwrap_or(u64::MAX)
         };
+        let borders_us = volunteers
+            .iter()
+            .flat_map(|a| volunteers.iter().map(move |b| border(a, b)));
         Self {
             workers: volunteers.iter().map(worker).collect(),
-            apart: if apart.is_empty() {
-                vec![Vec::new(); volunteers.len()]
-            } else {
-                volunteers.iter().map(others).collect()
-            },
+            borders_us: borders_us.collect(),
             costs,
+            floor_us: given.floor_us(),
             stages: costs.all().end,
-            seats_min,
+            seats_min: given.seats_min.max(1),
         }
     }
 
@@ -127,8 +125,34 @@ impl<'a> Problem<'a> {
         0..u16::try_from(self.workers.len()).expect("a close look is at few volunteers")
     }
 
-    fn may_follow(&self, last: Option<u16>, who: u16) -> bool {
-        last.is_none_or(|last| !self.apart[usize::from(last)].contains(&who))
+    /// Number of volunteers.
+    pub(super) fn volunteers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Number of stages.
+    pub(super) fn stages(&self) -> u16 {
+        self.stages
+    }
+
+    /// Seats there must be at least.
+    pub(super) fn seats_min(&self) -> usize {
+        self.seats_min
+    }
+
+    /// Microseconds of a border between two; more than [`LIMIT_MAX`] if they can't connect.
+    pub(super) fn border_us(&self, a: usize, b: usize) -> u64 {
+        self.borders_us[a * self.workers.len() + b]
+    }
+
+    /// Bytes of state that a volunteer lacks of some stages.
+    pub(super) fn lacks(&self, who: usize, first: usize, end: usize) -> u64 {
+        let lacks = &self.workers[who].lacks;
+        lacks[end] - lacks[first]
+    }
+
+    fn may_follow(&self, last: Option<u16>, who: u16, limit_us: u64) -> bool {
+        last.is_none_or(|last| self.border_us(usize::from(last), usize::from(who)) <= limit_us)
     }
 
     fn seat_us(&self, who: u16, first: u16, end: u16) -> u64 {
@@ -137,16 +161,32 @@ impl<'a> Problem<'a> {
         u64::try_from(microseconds).unwrap_or(u64::MAX)
     }
 
-    /// Microseconds of the slowest seat.
+    /// Microseconds of each seat, and of the border to the one before it if that is more.
+    fn times<'c>(&'c self, cover: &'c Cover) -> impl Iterator<Item = (u16, u64)> + 'c {
+        let before = std::iter::once(None).chain(cover.iter().copied().map(Some));
+        cover.iter().zip(before).map(|(&(who, end), before)| {
+            let first = before.map_or(0, |(_, end)| end);
+            let border_us = before.map_or(0, |(last, _)| {
+                self.border_us(usize::from(last), usize::from(who))
+            });
+            (who, self.seat_us(who, first, end).max(border_us))
+        })
+    }
+
+    /// Microseconds of the slowest seat or border.
     pub(super) fn slowest_us(&self, cover: &Cover) -> u64 {
-        let firsts = std::iter::once(0).chain(cover.iter().map(|&(_, end)| end));
-        let seats = cover.iter().zip(firsts);
-        let times = seats.map(|(&(who, end), first)| self.seat_us(who, first, end));
-        times.max().unwrap_or(0)
+        self.times(cover).map(|(_, us)| us).max().unwrap_or(0)
+    }
+
+    /// Who sits at the slowest seat, or behind the slowest border.
+    pub(super) fn slowest_seat(&self, cover: &Cover) -> Option<u16> {
+        self.times(cover)
+            .max_by_key(|(_, us)| *us)
+            .map(|(who, _)| who)
     }
 
     /// From each stage on, the furthest end that fits in memory and in `limit_us`.
-    fn reach(&self, limit_us: u64) -> Reach {
+    pub(super) fn reach(&self, limit_us: u64) -> Reach {
         let reach_of = |worker: &Worker| {
             let work_max = u128::from(limit_us) * PACE_UNIT / worker.pace;
             let fits = |stages: StageRange| {
@@ -172,17 +212,25 @@ impl<'a> Problem<'a> {
         self.workers.iter().map(reach_of).collect()
     }
 
-    /// The line-up whose slowest seat is fastest, with as few seats as that allows.
+    /// The line-up whose slowest part is fastest.
     ///
     /// # Errors
     /// The furthest stage that memory lets a line-up from the head reach, if there is none at all.
     pub(super) fn fastest(&self) -> Result<Cover, u16> {
-        let mut best = self.within(u64::MAX)?;
+        let is_small = exact::is_small(self.workers.len(), self.stages);
+        let within = |limit_us: u64| {
+            let reach = self.reach(limit_us);
+            match is_small {
+                true => exact::within(self, &reach, limit_us),
+                false => self.found_within(&reach, limit_us),
+            }
+        };
+        let mut best = within(LIMIT_MAX)?;
         let mut best_us = self.slowest_us(&best);
-        let mut too_fast_us = 0;
-        while too_fast_us + 1 < best_us {
+        let mut too_fast_us = self.floor_us.saturating_sub(1);
+        while too_fast_us.saturating_add(1) < best_us {
             let middle_us = too_fast_us + (best_us - too_fast_us) / 2;
-            match self.within(middle_us) {
+            match within(middle_us) {
                 Ok(cover) => {
                     best_us = self.slowest_us(&cover);
                     best = cover;
@@ -190,23 +238,30 @@ impl<'a> Problem<'a> {
                 Err(_furthest) => too_fast_us = middle_us,
             }
         }
-        Ok(best)
+        Ok(match is_small {
+            true => best,
+            false => moves::bettered(self, best),
+        })
     }
 
-    /// A line-up in which no seat takes longer, or how far one from the head gets.
-    fn within(&self, limit_us: u64) -> Result<Cover, u16> {
-        let reach = self.reach(limit_us);
-        match self.cover(&mirror(&reach, self.stages)) {
-            Ok(cover) => Ok(turn(&cover, self.stages)),
-            Err(_from_the_end) => self.cover(&reach),
+    /// A line-up in which nothing takes longer, or how far one from the head gets.
+    fn found_within(&self, reach: &Reach, limit_us: u64) -> Result<Cover, u16> {
+        match self.cover(&mirror(reach, self.stages), limit_us, false) {
+            Ok(cover) => return Ok(turn(&cover, self.stages)),
+            Err(_from_the_end) => {}
+        }
+        match self.cover(reach, limit_us, false) {
+            Err(_) if limit_us == LIMIT_MAX => self.cover(reach, limit_us, true),
+            found => found,
         }
     }
 
     /// Seat after seat from stage 0 on, those that reach furthest first.
-    fn cover(&self, reach: &Reach) -> Result<Cover, u16> {
+    ///
+    /// With `any_end` seats are also tried shorter than they can be: where neighbours are apart or memory is
+    /// scarce, that can be what makes a line-up possible.
+    fn cover(&self, reach: &Reach, limit_us: u64, any_end: bool) -> Result<Cover, u16> {
         let width = (STEPS_MAX / self.workers.len()).clamp(4, 512);
-        // Where seats may be too few or neighbours apart, a shorter seat can be what makes a line-up possible.
-        let any_end = self.seats_min > 1 || self.apart.iter().any(|others| !others.is_empty());
         let mut furthest = 0;
         let mut level = vec![Partial::default()];
         for seats in 1..=usize::from(self.stages).min(self.workers.len()) {
@@ -217,7 +272,7 @@ impl<'a> Problem<'a> {
             for (parent, partial) in level.iter().enumerate() {
                 let first = partial.end();
                 for who in self.indices() {
-                    if partial.uses(who) || !self.may_follow(partial.last(), who) {
+                    if partial.uses(who) || !self.may_follow(partial.last(), who, limit_us) {
                         continue;
                     }
                     let end = reach[usize::from(who)][usize::from(first)].min(end_max);
@@ -255,6 +310,9 @@ impl<'a> Problem<'a> {
     /// The line-up that moves the least state with no seat slower than `limit_us`; `known` if none is better.
     pub(super) fn least_moved(&self, limit_us: u64, known: Cover) -> Cover {
         let reach = self.reach(limit_us);
+        if exact::is_small(self.workers.len(), self.stages) {
+            return self.least_moved_of_all(limit_us, known);
+        }
         let width = (MOVES_MAX / (self.workers.len() * usize::from(self.stages))).clamp(4, 512);
         let mut by_end: Vec<Vec<Partial>> = vec![Vec::new(); usize::from(self.stages) + 1];
         by_end[0].push(Partial::default());
@@ -262,7 +320,7 @@ impl<'a> Problem<'a> {
             let here = std::mem::take(&mut by_end[usize::from(first)]);
             for partial in self.narrowed(here, width) {
                 for who in self.indices() {
-                    if partial.uses(who) || !self.may_follow(partial.last(), who) {
+                    if partial.uses(who) || !self.may_follow(partial.last(), who, limit_us) {
                         continue;
                     }
                     for end in first + 1..=reach[usize::from(who)][usize::from(first)] {
@@ -285,6 +343,25 @@ impl<'a> Problem<'a> {
             .chain([known])
             .min_by(|a, b| rank(a).cmp(&rank(b)));
         best.expect("at least the known one").cover
+    }
+
+    /// ... of a small problem. If the fastest line-ups move as little as slower ones, one of them it is.
+    fn least_moved_of_all(&self, limit_us: u64, known: Cover) -> Cover {
+        let moved_bytes = |cover: &Cover| {
+            let whole = cover
+                .iter()
+                .fold(Partial::default(), |partial, &(who, end)| {
+                    self.seated(&partial, who, end)
+                });
+            whole.moved_bytes
+        };
+        let best_us = self.slowest_us(&known);
+        let within = |us| exact::least_moved(self, &self.reach(us), us);
+        match (within(best_us), within(limit_us)) {
+            (Some(fast), Some(slow)) if moved_bytes(&slow) < moved_bytes(&fast) => slow,
+            (Some(fast), _) => fast,
+            (None, slow) => slow.unwrap_or(known),
+        }
     }
 
     fn seated(&self, partial: &Partial, who: u16, end: u16) -> Partial {

@@ -3,14 +3,9 @@
 use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
-use proptest::collection::{btree_set, vec};
-use proptest::prelude::*;
 
 use super::*;
 use crate::config::run::RunConfig;
-use crate::random::Words;
-
-const NO_PAIRS: BTreeSet<(PeerId, PeerId)> = BTreeSet::new();
 
 /// Stages of one block and 100 bytes each.
 fn even(stages: usize) -> StageCosts {
@@ -50,26 +45,37 @@ fn line_up_of(seats: &[(u64, u16, u16)]) -> LineUp {
     }
 }
 
-fn pairs(pairs: &[(u64, u64)]) -> BTreeSet<(PeerId, PeerId)> {
-    pairs.iter().map(|&(a, b)| (PeerId(a), PeerId(b))).collect()
+/// Links of which nothing is known but that some can't be made.
+fn apart(pairs: &[(u64, u64)]) -> Links {
+    let mut links = Links::default();
+    for &(a, b) in pairs {
+        links.separate(PeerId(a), PeerId(b));
+    }
+    links
 }
 
-fn told(
-    volunteers: &[Candidate],
-    costs: &StageCosts,
-    apart: &[(u64, u64)],
-    old: Option<&LineUp>,
+fn given<'a>(
+    volunteers: &'a [Candidate],
+    costs: &'a StageCosts,
+    links: &'a Links,
     seats_min: usize,
-) -> String {
-    match assign(volunteers, costs, &pairs(apart), old, seats_min) {
+) -> Given<'a> {
+    Given {
+        volunteers,
+        costs,
+        links,
+        seats_min,
+    }
+}
+
+fn told(given: &Given<'_>, old: Option<&LineUp>) -> String {
+    match assign(given, old) {
         Ok(line_up) => {
             let mut text = String::new();
             for (peer, stages) in &line_up.seats {
                 let _infallible = write!(text, "{peer}: {stages}, ");
             }
-            let slowest = line_up
-                .slowest_us(volunteers, costs)
-                .expect("all are there");
+            let slowest = line_up.slowest_us(given).expect("all are there");
             text + &format!("slowest {slowest} us")
         }
         Err(reason) => reason.to_string(),
@@ -77,7 +83,8 @@ fn told(
 }
 
 fn check(volunteers: &[Candidate], costs: &StageCosts, seats_min: usize, expected: Expect) {
-    expected.assert_eq(&told(volunteers, costs, &[], None, seats_min));
+    let links = Links::default();
+    expected.assert_eq(&told(&given(volunteers, costs, &links, seats_min), None));
 }
 
 #[test]
@@ -172,7 +179,7 @@ fn the_heavy_ends_go_to_those_who_can_carry_them() {
     let costs = StageCosts::new(&RunConfig::preset("base").expect("a preset"));
     let gigabytes = |peer, memory: u64| Candidate {
         memory_bytes: memory * 1_000_000_000,
-        ..volunteer(peer, 1000, 0)
+        ..volunteer(peer, 20_000, 0)
     };
     let volunteers = [
         gigabytes(1, 16),
@@ -184,7 +191,7 @@ fn the_heavy_ends_go_to_those_who_can_carry_them() {
         &volunteers,
         &costs,
         1,
-        expect!["4: stages 0-1, 3: stages 2-5, 1: stages 6-10, 2: stage 11, slowest 5465 us"],
+        expect!["4: stages 0-2, 3: stages 3-6, 2: stages 7-10, 1: stage 11, slowest 109300 us"],
     );
 }
 
@@ -204,13 +211,16 @@ fn what_is_waited_for_is_told_in_words() {
     let small = [gigabytes(1, 2_000_000_000), gigabytes(2, 2_000_000_000)];
     let three = [volunteer(1, 1, 1), volunteer(2, 1, 1), volunteer(3, 1, 1)];
     let all_apart = [(1, 2), (3, 2), (1, 3)];
+    let told = |volunteers: &[Candidate], costs: &StageCosts, pairs: &[(u64, u64)], seats_min| {
+        told(&given(volunteers, costs, &apart(pairs), seats_min), None)
+    };
     let lines = [
-        told(&small, &costs, &[], None, 1),
-        told(&small, &costs, &[], None, 3),
-        told(&small[..1], &costs, &[], None, 3),
-        told(&three, &even(3), &all_apart, None, 1),
-        told(&three, &even(3), &all_apart[..2], None, 1),
-        told(&three, &even(3), &all_apart[..1], None, 1),
+        told(&small, &costs, &[], 1),
+        told(&small, &costs, &[], 3),
+        told(&small[..1], &costs, &[], 3),
+        told(&three, &even(3), &all_apart, 1),
+        told(&three, &even(3), &all_apart[..2], 1),
+        told(&three, &even(3), &all_apart[..1], 1),
     ];
     expect![[r#"
         waiting for 1 more volunteer (stage 2 needs 3.1 GB)
@@ -232,7 +242,13 @@ fn an_old_line_up_stays_unless_the_gain_is_over_a_tenth() {
             volunteer(3, 100, 4),
         ]
     };
-    let placed = |block_us| told(&with(block_us), &even(2), &[], Some(&old), 1);
+    let placed = |block_us| {
+        let volunteers = with(block_us);
+        told(
+            &given(&volunteers, &even(2), &Links::default(), 1),
+            Some(&old),
+        )
+    };
     expect!["1: stage 0, 2: stage 1, slowest 110 us"].assert_eq(&placed(110));
     expect!["3: stage 0, 1: stage 1, slowest 100 us"].assert_eq(&placed(111));
 }
@@ -258,253 +274,97 @@ fn a_lost_seat_goes_to_who_holds_its_state() {
         &volunteers,
         &even(6),
         1,
-        expect!["1: stages 0-1, 4: stages 2-3, 2: stage 4, 5: stage 5, slowest 20 us"],
+        expect!["1: stages 0-1, 4: stages 2-3, 5: stage 4, 2: stage 5, slowest 20 us"],
     );
 }
 
+/// Two stages that a lone volunteer computes in 20 ms, over whose border go 100 kB a sequence.
+fn told_over(links: &Links, volunteers: &[Candidate]) -> String {
+    let costs = even(2).with_border(Border {
+        bytes: 400_000,
+        sequences: 4,
+        microbatches: 8,
+    });
+    told(&given(volunteers, &costs, links, 1), None)
+}
+
 #[test]
-fn ten_thousand_volunteers_are_placed_within_a_second() {
-    let costs = StageCosts::new(&RunConfig::preset("base").expect("a preset"));
-    let mut words = Words::new("test volunteers", &[1]);
-    let mut draw = |below: u32| u64::from(words.next_word() % below);
-    let volunteers: Vec<Candidate> = (0..10_000)
-        .map(|peer| Candidate {
-            throttle_percent: 10 + u8::try_from(draw(91)).expect("below 91"),
-            memory_bytes: 1_000_000_000 + draw(1 << 31) * 4,
-            holds: (0..12).filter(|_| draw(50) == 0).map(StageId).collect(),
-            ..volunteer(peer, 500 + draw(100_000), 0)
-        })
-        .collect();
-    let apart = (0..300)
-        .map(|_| (PeerId(draw(10_000)), PeerId(draw(10_000))))
-        .collect();
-    for apart in [&NO_PAIRS, &apart] {
-        for seats_min in [1, 12] {
-            let began = std::time::Instant::now();
-            let line_up =
-                assign(&volunteers, &costs, apart, None, seats_min).expect("enough of them");
-            let took = began.elapsed();
-            assert!(line_up.is_possible(&volunteers, &costs, apart, seats_min));
-            assert!(took.as_secs_f64() < 1.0, "{took:?}");
-        }
-    }
-}
-
-/// Every line-up that keeps to everything, by trying all.
-fn all_possible(
-    volunteers: &[Candidate],
-    costs: &StageCosts,
-    apart: &BTreeSet<(PeerId, PeerId)>,
-    seats_min: usize,
-) -> Vec<LineUp> {
-    let mut whole = Vec::new();
-    let mut partial = vec![LineUp { seats: Vec::new() }];
-    while let Some(LineUp { seats }) = partial.pop() {
-        let first = seats.last().map_or(0, |(_, stages)| stages.end);
-        if first == costs.all().end {
-            whole.push(LineUp { seats });
-            continue;
-        }
-        for volunteer in volunteers {
-            for end in first + 1..=costs.all().end {
-                let peer = volunteer.peer;
-                let stages = StageRange { first, end };
-                let seats = [&seats[..], &[(peer, stages)]].concat();
-                partial.push(LineUp { seats });
-            }
-        }
-    }
-    whole.retain(|line_up| line_up.is_possible(volunteers, costs, apart, seats_min));
-    whole
-}
-
-/// Bytes of state that seats of a line-up lack.
-fn moved_bytes(line_up: &LineUp, volunteers: &[Candidate], costs: &StageCosts) -> u64 {
-    let lacks = |&(peer, stages): &(PeerId, StageRange)| -> u64 {
-        let found = volunteers.iter().find(|one| one.peer == peer);
-        let holds = &found.expect("a volunteer of the line-up").holds;
-        let missing = stages.iter().filter(|stage| !holds.contains(stage));
-        let bytes = missing.map(|stage| costs.state_bytes(stage));
-        bytes.sum()
-    };
-    line_up.seats.iter().map(lacks).sum()
-}
-
-/// A line-up by lot that keeps to everything, if the lot falls so.
-fn by_lot(volunteers: &[Candidate], costs: &StageCosts, words: &mut Words) -> LineUp {
-    let mut left: Vec<PeerId> = volunteers.iter().map(|one| one.peer).collect();
-    let mut seats = Vec::new();
-    let end_of_all = costs.all().end;
-    let mut first = 0;
-    while first < end_of_all && !left.is_empty() {
-        let peer = left.swap_remove(words.next_word() as usize % left.len());
-        let lot = words.next_word() % u32::from(end_of_all - first);
-        let end = first + 1 + u16::try_from(lot).expect("below a u16");
-        seats.push((peer, StageRange { first, end }));
-        first = end;
-    }
-    LineUp { seats }
-}
-
-fn any_costs(stages: std::ops::Range<usize>) -> impl Strategy<Value = StageCosts> {
-    vec((1_u64..3_000, 1_u64..300, 1_u64..30), stages).prop_map(|stages| {
-        StageCosts::from_stages(stages.into_iter().map(
-            |(milliblocks, memory_bytes, state_bytes)| StageCost {
-                milliblocks,
-                memory_bytes,
-                state_bytes,
-            },
-        ))
-    })
-}
-
-fn any_volunteers(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Candidate>> {
-    let one = (1_u64..1_000, 10_u8..=100, 0_u64..1_000, any::<bool>());
-    vec(one, count).prop_map(|all| {
-        let numbered = (10..).zip(all);
-        numbered
-            .map(
-                |(peer, (block_us, throttle_percent, memory_bytes, relay_only))| Candidate {
-                    throttle_percent,
-                    memory_bytes,
-                    relay_only,
-                    ..volunteer(peer, block_us, 0)
-                },
-            )
-            .collect()
-    })
-}
-
-fn with_holds(holds: BTreeSet<u16>) -> impl Fn(Candidate) -> Candidate {
-    move |one| {
-        let shift = u16::try_from(one.peer.0 % 5).expect("below 5");
-        let holds: Vec<u16> = holds.iter().map(|stage| stage / 3 + shift).collect();
-        holding(one, &holds)
-    }
-}
-
-fn any_pairs() -> impl Strategy<Value = BTreeSet<(PeerId, PeerId)>> {
-    btree_set((10_u64..18, 10_u64..18), 0..6).prop_map(|pairs| {
-        pairs
-            .into_iter()
-            .map(|(a, b)| (PeerId(a), PeerId(b)))
-            .collect()
-    })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
-    #[test]
-    fn few_volunteers_are_placed_as_well_as_by_trying_all(
-        volunteers in any_volunteers(1..5),
-        costs in any_costs(1..5),
-        apart in any_pairs(),
-        seats_min in 1_usize..4,
-    ) {
-        let placed = assign(&volunteers, &costs, &apart, None, seats_min).ok();
-        let us = placed.and_then(|line_up| line_up.slowest_us(&volunteers, &costs));
-        let all = all_possible(&volunteers, &costs, &apart, seats_min);
-        let best_us = all.iter().filter_map(|other| other.slowest_us(&volunteers, &costs)).min();
-        prop_assert_eq!(us, best_us);
-    }
-
-    #[test]
-    fn as_little_state_moves_as_costs_at_most_a_tenth_of_the_speed(
-        volunteers in any_volunteers(1..5),
-        costs in any_costs(1..5),
-        holds in btree_set(0_u16..24, 1..8),
-        lot in any::<u64>(),
-    ) {
-        let volunteers: Vec<Candidate> = volunteers.into_iter().map(with_holds(holds)).collect();
-        prop_assume!(volunteers.iter().any(|one| !one.holds.is_empty()));
-        let old = by_lot(&volunteers, &costs, &mut Words::new("test", &[lot]));
-        let all = all_possible(&volunteers, &costs, &NO_PAIRS, 1);
-        let us = |line_up: &LineUp| line_up.slowest_us(&volunteers, &costs).expect("all are there");
-        if let Some(best_us) = all.iter().map(us).min() {
-            let placed = assign(&volunteers, &costs, &NO_PAIRS, Some(&old), 1).expect("possible");
-            let near = |line_up: &&LineUp| us(line_up) * 100 <= best_us * 110;
-            prop_assert!(near(&&placed));
-            if all.iter().filter(near).any(|other| *other == old) {
-                prop_assert_eq!(placed, old);
-            } else {
-                let moved = |line_up: &LineUp| moved_bytes(line_up, &volunteers, &costs);
-                prop_assert_eq!(Some(moved(&placed)), all.iter().filter(near).map(moved).min());
-            }
-        }
-    }
-
-    #[test]
-    fn every_line_up_keeps_to_all_limits_whatever_is_held_and_seated(
-        volunteers in any_volunteers(1..40),
-        costs in any_costs(1..14),
-        apart in any_pairs(),
-        seats_min in 1_usize..4,
-        holds in btree_set(0_u16..24, 0..8),
-        lot in any::<u64>(),
-    ) {
-        let volunteers: Vec<Candidate> = volunteers.into_iter().map(with_holds(holds)).collect();
-        let old = by_lot(&volunteers, &costs, &mut Words::new("test", &[lot]));
-        if let Ok(line_up) = assign(&volunteers, &costs, &apart, Some(&old), seats_min) {
-            prop_assert!(line_up.is_possible(&volunteers, &costs, &apart, seats_min));
-        } else {
-            prop_assert!(!old.is_possible(&volunteers, &costs, &apart, seats_min));
-        }
-    }
-
-    #[test]
-    fn no_line_up_by_lot_is_faster(
-        volunteers in any_volunteers(1..30),
-        costs in any_costs(1..10),
-        apart in any_pairs(),
-        lot in any::<u64>(),
-    ) {
-        let placed = assign(&volunteers, &costs, &apart, None, 1);
-        let us = placed.ok().and_then(|line_up| line_up.slowest_us(&volunteers, &costs));
-        let mut words = Words::new("test lot", &[lot]);
-        for _ in 0..1_000 {
-            let other = by_lot(&volunteers, &costs, &mut words);
-            if other.is_possible(&volunteers, &costs, &apart, 1) {
-                let other_us = other.slowest_us(&volunteers, &costs).expect("all are there");
-                prop_assert!(us.is_some_and(|us| us <= other_us), "{us:?} > {other_us}: {other:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_order_in_which_volunteers_are_named_does_not_matter(
-        volunteers in any_volunteers(1..30),
-        costs in any_costs(1..10),
-        apart in any_pairs(),
-        holds in btree_set(0_u16..24, 0..8),
-        turn in any::<prop::sample::Index>(),
-    ) {
-        // Equal figures, so that ties are what decides.
-        let volunteers: Vec<Candidate> = volunteers
-            .into_iter()
-            .map(|one| Candidate { block_us: one.block_us % 3 + 1, throttle_percent: 100, ..one })
-            .map(with_holds(holds))
-            .collect();
-        let mut turned = volunteers.clone();
-        turned.rotate_left(turn.index(volunteers.len()));
-        turned.reverse();
-        prop_assert_eq!(
-            assign(&volunteers, &costs, &apart, None, 1),
-            assign(&turned, &costs, &apart, None, 1)
-        );
-    }
-
-    #[test]
-    fn one_more_volunteer_never_makes_the_pipe_slower(
-        volunteers in any_volunteers(2..8),
-        costs in any_costs(1..8),
-    ) {
-        let us = |volunteers: &[Candidate]| {
-            let placed = assign(volunteers, &costs, &NO_PAIRS, None, 1).ok()?;
-            placed.slowest_us(volunteers, &costs)
+fn a_pipeline_is_split_only_over_links_that_are_worth_it() {
+    let measured = |delay_us, bytes_per_second, relayed| {
+        let figures = Measured {
+            delay_us,
+            bytes_per_second: Some(bytes_per_second),
+            relayed,
         };
-        if let Some(fewer_us) = us(&volunteers[1..]) {
-            prop_assert!(us(&volunteers).is_some_and(|us| us <= fewer_us));
-        }
-    }
+        let mut links = Links::default();
+        links.measure(PeerId(1), [(PeerId(2), figures)]);
+        links
+    };
+    let at_home = |delay_us, bytes_per_second| {
+        [1, 2].map(|peer| Candidate {
+            delay_us,
+            bytes_per_second,
+            ..volunteer(peer, 10_000, 2)
+        })
+    };
+    let near = at_home(0, None);
+    let lines = [
+        told_over(&Links::default(), &near),
+        told_over(&measured(0, 8_000_000, false), &near),
+        told_over(&measured(0, 8_000_000, true), &near),
+        told_over(&measured(0, 4_000_000, false), &near),
+        told_over(&measured(80_000, 8_000_000, false), &near),
+        told_over(&measured(80_000, 40_000_000, false), &near),
+        told_over(&Links::default(), &at_home(40_000, Some(40_000_000))),
+        told_over(&Links::default(), &at_home(0, Some(4_000_000))),
+        told_over(
+            &measured(0, 40_000_000, false),
+            &at_home(0, Some(4_000_000)),
+        ),
+    ];
+    expect![[r#"
+        2: stage 0, 1: stage 1, slowest 10000 us
+        2: stage 0, 1: stage 1, slowest 12500 us
+        2: stage 0, 1: stage 1, slowest 14063 us
+        1: stages 0-1, slowest 20000 us
+        2: stage 0, 1: stage 1, slowest 17500 us
+        2: stage 0, 1: stage 1, slowest 10000 us
+        2: stage 0, 1: stage 1, slowest 10000 us
+        1: stages 0-1, slowest 20000 us
+        2: stage 0, 1: stage 1, slowest 10000 us"#]]
+    .assert_eq(&lines.join("\n"));
 }
+
+#[test]
+fn a_slow_link_is_placed_around() {
+    let slow = Measured {
+        delay_us: 10_000,
+        bytes_per_second: Some(500_000),
+        relayed: false,
+    };
+    let mut links = Links::default();
+    links.measure(PeerId(1), [(PeerId(2), slow)]);
+    let costs = even(3).with_border(Border {
+        bytes: 40_000,
+        sequences: 4,
+        microbatches: 8,
+    });
+    let three = [1, 2, 3].map(|peer| volunteer(peer, 10_000, 1));
+    let around = told(&given(&three, &costs, &links, 1), None);
+    let anyway = told(
+        &given(
+            &three[..2],
+            &even(2).with_border(*costs.border()),
+            &links,
+            2,
+        ),
+        None,
+    );
+    expect![[r#"
+        2: stage 0, 3: stage 1, 1: stage 2, slowest 10000 us
+        2: stage 0, 1: stage 1, slowest 20625 us"#]]
+    .assert_eq(&format!("{around}\n{anyway}"));
+}
+
+mod properties;
+mod size;
