@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use shared::driver::sent::Volumes;
 use shared::units::StageRange;
 
 use crate::cli::LogFormat;
 use crate::failure::Failure;
+use crate::rtc::traffic::Datagrams;
 
 /// Between status lines where there is no terminal.
 const STATUS_EVERY: Duration = Duration::from_secs(60);
@@ -148,7 +150,18 @@ pub enum Note {
         code: u8,
         /// Why.
         text: String,
+        /// What went over links to other volunteers, from the start to the end.
+        carried: Carried,
     },
+}
+
+/// What went over links to other volunteers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Carried {
+    /// Frames that we sent.
+    pub frames: Volumes,
+    /// What our UDP sockets carried: frames and all that encryption, transport and ICE add.
+    pub sockets: Datagrams,
 }
 
 impl Note {
@@ -230,7 +243,18 @@ impl Note {
             Self::Trouble { text } => text.clone(),
             Self::Error { text, remedy, .. } if remedy.is_empty() => format!("error: {text}"),
             Self::Error { text, remedy, .. } => format!("error: {text}\n  {remedy}"),
-            Self::End { text, .. } => text.clone(),
+            Self::End { text, carried, .. } => {
+                let Datagrams {
+                    sent_bytes,
+                    received_bytes,
+                    ..
+                } = carried.sockets;
+                format!(
+                    "{text}\n  {:.1} MB sent to other volunteers, {:.1} MB received",
+                    sent_bytes as f64 / 1e6,
+                    received_bytes as f64 / 1e6
+                )
+            }
         })
     }
 

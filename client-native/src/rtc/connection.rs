@@ -121,6 +121,7 @@ async fn build(
         .with_handler(Arc::new(Handler { notices }))
         .with_runtime(Arc::new(TunedRuntime {
             rounds: Arc::clone(&rounds),
+            traffic: Arc::clone(&config.traffic),
         }))
         .with_udp_addrs(config.bind_addresses())
         .with_data_channel_send_buffer_limit(STACK_BYTES_MAX)

@@ -14,6 +14,7 @@ mod connection;
 mod link;
 mod outbox;
 mod socket;
+pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -28,6 +29,7 @@ use tokio::sync::mpsc;
 use crate::pace::Pacer;
 use link::LinkTask;
 use outbox::Outbox;
+use traffic::Traffic;
 
 /// Bytes that wait on the `tensors` channel of one link before `try_send` says no.
 pub const TENSORS_BYTES_MAX: usize = 4 << 20;
@@ -51,6 +53,8 @@ pub struct RtcConfig {
     pub loopback: bool,
     /// What paces everything that leaves on the `tensors` channels.
     pub pacer: Option<Arc<Pacer>>,
+    /// Counts what the sockets of all links carry.
+    pub traffic: Arc<Traffic>,
 }
 
 impl RtcConfig {

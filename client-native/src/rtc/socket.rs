@@ -24,6 +24,8 @@ use webrtc::runtime::{
     TokioRuntime, Transmit,
 };
 
+use super::traffic::{CountedSocket, Traffic};
+
 /// Bytes asked for in each direction of a socket; the system may give less.
 const SOCKET_BYTES: usize = 4 << 20;
 /// Rounds of the loop until what was received or queued through a relay has been answered and sent.
@@ -88,6 +90,8 @@ impl Rounds {
 pub(super) struct TunedRuntime {
     /// Help for the loop of the one connection that uses this runtime.
     pub(super) rounds: Arc<Rounds>,
+    /// Counts what the connection's sockets carry.
+    pub(super) traffic: Arc<Traffic>,
 }
 
 impl Runtime for TunedRuntime {
@@ -105,7 +109,10 @@ impl Runtime for TunedRuntime {
                 tracing::debug!(%error, "the system keeps its own UDP buffer size");
             }
         }
-        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        let inner: Arc<dyn AsyncUdpSocket> = Arc::new(CountedSocket {
+            inner: TokioRuntime.wrap_udp_socket(socket)?,
+            traffic: Arc::clone(&self.traffic),
+        });
         if !self.rounds.enabled() {
             return Ok(inner);
         }

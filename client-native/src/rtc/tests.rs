@@ -155,6 +155,13 @@ async fn both_ends_of_a_link_pass_messages_and_one_notices_the_others_loss() {
         );
         exchange(&mut left, &mut right).await;
 
+        let carried = left.config.traffic.datagrams();
+        let least = (MESSAGES * MESSAGE_BYTES) as u64;
+        for bytes in [carried.sent_bytes, carried.received_bytes] {
+            assert!((least..2 * least).contains(&bytes), "{carried:?}");
+        }
+        assert!(carried.sent > least / 1_500, "{carried:?}");
+
         drop(right);
         let began = std::time::Instant::now();
         let event = left.next_event().await.unwrap();

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shared::driver::sent::Sent;
 use shared::driver::{self, World};
 use shared::model::device::{DeviceKind, Opened};
 use shared::peer::{Event, Exit, Identity as PeerIdentity, Peer};
@@ -24,7 +25,8 @@ use crate::host::http::HostFiles;
 use crate::host::socket::HostSocket;
 use crate::identity::Identity;
 use crate::pace::Pacer;
-use crate::report::{Note, Reporter};
+use crate::report::{Carried, Note, Reporter};
+use crate::rtc::traffic::Traffic;
 use crate::rtc::{RtcConfig, RtcTransport};
 use crate::settings::Settings;
 use compute::NativeWorkshop;
@@ -66,20 +68,39 @@ impl driver::Clock for ProcessClock {
     }
 }
 
+/// What is counted while a volunteer takes part.
+#[derive(Default)]
+struct Counters {
+    sent: Sent,
+    traffic: Arc<Traffic>,
+}
+
+impl Counters {
+    fn read(&self) -> Carried {
+        Carried {
+            frames: self.sent.volumes(),
+            sockets: self.traffic.datagrams(),
+        }
+    }
+}
+
 /// Takes part in a run until it is over, and tells why it ended. `opened` is the device to work with.
 pub async fn join(settings: Settings, opened: Opened, reporter: Reporter) -> ExitCode {
     let (notes, heard) = mpsc::channel(NOTES_MAX);
     let notes = Notes(notes);
     let telling = tokio::spawn(tell_all(heard, reporter));
-    let outcome = take_part(settings, opened, &notes).await;
+    let counters = Counters::default();
+    let outcome = take_part(settings, opened, &notes, &counters).await;
+    let end = |code, text| Note::End {
+        code,
+        text,
+        carried: counters.read(),
+    };
     let (note, code) = match outcome {
-        Ok(text) => {
-            let text = text.to_owned();
-            (Note::End { code: 0, text }, ExitCode::SUCCESS)
-        }
+        Ok(text) => (end(0, text.to_owned()), ExitCode::SUCCESS),
         Err(failure) if matches!(failure.code, Code::Over | Code::Stopped) => {
             let (code, text) = (failure.code as u8, failure.what.clone());
-            (Note::End { code, text }, failure.exit_code())
+            (end(code, text), failure.exit_code())
         }
         Err(failure) => (Note::of(&failure), failure.exit_code()),
     };
@@ -115,6 +136,7 @@ async fn take_part(
     settings: Settings,
     opened: Opened,
     notes: &Notes,
+    counters: &Counters,
 ) -> Result<&'static str, Failure> {
     let identity = Identity::open(&settings.identity_path)?;
     let capabilities = capabilities(&settings, &opened);
@@ -143,6 +165,7 @@ async fn take_part(
         relay_only: settings.relay_only,
         loopback: settings.link.is_loopback(),
         pacer: pacer.clone(),
+        traffic: Arc::clone(&counters.traffic),
     });
     let (gave_up, mut given_up) = mpsc::channel(1);
     let files = HostFiles::new(&settings.link, pacer);
@@ -159,6 +182,7 @@ async fn take_part(
             notes: notes.clone(),
         },
         clock: ProcessClock(Instant::now()),
+        sent: counters.sent.clone(),
     };
     let (commands, mut stopped) = signals::listen(notes.clone())?;
     let mut watcher = Watcher {

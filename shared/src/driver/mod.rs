@@ -8,6 +8,7 @@
 //! a full channel or a long job holds nothing else up.
 
 mod outbox;
+pub mod sent;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,6 +28,7 @@ use crate::wire::frame::{Frame, Mode};
 use crate::wire::signal::{DataInfo, Down, Held, Pause, Up};
 
 use outbox::Outbox;
+use sent::Sent;
 
 /// News from the host's side.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +143,8 @@ pub struct World<T, H, W, K> {
     pub workshop: W,
     /// The clock.
     pub clock: K,
+    /// Where what goes out to other volunteers is counted.
+    pub sent: Sent,
 }
 
 /// A request for files that came back.
@@ -222,6 +226,7 @@ async fn compute<C: Compute>(mut compute: C, job: Job) -> (C, Done) {
 struct Loop<T, H: Host, C> {
     transport: T,
     host: H,
+    sent: Sent,
     outboxes: BTreeMap<PeerId, Outbox>,
     idle: Option<C>,
     job: Option<Job>,
@@ -250,11 +255,13 @@ where
         host,
         workshop,
         clock,
+        sent,
     } = world;
     let mut workshop = Some(workshop);
     let mut state = Loop::<T, H, W::Compute> {
         transport,
         host,
+        sent,
         outboxes: BTreeMap::new(),
         idle: None,
         job: None,
@@ -429,7 +436,7 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             NetEvent::Link { peer: other, event } => {
                 if let LinkEvent::Open { .. } = event {
                     // A new connection numbers its frames from the beginning.
-                    self.outboxes.insert(other, Outbox::default());
+                    self.outboxes.insert(other, Outbox::new(self.sent.clone()));
                 }
                 peer.handle_link_event(now, other, event);
             }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::sent::{Purpose, Sent};
 use crate::transport::{Channel, Transport};
 use crate::units::PeerId;
 use crate::wire::chunk::{ChunkError, Chunker, Joiner};
@@ -23,20 +24,30 @@ pub(super) enum JoinError {
     Decode(#[from] DecodeError),
 }
 
+/// An encoded frame that waits.
+#[derive(Debug)]
+struct Queued {
+    purpose: Purpose,
+    payload_bytes: usize,
+    bytes: Bytes,
+}
+
 /// Frames of one urgency, and the messages of the one being sent.
 #[derive(Debug, Default)]
 struct Lane {
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Queued>,
     messages: VecDeque<Bytes>,
 }
 
 impl Lane {
     /// The next message, cut from the next frame when the last one is out.
-    fn front(&mut self, chunker: &mut Chunker) -> Option<&Bytes> {
+    fn front(&mut self, chunker: &mut Chunker, sent: &Sent) -> Option<&Bytes> {
         if self.messages.is_empty()
             && let Some(frame) = self.frames.pop_front()
         {
-            self.messages.extend(chunker.cut(frame));
+            self.messages.extend(chunker.cut(frame.bytes));
+            let message_bytes = self.messages.iter().map(Bytes::len).sum();
+            sent.add(frame.purpose, frame.payload_bytes, message_bytes);
         }
         self.messages.front()
     }
@@ -45,6 +56,7 @@ impl Lane {
 /// One peer's two channels, both ways.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
+    sent: Sent,
     control: Lane,
     microbatches: Lane,
     state: Lane,
@@ -53,6 +65,14 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    /// An outbox of a link that has just opened; what leaves is added to `sent`.
+    pub(super) fn new(sent: Sent) -> Self {
+        Self {
+            sent,
+            ..Self::default()
+        }
+    }
+
     /// Queues a frame.
     pub(super) fn push(&mut self, frame: &Frame) {
         let lane = match frame.header {
@@ -65,7 +85,11 @@ impl Outbox {
             | Header::Keepalive
             | Header::Bye { .. } => &mut self.control,
         };
-        lane.frames.push_back(frame.encode());
+        lane.frames.push_back(Queued {
+            purpose: Purpose::of(&frame.header),
+            payload_bytes: frame.payload.len(),
+            bytes: frame.encode(),
+        });
     }
 
     /// Gives the transport as much as it takes.
@@ -74,18 +98,15 @@ impl Outbox {
             &mut self.control,
             Channel::Control,
             &mut self.control_chunks.0,
+            &self.sent,
             to,
             transport,
         );
         let chunker = &mut self.tensor_chunks.0;
-        if drain(
-            &mut self.microbatches,
-            Channel::Tensors,
-            chunker,
-            to,
-            transport,
-        ) {
-            drain(&mut self.state, Channel::Tensors, chunker, to, transport);
+        for lane in [&mut self.microbatches, &mut self.state] {
+            if !drain(lane, Channel::Tensors, chunker, &self.sent, to, transport) {
+                break;
+            }
         }
     }
 
@@ -109,14 +130,130 @@ fn drain<T: Transport>(
     lane: &mut Lane,
     channel: Channel,
     chunker: &mut Chunker,
+    sent: &Sent,
     to: PeerId,
     transport: &mut T,
 ) -> bool {
-    while let Some(message) = lane.front(chunker) {
+    while let Some(message) = lane.front(chunker, sent) {
         if !transport.try_send(to, channel, message.clone()) {
             return false;
         }
         lane.messages.pop_front();
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::run::RunConfig;
+    use crate::transport::{LinkStep, NetEvent, TransportStopped};
+    use crate::units::{Epoch, Microbatch, PipelineId, Round, StageId, Step};
+    use crate::wire::chunk::CHUNK_HEADER_BYTES;
+    use crate::wire::frame::{Mode, Place, Slot};
+    use crate::wire::signal::IceServer;
+
+    use super::super::sent::Volume;
+    use super::*;
+
+    /// A link that takes so many more messages.
+    struct Narrow {
+        room: usize,
+        taken: Vec<Bytes>,
+    }
+
+    impl Transport for Narrow {
+        fn link(&mut self, _: PeerId, _: LinkStep) {}
+
+        fn try_send(&mut self, _: PeerId, _: Channel, message: Bytes) -> bool {
+            let fits = self.room > 0;
+            if fits {
+                self.room -= 1;
+                self.taken.push(message);
+            }
+            fits
+        }
+
+        fn set_ice_servers(&mut self, _: Vec<IceServer>) {}
+
+        async fn next_event(&mut self) -> Result<NetEvent, TransportStopped> {
+            std::future::pending().await
+        }
+    }
+
+    fn forward(config: &RunConfig, mode: Mode) -> Frame {
+        let place = Place {
+            pipeline: PipelineId(0),
+            epoch: Epoch::default(),
+            round: Round(0),
+        };
+        let slot = Slot {
+            place,
+            step: Step(0),
+            microbatch: Microbatch(0),
+        };
+        Frame {
+            header: Header::Forward {
+                slot,
+                mode,
+                microbatches: config.training.microbatches,
+                sequences: config.microbatch_sequences(),
+                first_sample: 0,
+                previous: None,
+            },
+            payload: vec![0; config.forward_payload_bytes()].into(),
+        }
+    }
+
+    #[test]
+    fn what_left_is_counted_once_by_purpose_however_often_the_channel_is_full() {
+        let mut config = RunConfig::preset("tiny").expect("a preset");
+        config.model.codec = crate::config::model::Codec::Dense;
+        let sent = Sent::default();
+        let mut outbox = Outbox::new(sent.clone());
+        let mut transport = Narrow {
+            room: 1,
+            taken: Vec::new(),
+        };
+        let state = Frame {
+            header: Header::StateChunk {
+                round: Round(1),
+                stage: StageId(0),
+                offset: 0,
+                total: 7,
+            },
+            payload: Bytes::from_static(&[1; 7]),
+        };
+        let training = forward(&config, Mode::Train);
+        for frame in [&training, &forward(&config, Mode::Evaluate), &state] {
+            outbox.push(frame);
+        }
+        outbox.flush(PeerId(1), &mut transport);
+        let (payload, whole) = (training.payload.len(), training.encode().len());
+        let messages = whole.div_ceil(crate::limits::CHUNK_BYTES_MAX);
+        assert!(messages > 1, "the frame is cut");
+        assert_eq!(transport.taken.len(), 1);
+        let volume = |payload: usize, message: usize| Volume {
+            frames: 1,
+            payload_bytes: payload as u64,
+            message_bytes: message as u64,
+        };
+        let expected = volume(payload, whole + messages * CHUNK_HEADER_BYTES);
+        assert_eq!(sent.volumes().forward, expected);
+        assert_eq!(sent.volumes().evaluation, Volume::default(), "still waits");
+        while transport.taken.len() < 2 * messages + 1 {
+            transport.room = 1;
+            outbox.flush(PeerId(1), &mut transport);
+        }
+        let volumes = sent.volumes();
+        assert_eq!((volumes.forward, volumes.evaluation), (expected, expected));
+        assert_eq!(
+            volumes.state,
+            volume(7, state.encode().len() + CHUNK_HEADER_BYTES)
+        );
+        let taken: usize = transport.taken.iter().map(Bytes::len).sum();
+        let counted = volumes.forward.message_bytes
+            + volumes.evaluation.message_bytes
+            + volumes.state.message_bytes;
+        assert_eq!(counted, taken as u64);
+    }
 }
