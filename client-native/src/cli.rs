@@ -174,6 +174,9 @@ pub struct GenerateArgs {
     /// Number that fixes every choice [default: drawn at random]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Read the whole text again for each token: slower, for comparison
+    #[arg(long)]
+    pub no_cache: bool,
     /// Which device computes.
     #[command(flatten)]
     pub device: DeviceArgs,

@@ -9,6 +9,7 @@
 //! Invariant: a [`PlainModel`] has exactly the tensors of its configuration, in their shapes.
 
 mod layout;
+pub mod reader;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

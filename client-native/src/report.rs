@@ -6,6 +6,7 @@
 //!
 //! Invariant: only this module and the commands' own results write to standard output.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -403,7 +404,8 @@ impl Reporter {
                 }
             }
         }
-        self.bar.set_message(printable(&self.status.line()));
+        self.bar
+            .set_message(printable(&self.status.line()).into_owned());
         self.bar.tick();
     }
 
@@ -438,20 +440,30 @@ impl Reporter {
     }
 }
 
-/// Text fit for a terminal: what would steer it instead of being read is shown as U+FFFD.
+/// Text fit for a terminal: a sign in the place of each character that would act on it instead of being
+/// read: escape sequences, returns and bells, and what turns the direction of writing.
 ///
 /// For everything that others wrote: the host, other volunteers, a model. Line ends and tabs stay.
-pub fn printable(text: &str) -> String {
-    let is_read = |c: char| matches!(c, '\n' | '\t') || !c.is_control();
-    text.chars()
-        .map(|c| {
-            if is_read(c) {
-                c
-            } else {
-                char::REPLACEMENT_CHARACTER
-            }
-        })
-        .collect()
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |one: char| {
+        let turns = matches!(one, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        turns || (one.is_control() && one != '\n' && one != '\t')
+    };
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let sign = |one: char| match u32::from(one) {
+        // Unicode has a picture of each.
+        code @ 0..0x20 => {
+            char::from_u32(0x2400 + code).expect("all of U+2400 to U+241F are characters")
+        }
+        0x7f => '\u{2421}',
+        _ => char::REPLACEMENT_CHARACTER,
+    };
+    let shown = text
+        .chars()
+        .map(|one| if acts(one) { sign(one) } else { one });
+    Cow::Owned(shown.collect())
 }
 
 /// Whether colours are unwanted, after <https://no-color.org>.
@@ -521,7 +533,7 @@ mod tests {
     fn what_would_steer_a_terminal_is_not_printed() {
         assert_eq!(
             printable("a\u{1b}[31mb\rc\u{9b}d\te\nf é"),
-            "a\u{fffd}[31mb\u{fffd}c\u{fffd}d\te\nf é"
+            "a\u{241b}[31mb\u{240d}c\u{fffd}d\te\nf é"
         );
     }
 

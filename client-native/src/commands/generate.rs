@@ -2,9 +2,13 @@
 //!
 //! Each token is drawn from the model's own distribution, sharpened by the temperature and cut to
 //! the likeliest tokens. The draws come from a generator that a seed fixes. When text and prompt are longer
-//! than the model's context, it sees the last part of them.
+//! than the model's context, it sees the last part of them ([`crate::llama::reader`]).
+//!
+//! A model writes what it likes: on a terminal nothing but line ends and tabs acts on it ([`visible`]); into
+//! a file or another program the text goes as it is.
 
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use shared::random::Words;
@@ -13,6 +17,7 @@ use tokenizers::Tokenizer;
 use super::open;
 use crate::cli::GenerateArgs;
 use crate::failure::{Code, Failure};
+use crate::llama::reader::{Reader, Reading};
 use crate::llama::{LlamaError, PlainModel, TOKENIZER_FILE};
 use crate::report::printable;
 use crate::settings::{self, FileSettings};
@@ -80,44 +85,63 @@ fn write(
             "Give some text with --prompt.",
         ));
     }
-    let stage = model.stage(device);
+    let reading = if args.no_cache {
+        Reading::Afresh
+    } else {
+        Reading::Once
+    };
+    let mut reader = Reader::new(&model, reading, device);
     let mut words = Words::new("generate", &[seed]);
-    let mut out = std::io::stdout().lock();
-    let mut written = 0;
+    let stdout = std::io::stdout();
+    let mut printer = Printer {
+        on_terminal: stdout.is_terminal(),
+        out: stdout.lock(),
+        written: 0,
+    };
     for _ in 0..args.tokens {
-        let seen = &tokens[tokens.len().saturating_sub(model.config().context)..];
-        let logits = stage.logits(None, &PlainModel::batch(seen, device));
-        let logits: Vec<f32> = logits
-            .into_data()
-            .try_to_vec()
-            .map_err(|error| Failure::new(Code::NoDevice, format!("{error:?}"), ""))?;
-        let last = &logits[logits.len() - vocabulary..];
-        tokens.push(sampling.draw(last, uniform(&mut words)));
-        let text = alphabet.decode(&tokens)?;
-        written = print_new(&mut out, &text, written, false);
+        let logits = reader
+            .next_logits(&tokens)
+            .map_err(|error| Failure::new(Code::NoDevice, error, "Try --gpu cpu."))?;
+        tokens.push(sampling.draw(&logits, uniform(&mut words)));
+        printer.print_new(&alphabet.decode(&tokens)?, false);
     }
-    let text = alphabet.decode(&tokens)?;
-    print_new(&mut out, &text, written, true);
+    printer.print_new(&alphabet.decode(&tokens)?, true);
     // A reader that went away has read enough.
-    let _ = writeln!(out);
+    let _ = writeln!(printer.out);
     Ok(())
 }
 
-/// Prints what was not printed yet; an unfinished character at the end waits for its other bytes.
-fn print_new(out: &mut impl Write, text: &str, written: usize, all: bool) -> usize {
-    let whole = if all {
-        text
-    } else {
-        text.trim_end_matches(char::REPLACEMENT_CHARACTER)
-    };
-    let Some(new) = whole.get(written..) else {
-        return written;
-    };
-    // A model of bytes writes any byte: none of them may steer the terminal.
-    let _ = out
-        .write_all(printable(new).as_bytes())
-        .and_then(|()| out.flush());
-    written.max(whole.len())
+/// Prints a text as it grows.
+struct Printer<W> {
+    out: W,
+    on_terminal: bool,
+    /// Bytes of the text that were printed.
+    written: usize,
+}
+
+impl<W: Write> Printer<W> {
+    /// Prints what was not printed yet; an unfinished character at the end waits for its other bytes,
+    /// unless this is `all`.
+    fn print_new(&mut self, text: &str, all: bool) {
+        let whole = if all {
+            text
+        } else {
+            text.trim_end_matches(char::REPLACEMENT_CHARACTER)
+        };
+        let Some(new) = whole.get(self.written..) else {
+            return;
+        };
+        let shown = if self.on_terminal {
+            printable(new)
+        } else {
+            Cow::Borrowed(new)
+        };
+        let _ = self
+            .out
+            .write_all(shown.as_bytes())
+            .and_then(|()| self.out.flush());
+        self.written = whole.len();
+    }
 }
 
 impl Alphabet {
@@ -267,26 +291,38 @@ mod tests {
         assert!((share(&drawn, 0) - 2.0 / 3.0).abs() < 0.002);
     }
 
-    #[test]
-    fn a_character_is_printed_once_all_its_bytes_are_there() {
-        let mut out = Vec::new();
-        let bytes = Alphabet::Bytes;
-        let mut written = 0;
-        let tokens: Vec<u32> = "aé!".bytes().map(u32::from).collect();
+    fn printed(tokens: &[u8], on_terminal: bool) -> String {
+        let tokens: Vec<u32> = tokens.iter().copied().map(u32::from).collect();
+        let mut printer = Printer {
+            out: Vec::new(),
+            on_terminal,
+            written: 0,
+        };
         for count in 1..=tokens.len() {
-            let text = bytes.decode(&tokens[..count]).unwrap();
-            written = print_new(&mut out, &text, written, count == tokens.len());
+            let text = Alphabet::Bytes.decode(&tokens[..count]).unwrap();
+            printer.print_new(&text, count == tokens.len());
         }
-        assert_eq!(String::from_utf8(out).unwrap(), "aé!");
+        String::from_utf8(printer.out).unwrap()
     }
 
     #[test]
-    fn what_the_model_writes_does_not_steer_the_terminal() {
-        let mut out = Vec::new();
-        let text = Alphabet::Bytes
-            .decode(&[0x1b, 0x63, 0x0a, 0xff, 0x41])
-            .unwrap();
-        print_new(&mut out, &text, 0, true);
-        assert_eq!(String::from_utf8(out).unwrap(), "\u{fffd}c\n\u{fffd}A");
+    fn a_character_is_printed_once_all_its_bytes_are_there() {
+        assert_eq!(printed("aé!".as_bytes(), false), "aé!");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown_as_such() {
+        assert_eq!(
+            printed(b"a\xff\xfeb\xc3", true),
+            "a\u{fffd}\u{fffd}b\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn nothing_that_a_model_writes_acts_on_a_terminal() {
+        let text = "a\x1b[2Jb\r\n\tc\x07\u{9b}5m\u{202e}d\x7f";
+        let shown = "a\u{241b}[2Jb\u{240d}\n\tc\u{2407}\u{fffd}5m\u{fffd}d\u{2421}";
+        assert_eq!(printed(text.as_bytes(), true), shown);
+        assert_eq!(printed(text.as_bytes(), false), text, "a file gets it all");
     }
 }

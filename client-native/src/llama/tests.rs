@@ -1,11 +1,12 @@
 //! The folded model is the same function as the run's, and a folder gives it back.
 
+use super::reader::{Reader, Reading};
 use super::*;
 
 /// Largest difference of logits of about 1: f32 sums in another order.
 const LOGITS_TOLERANCE: f32 = 1e-4;
 
-fn sizes(codec: Codec) -> ModelConfig {
+pub(super) fn sizes(codec: Codec) -> ModelConfig {
     ModelConfig {
         d_model: 32,
         heads: 2,
@@ -19,9 +20,9 @@ fn sizes(codec: Codec) -> ModelConfig {
 }
 
 /// Weights with no zeros in them, so that every tensor shows in the logits.
-fn trained(derivation: &Derivation) -> Vec<Vec<(Parameter, Vec<f32>)>> {
+fn trained(derivation: &Derivation, seed: u64) -> Vec<Vec<(Parameter, Vec<f32>)>> {
     let config = derivation.config();
-    let mut words = shared::random::Words::new("trained", &[3]);
+    let mut words = shared::random::Words::new("trained", &[seed]);
     let mut value =
         |fan: usize| (words.next_word() as f32 / u32::MAX as f32 - 0.5) / (fan as f32).sqrt();
     (0..config.stages)
@@ -44,6 +45,13 @@ fn trained(derivation: &Derivation) -> Vec<Vec<(Parameter, Vec<f32>)>> {
                 .collect()
         })
         .collect()
+}
+
+/// An exported model with such weights.
+pub(super) fn random_model(config: &ModelConfig, seed: u64) -> PlainModel {
+    let derivation = Derivation::new(config.clone(), seed);
+    let weights = trained(&derivation, seed);
+    PlainModel::fold(&derivation, weights)
 }
 
 fn logits_of_run(
@@ -96,11 +104,20 @@ fn the_exported_model_computes_what_the_run_computed() {
     let tokens = [3, 1, 4, 1, 5, 9, 2, 6, 39, 0];
     for codec in [Codec::Dense, Codec::Subspace { rank: 8 }] {
         let derivation = Derivation::new(sizes(codec), 7);
-        let weights = trained(&derivation);
+        let weights = trained(&derivation, 3);
         let expected = logits_of_run(&derivation, &weights, &tokens);
         let model = PlainModel::fold(&derivation, weights);
         let found = logits_of(&model, &tokens);
         assert_eq!(found.len(), tokens.len() * 40);
+        let device = Device::flex();
+        let mut reader = Reader::new(&model, Reading::Once, &device);
+        let next = reader.next_logits(&tokens).unwrap();
+        for (a, b) in found[found.len() - 40..].iter().zip(&next) {
+            assert!(
+                (a - b).abs() < LOGITS_TOLERANCE,
+                "{a} {b}, the next token's"
+            );
+        }
         let spread = expected
             .iter()
             .fold(0.0, |most: f32, value| most.max(value.abs()));
@@ -115,7 +132,7 @@ fn the_exported_model_computes_what_the_run_computed() {
 fn a_saved_model_loads_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let derivation = Derivation::new(sizes(Codec::Subspace { rank: 8 }), 7);
-    let model = PlainModel::fold(&derivation, trained(&derivation));
+    let model = PlainModel::fold(&derivation, trained(&derivation, 3));
     model.save(folder.path(), MODEL_FILE).unwrap();
     assert_eq!(PlainModel::load(folder.path()).unwrap(), model);
 }
@@ -128,7 +145,7 @@ fn a_folder_with_another_kind_of_model_is_refused_with_the_reason() {
         Err(LlamaError::File { .. })
     ));
     let derivation = Derivation::new(sizes(Codec::Dense), 7);
-    let model = PlainModel::fold(&derivation, trained(&derivation));
+    let model = PlainModel::fold(&derivation, trained(&derivation, 3));
     model.save(folder.path(), MODEL_FILE).unwrap();
     let path = folder.path().join(CONFIG_FILE);
     let text = std::fs::read_to_string(&path).unwrap();

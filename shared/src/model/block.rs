@@ -9,6 +9,7 @@ use burn::nn::{Linear, RmsNorm, RotaryEncoding, SwiGlu};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::memory::Seen;
 use crate::config::model::ModelConfig;
 
 /// Added to the score of a position ahead: its exponential is zero, and no shader has to like infinity.
@@ -130,34 +131,45 @@ impl Block {
 
     /// Adds both branches to `state`.
     ///
+    /// With what was `seen`, `state` holds the positions after those, which are then added to it.
+    ///
     /// # Shapes
     /// - `state`: `[batch, context, width of the view's state]`, and the same is returned
     #[must_use]
-    pub fn forward(&self, state: Tensor<3>, view: &View, positions: &Positions) -> Tensor<3> {
+    pub(super) fn forward(
+        &self,
+        state: Tensor<3>,
+        view: &View,
+        positions: &Positions,
+        seen: Option<&mut Seen>,
+    ) -> Tensor<3> {
         let normed = self.norm_attention.forward(view.stream(state.clone()));
-        let state = state
-            + self
-                .attention_out
-                .forward(self.attention(normed, positions));
+        let attended = self.attention(normed, positions, seen);
+        let state = state + self.attention_out.forward(attended);
         let normed = self.norm_mlp.forward(view.stream(state.clone()));
         state + self.down.forward(self.gate_and_up.forward(normed))
     }
 
     /// Causal attention before its output weights, `[batch, context, d_model]` in and out.
-    fn attention(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+    fn attention(&self, x: Tensor<3>, positions: &Positions, seen: Option<&mut Seen>) -> Tensor<3> {
         let [batch, context, d_model] = x.dims();
         let width = d_model / self.heads;
         let split = |y: Tensor<3>| {
             y.reshape([batch, context, self.heads, width])
                 .swap_dims(1, 2)
         };
-        let query = positions
-            .rotary
-            .forward(split(self.query.forward(x.clone())));
-        let key = positions.rotary.forward(split(self.key.forward(x.clone())));
+        let start = seen.as_ref().map_or(0, |seen| seen.positions());
+        let end = start + context;
+        let rotated = |y: Tensor<3>| positions.rotary.apply(split(y), start);
+        let query = rotated(self.query.forward(x.clone()));
+        let key = rotated(self.key.forward(x.clone()));
         let value = split(self.value.forward(x));
+        let (key, value) = match seen {
+            None => (key, value),
+            Some(seen) => seen.extend(key, value),
+        };
         let scores = query.matmul(key.swap_dims(2, 3)) / (width as f64).sqrt();
-        let mask = positions.mask.clone().slice([0..context, 0..context]);
+        let mask = positions.mask.clone().slice([start..end, 0..end]);
         let attended = softmax(scores + mask.unsqueeze(), 3).matmul(value);
         attended.swap_dims(1, 2).reshape([batch, context, d_model])
     }

@@ -10,6 +10,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 
 use super::block::{Block, Numerics, Positions, View, linear, norm};
+use super::memory::Memory;
 use crate::config::model::ModelConfig;
 
 /// A stage's layers, without a tape.
@@ -54,11 +55,14 @@ impl Layers {
     }
 
     /// The state after all blocks: the border, or the stream at the last stage.
+    ///
+    /// With a `memory`, what comes in are the positions after those in it.
     pub(super) fn forward(
         &self,
         input: Option<Tensor<3>>,
         tokens: Tensor<2, Int>,
         view: &View,
+        mut memory: Option<&mut Memory>,
     ) -> Tensor<3> {
         let state = match (&self.embed, input) {
             (Some(embed), None) => embed.forward(tokens),
@@ -72,8 +76,10 @@ impl Layers {
         } else {
             (state, view)
         };
-        self.blocks.iter().fold(state, |state, block| {
-            block.forward(state, view, &self.positions)
+        let blocks = self.blocks.iter().enumerate();
+        blocks.fold(state, |state, (index, block)| {
+            let seen = memory.as_mut().map(|memory| memory.block(index));
+            block.forward(state, view, &self.positions, seen)
         })
     }
 

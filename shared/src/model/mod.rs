@@ -16,6 +16,7 @@ pub mod device;
 pub mod engine;
 mod layers;
 pub mod learning_rate;
+pub mod memory;
 pub mod seat;
 pub mod stage;
 pub mod state;

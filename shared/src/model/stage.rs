@@ -15,6 +15,7 @@ use super::adamw::{AdamW, Moments};
 use super::block::{Numerics, narrow};
 use super::codec::Batch;
 use super::layers::{Layers, cross_entropy_sum, rows};
+use super::memory::Memory;
 use super::state::StageState;
 use crate::config::model::{ModelConfig, Parameter};
 
@@ -136,7 +137,7 @@ impl Stage {
     #[must_use]
     pub fn forward(&self, input: Option<Tensor<3>>, batch: &Batch) -> Tensor<3> {
         self.layers
-            .forward(input, batch.tokens.clone(), &batch.view)
+            .forward(input, batch.tokens.clone(), &batch.view, None)
     }
 
     /// Scores of every next token, `[sequences, context, vocabulary]`; last stage only.
@@ -144,6 +145,26 @@ impl Stage {
     pub fn logits(&self, input: Option<Tensor<3>>, batch: &Batch) -> Tensor<3> {
         let hidden = self.layers.hidden(self.forward(input, batch));
         self.layers.head().forward(hidden)
+    }
+
+    /// Scores of the token after `batch`, `[sequences, 1, vocabulary]`, by a model of this stage alone.
+    ///
+    /// `batch` are the tokens that follow what is in `memory`, and are added to it.
+    ///
+    /// # Panics
+    /// If the stage is not the whole model, or memory and batch together exceed its context.
+    #[must_use]
+    pub fn next_logits(&self, batch: &Batch, memory: &mut Memory) -> Tensor<3> {
+        let [_, fresh] = batch.tokens.dims();
+        assert!(
+            memory.positions() + fresh <= self.config.context,
+            "{} positions and {fresh} more exceed the context",
+            memory.positions()
+        );
+        let tokens = batch.tokens.clone();
+        let stream = self.layers.forward(None, tokens, &batch.view, Some(memory));
+        let last = stream.slice([0..batch.tokens.dims()[0], fresh - 1..fresh]);
+        self.layers.head().forward(self.layers.hidden(last))
     }
 
     /// Sum of token losses in natural log, `[1]`; last stage only.
@@ -175,7 +196,8 @@ impl Stage {
         let live = self.layers.clone().train();
         let input = input.map(|input| input.autodiff().require_grad());
         let view = batch.view.clone().autodiff();
-        let output = live.forward(input.clone(), batch.tokens.clone().autodiff(), &view);
+        let tokens = batch.tokens.clone().autodiff();
+        let output = live.forward(input.clone(), tokens, &view, None);
         let (mut tape, head) = match objective {
             Objective::Gradient(gradient) => {
                 assert!(

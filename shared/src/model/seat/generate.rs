@@ -1,6 +1,7 @@
 //! Asking the model: scores of the next token, from a seat that covers all stages.
 //!
-//! Every call runs the whole window again; keeping keys and values is worth it only for long texts.
+//! Every call runs the whole window again: right for a few tokens in between. Whoever writes long texts
+//! keeps keys and values ([`crate::model::memory`]).
 //! How a token is picked from the scores is the caller's business.
 
 use super::{Seat, SeatError, read, refuse};
