@@ -1,27 +1,29 @@
-//! Which tokens are held out for validation: about 2 %, in contiguous ranges spread over the text.
+//! What is held out for validation: about 2 %, in contiguous ranges spread over the text.
 //!
 //! Contiguous, so that held-out samples are whole passages; spread, so that every part of the text is
-//! judged. The ranges follow from the number of tokens alone.
+//! judged. The ranges follow from the length alone: in bytes of text, which are cut before a tokenizer sees
+//! them, or in tokens where shards hold nothing else.
 //!
 //! Invariant: ranges are in order, disjoint, and each is at least one sequence long.
 
 use std::ops::Range;
 
-/// One token in so many is held out.
+/// One byte or token in so many is held out.
 const SHARE: u64 = 50;
 /// Most ranges that are cut out: each ends a passage of training text, too.
 const RANGES_MAX: u64 = 64;
 /// Sequences in a range, where there is text enough.
 const SEQUENCES_A_RANGE: u64 = 8;
 
-/// The held-out ranges of `tokens` tokens; `sequence` is one sample's length. Empty if there are not two sequences.
-pub fn ranges(tokens: u64, sequence: u64) -> Vec<Range<u64>> {
-    if tokens < 2 * sequence {
+/// The held-out ranges of a whole of that length; `sequence` is one sample's length in the same unit. Empty if
+/// there are not two sequences.
+pub fn ranges(whole: u64, sequence: u64) -> Vec<Range<u64>> {
+    if whole < 2 * sequence {
         return Vec::new();
     }
-    let wanted = (tokens / SHARE).max(sequence);
+    let wanted = (whole / SHARE).max(sequence);
     let count = (wanted / (SEQUENCES_A_RANGE * sequence)).clamp(1, RANGES_MAX);
-    let (segment, length) = (tokens / count, wanted / count);
+    let (segment, length) = (whole / count, wanted / count);
     (0..count)
         .map(|index| {
             let start = index * segment + (segment - length) / 2;

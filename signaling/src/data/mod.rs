@@ -1,7 +1,7 @@
 //! The run's data: from a file or folder on the host's disk to token files that are served.
 //!
 //! [`prepare`] is the only door. It lists what is there ([`corpus`] for text, [`shard`] for ready tokens),
-//! makes ids of it ([`tokenizer`]), holds 2 % out ([`held_out`]) and leaves three files in a folder that is named
+//! holds 2 % out ([`held_out`]; of text before it becomes ids: [`passage`]), makes ids of it ([`tokenizer`]) and leaves three files in a folder that is named
 //! by the source's hash: `train.bin`, `validation.bin` and `tokenizer.json`, with `data.json` written last.
 //! A second start over the same source finds them and does nothing; another source's folder is not touched,
 //! so that a start that is refused costs the run nothing.
@@ -11,11 +11,13 @@
 
 pub mod corpus;
 pub mod held_out;
+mod passage;
 pub mod shard;
 pub mod tokenizer;
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -265,29 +267,31 @@ fn write_tokens(
     folder: &Path,
 ) -> Result<Data, DataError> {
     let scratch = folder.join(SCRATCH_FILE);
-    let encoder = Encoder::prepare(request.tokenizer, source, request.model.vocabulary)?;
+    let sequence = request.model.context as u64 + 1;
+    let passages = held_out::ranges(source.bytes, request.tokenizer.text_bytes(sequence));
+    let vocabulary = request.model.vocabulary;
+    let encoder = Encoder::prepare(request.tokenizer, source, &passages, vocabulary)?;
     let width = token_bytes(request.model);
-    let tokens = {
+    let (tokens, held_out) = {
         let file =
             File::create(&scratch).map_err(|error| DataError::unwritable(&scratch, error))?;
         let mut sink = TokenSink {
             out: BufWriter::with_capacity(COPY_BYTES, file),
             width,
-            vocabulary: request.model.vocabulary,
+            vocabulary,
             largest: 0,
             count: 0,
             path: &scratch,
             tokenizer: encoder.name(),
         };
-        encoder.write_all(source, &mut sink)?;
-        sink.finish()?
+        let held_out = encoder.write_all(source, &passages, sequence, &mut sink)?;
+        (sink.finish()?, held_out)
     };
     if let Some(json) = encoder.tokenizer_json() {
         let path = folder.join(TOKENIZER_FILE);
         std::fs::write(&path, json).map_err(|error| DataError::unwritable(&path, error))?;
     }
-    let sequence = request.model.context as u64 + 1;
-    let info = split(&scratch, tokens, u64::from(width), sequence, folder)?;
+    let info = split(&scratch, tokens, u64::from(width), held_out, folder)?;
     std::fs::remove_file(&scratch).map_err(|error| DataError::unwritable(&scratch, error))?;
     Ok(Data {
         info,
@@ -333,6 +337,11 @@ impl TokenSink<'_> {
         Ok(())
     }
 
+    /// Tokens so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
     fn finish(mut self) -> Result<u64, DataError> {
         self.out
             .flush()
@@ -341,15 +350,15 @@ impl TokenSink<'_> {
     }
 }
 
-/// Copies `tokens` tokens into the two served files; the digest is over what is served, and where it was cut.
+/// Copies `tokens` tokens into the two served files, `ranges` into that for validation; the digest is over
+/// what is served, and where it was cut.
 fn split(
     scratch: &Path,
     tokens: u64,
     width: u64,
-    sequence: u64,
+    ranges: Vec<Range<u64>>,
     folder: &Path,
 ) -> Result<DataInfo, DataError> {
-    let ranges = held_out::ranges(tokens, sequence);
     let validation_tokens: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let file = File::open(scratch).map_err(|error| DataError::unreadable(scratch, error))?;
     let mut input = BufReader::with_capacity(COPY_BYTES, file);

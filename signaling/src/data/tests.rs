@@ -239,3 +239,41 @@ fn a_piece_ends_with_a_line_or_a_character() {
         assert_eq!(all.as_bytes(), fs::read(path).unwrap());
     }
 }
+
+#[test]
+fn a_bpe_is_trained_on_the_training_part_alone() {
+    let model = ModelConfig {
+        vocabulary: 300,
+        ..small_model()
+    };
+    let spec: TokenizerSpec = "bpe:300".parse().unwrap();
+    let mut text = "the old whale sees a crab\n".repeat(3_000).into_bytes();
+    let ranges = held_out::ranges(text.len() as u64, spec.text_bytes(16));
+    let held: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    assert!(held > 1_000, "{held}");
+    for range in ranges {
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        text[range].fill(b'Q');
+    }
+    let bench = Bench::new(&[("a.txt", &text)]);
+    let data = bench.prepare("bpe:300", &model).unwrap();
+    let json = bench.served(&data, TOKENIZER_FILE);
+    let tokenizer = Tokenizer::from_bytes(&json).unwrap();
+    assert!(
+        tokenizer.token_to_id("QQ").is_none(),
+        "a merge of held-out text"
+    );
+    assert!(tokenizer.token_to_id("Ġwhale").is_some());
+    let ids = |name: &str| -> Vec<u32> {
+        let bytes = bench.served(&data, name);
+        let pairs = bytes.chunks_exact(2);
+        pairs
+            .map(|pair| u32::from(u16::from_le_bytes([pair[0], pair[1]])))
+            .collect()
+    };
+    let q = tokenizer.token_to_id("Q").unwrap();
+    let (train, validation) = (ids(TRAIN_FILE), ids(VALIDATION_FILE));
+    assert_eq!(validation, vec![q; usize::try_from(held).unwrap()]);
+    assert!(!train.contains(&q));
+    assert_eq!(data.info.train_tokens, train.len() as u64);
+}

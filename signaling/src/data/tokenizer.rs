@@ -3,9 +3,10 @@
 //! Whatever it is, it can be written down as a tokenizer.json that the usual loaders read, so that an exported
 //! model is complete. `bytes` is written as a byte-level BPE without merges whose 256 ids are the bytes themselves.
 //!
-//! Invariant: training is deterministic; the same text gives the same merges.
+//! Invariants: training is deterministic, the same text gives the same merges; it never sees what is held out.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -17,13 +18,17 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper, Tokenizer};
 
-use super::corpus::{Content, Pieces, Source};
-use super::{DataError, TokenSink, shard};
+use super::corpus::{Content, Source};
+use super::passage::Passages;
+use super::{DataError, TokenSink, held_out, shard};
 
 /// Ids of a byte-level tokenizer before any merge.
 const BYTE_IDS: usize = 256;
 /// Text that a BPE is trained on at most; of more, every n-th piece is taken.
 const TRAINING_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of text that a token of a model stands for, at most, on average: held-out passages are at
+/// least one sequence of tokens long, whatever the tokenizer.
+const TOKEN_TEXT_BYTES_MAX: u64 = 8;
 
 /// Which tokenizer to use, as `--tokenizer` says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,10 +90,22 @@ impl TokenizerSpec {
     /// Hash of all that the ids follow from, beside the text.
     pub(crate) fn digest(&self) -> Result<Digest, DataError> {
         match self {
-            Self::Bytes | Self::Bpe(_) => Ok(Digest::of(self.to_string().as_bytes())),
+            Self::Bytes => Ok(Digest::of(self.to_string().as_bytes())),
+            // A BPE that was trained on the whole text has other merges.
+            Self::Bpe(_) => Ok(Digest::of(
+                format!("{self} of the training part").as_bytes(),
+            )),
             Self::File(path) => std::fs::read(path)
                 .map(|text| Digest::of(&text))
                 .map_err(|error| DataError::unreadable(path, error)),
+        }
+    }
+
+    /// Bytes of text that hold at least one sequence of so many tokens.
+    pub(crate) fn text_bytes(&self, sequence: u64) -> u64 {
+        match self {
+            Self::Bytes => sequence,
+            Self::Bpe(_) | Self::File(_) => TOKEN_TEXT_BYTES_MAX * sequence,
         }
     }
 
@@ -120,9 +137,12 @@ enum Work {
 
 impl Encoder {
     /// Loads, trains or just names the tokenizer; refuses one that is larger than the model's vocabulary.
+    ///
+    /// `held_out`: bytes of the text that training must not see.
     pub(crate) fn prepare(
         spec: &TokenizerSpec,
         source: &Source,
+        held_out: &[Range<u64>],
         vocabulary: usize,
     ) -> Result<Self, DataError> {
         let encoder = match (source.content, spec) {
@@ -133,7 +153,7 @@ impl Encoder {
                 work: Work::Bytes,
             },
             (Content::Text, TokenizerSpec::Bpe(ids)) => {
-                let tokenizer = train(source, *ids)?;
+                let tokenizer = train(source, held_out, *ids)?;
                 Self::of_model(spec, tokenizer, Work::Model)?
             }
             (Content::Text, TokenizerSpec::File(_)) => {
@@ -194,28 +214,36 @@ impl Encoder {
         self.json.as_deref()
     }
 
-    /// Appends the ids of all files; a text that does not end its last line gets a line end.
+    /// Appends the ids of all files, and gives the ranges of ids that are held out.
+    ///
+    /// Of text, those are the ids of the bytes in `passages`; of shards, so many `sequence`s long as there
+    /// are ids enough.
     pub(crate) fn write_all(
         &self,
         source: &Source,
+        passages: &[Range<u64>],
+        sequence: u64,
         sink: &mut TokenSink<'_>,
-    ) -> Result<(), DataError> {
-        for path in &source.files {
-            if matches!(self.work, Work::Copy) {
+    ) -> Result<Vec<Range<u64>>, DataError> {
+        if matches!(self.work, Work::Copy) {
+            for path in &source.files {
                 shard::write_tokens(path, sink)?;
-                continue;
             }
-            let mut pieces = Pieces::open(path)?;
-            let mut ends_line = true;
-            while let Some(text) = pieces.next_text()? {
-                self.write_text(text, sink)?;
-                ends_line = text.ends_with('\n');
-            }
-            if !ends_line {
-                self.write_text("\n", sink)?;
+            return Ok(held_out::ranges(sink.count(), sequence));
+        }
+        let mut held_out: Vec<Range<u64>> = Vec::new();
+        for passage in Passages::new(source, passages) {
+            let passage = passage?;
+            let start = sink.count();
+            self.write_text(&passage.text, sink)?;
+            if passage.held_out {
+                match held_out.last_mut().filter(|last| last.end == start) {
+                    Some(last) => last.end = sink.count(),
+                    None => held_out.push(start..sink.count()),
+                }
             }
         }
-        Ok(())
+        Ok(held_out)
     }
 
     fn write_text(&self, text: &str, sink: &mut TokenSink<'_>) -> Result<(), DataError> {
@@ -244,17 +272,13 @@ fn load(spec: &TokenizerSpec) -> Result<Tokenizer, DataError> {
     })
 }
 
-fn train(source: &Source, ids: usize) -> Result<Tokenizer, DataError> {
+fn train(source: &Source, held_out: &[Range<u64>], ids: usize) -> Result<Tokenizer, DataError> {
     let stride = usize::try_from(source.bytes.div_ceil(TRAINING_BYTES_MAX)).unwrap_or(usize::MAX);
     let mut failure = None;
-    let texts = source
-        .files
-        .iter()
-        .flat_map(|path| match Pieces::open(path) {
-            Ok(pieces) => Texts::Reading(pieces),
-            Err(error) => Texts::Failed(Some(error)),
-        })
-        .map_while(|text| text.map_err(|error| failure = Some(error)).ok())
+    let texts = Passages::new(source, held_out)
+        .map_while(|passage| passage.map_err(|error| failure = Some(error)).ok())
+        .filter(|passage| !passage.held_out)
+        .map(|passage| passage.text)
         .step_by(stride.max(1));
     let byte_level = ByteLevel::new(false, true, true);
     let mut tokenizer = Tokenizer::new(BPE::default());
@@ -274,26 +298,6 @@ fn train(source: &Source, ids: usize) -> Result<Tokenizer, DataError> {
     match failure {
         Some(error) => Err(error),
         None => Ok(tokenizer),
-    }
-}
-
-/// The pieces of one file as an iterator; the first error is the last item.
-enum Texts {
-    Reading(Pieces),
-    Failed(Option<DataError>),
-}
-
-impl Iterator for Texts {
-    type Item = Result<String, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Reading(pieces) => pieces
-                .next_text()
-                .map(|text| text.map(str::to_owned))
-                .transpose(),
-            Self::Failed(error) => error.take().map(Err),
-        }
     }
 }
 
