@@ -17,6 +17,8 @@ use serde_json::Value;
 
 /// Lines kept of what a program said last, for the message of a failure.
 const TAIL_LINES_MAX: usize = 60;
+/// The unit of times in `/proc`: the same on every Linux of today.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A program that runs until it ends, is ended, or is dropped.
 #[derive(Debug)]
@@ -152,6 +154,23 @@ impl Program {
             .trim()
             .parse()?;
         Ok(kibibytes * 1024)
+    }
+
+    /// Seconds of processor time that it has used so far, over all its threads.
+    ///
+    /// # Errors
+    /// It has ended, or this system does not tell.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let file = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+        // The name, in brackets, may hold anything; user and system time are fields 14 and 15.
+        let fields = stat.rsplit_once(')').context("a name in brackets")?.1;
+        let mut times = fields.split_whitespace().skip(11).take(2);
+        let mut ticks = || -> anyhow::Result<f64> {
+            let field = times.next().with_context(|| format!("{file}: {stat}"))?;
+            Ok(field.parse::<u32>()?.into())
+        };
+        Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
     }
 
     /// Ends it at once, as `kill -9` does, and waits until it is gone.

@@ -36,8 +36,17 @@ pub(crate) fn native(ledger: &mut Ledger) -> bool {
 /// # Errors
 /// It does not build; cargo's own output says why.
 pub(crate) fn programs() -> anyhow::Result<()> {
+    programs_and(&[])
+}
+
+/// The same, and other targets: `--example`, name.
+///
+/// # Errors
+/// As [`programs`].
+pub(crate) fn programs_and(others: &[&str]) -> anyhow::Result<()> {
     let programs = ["--bin", "shoal-host", "--bin", "shoal"];
-    run(cargo(&["build", "--quiet"]).args(EVERYTHING).args(programs))
+    let mut command = cargo(&["build", "--quiet"]);
+    run(command.args(EVERYTHING).args(programs).args(others))
 }
 
 /// Builds the web client into `www/pkg`. The `bindgen` program must be built already.

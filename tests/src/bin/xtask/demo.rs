@@ -227,7 +227,7 @@ fn sample(host: &Host, checkpoint: u64) -> anyhow::Result<String> {
 }
 
 /// What a program prints.
-fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .output()
         .with_context(|| format!("{command:?} did not start"))?;

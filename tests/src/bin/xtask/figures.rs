@@ -1,26 +1,40 @@
 //! `cargo xtask figures NAME`: measures, and writes `tests/figures/NAME.json`.
 //!
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
-//! which runs are made and what is taken from them; beside the figures stand the machine, the
-//! versions and the date. Begin with [`figures`].
+//! what the runs of all figures have in common; beside the figures stand the machine, the versions and
+//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`] and [`generate`]. Begin with
+//! [`figures`].
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+mod cost;
+mod generate;
+mod wire;
+
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 use tests::paths;
 use tests::process::Program;
 use tests::run::{Host, HostOptions};
 
-use crate::build::programs;
+use crate::build::programs_and;
 
 /// For one round of `tiny`, whatever else the machine does.
 const ROUND_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Names of volunteers, as many as are needed.
 const NAMES: [&str; 4] = ["anchovy", "herring", "sardine", "sprat"];
+
+/// Sizes of `tiny` that the figures compute with; the configuration says them again, so that both agree.
+const CONTEXT: u64 = 128;
+const BATCH: u64 = 32;
+const MICROBATCHES: u64 = 8;
+const ROUND_STEPS: u64 = 20;
+/// Sequences a microbatch.
+const SEQUENCES: u64 = BATCH / MICROBATCHES;
+/// Highest learning rate: the same for every codec and rank.
+const LEARNING_RATE: f64 = 2e-3;
 
 /// Which figures, and how long to measure.
 #[derive(Debug, clap::Args)]
@@ -31,11 +45,14 @@ pub(crate) struct Figures {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Rounds of each run
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 8)]
     rounds: u64,
     /// How often each run is repeated, interleaved with the others (`cost`)
     #[arg(long, default_value_t = 3)]
     repeats: usize,
+    /// Keep the runs that an interrupted command has measured already (`wire`)
+    #[arg(long)]
+    resume: bool,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -44,14 +61,16 @@ enum Name {
     Wire,
     /// Speed by number of volunteers, time to join, memory
     Cost,
+    /// Speed of writing text
+    Generate,
 }
 
 /// Measures and writes the file.
 ///
 /// # Errors
-/// A run does not go on, or the file cannot be written.
+/// A run does not go on, a count differs from its formula, or the file cannot be written.
 pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
-    programs()?;
+    programs_and(&["--example", "alone"])?;
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let data = match &asked.data {
         Some(path) => path.clone(),
@@ -60,172 +79,115 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
             own_text.path().to_owned()
         }
     };
-    let (name, measured) = match asked.name {
-        Name::Wire => ("wire", wire(asked, &data)?),
-        Name::Cost => ("cost", cost(asked, &data)?),
-    };
-    let file = paths::repository()
-        .join("tests/figures")
-        .join(format!("{name}.json"));
+    match asked.name {
+        Name::Wire => wire::wire(asked, &data),
+        Name::Cost => cost::cost(asked, &data),
+        Name::Generate => generate::generate(asked, &data),
+    }
+}
+
+/// Writes `tests/figures/NAME.json`.
+fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
+    let folder = paths::repository().join("tests").join("figures");
+    let file = folder.join(format!("{name}.json"));
     std::fs::create_dir_all(file.parent().context("the file lies in a folder")?)?;
-    let document = json!({ "made_by": made_by()?, "figures": measured });
+    let document = json!({ "made_by": made_by()?, "figures": figures });
     std::fs::write(&file, format!("{document:#}\n"))?;
     println!("written to tests/figures/{name}.json");
     Ok(())
 }
 
 /// A run to measure.
+#[derive(Clone, Copy, Debug)]
 struct Trial {
     codec: &'static str,
-    rank: Option<u32>,
+    rank: Option<u64>,
     format: &'static str,
     volunteers: usize,
+    /// Length of the run.
+    rounds: u64,
+    /// Rounds between evaluations; 0 for none.
+    eval_rounds: u64,
 }
 
 impl Trial {
-    fn config(&self, eval_rounds: u64) -> String {
+    fn config(&self) -> String {
+        let Self {
+            codec,
+            format,
+            volunteers,
+            eval_rounds,
+            ..
+        } = self;
         let rank = self
             .rank
             .map_or(String::new(), |rank| format!("rank = {rank}\n"));
+        let samples = self.rounds * ROUND_STEPS * BATCH;
         format!(
-            "[run]\nname = \"figures\"\npreset = \"tiny\"\n\n[model]\ncodec = \"{}\"\n{rank}\n\
-             [wire]\nformat = \"{}\"\n\n[schedule]\nseats_min = {}\neval_rounds = {eval_rounds}\n",
-            self.codec, self.format, self.volunteers
+            "[run]\nname = \"figures\"\npreset = \"tiny\"\n\n\
+             [model]\ncontext = {CONTEXT}\ncodec = \"{codec}\"\n{rank}\n\
+             [wire]\nformat = \"{format}\"\n\n\
+             [training]\nbatch = {BATCH}\nmicrobatches = {MICROBATCHES}\n\
+             learning_rate = {LEARNING_RATE:e}\nsamples = {samples}\n\n\
+             [schedule]\nround_steps = {ROUND_STEPS}\nseats_min = {volunteers}\n\
+             eval_rounds = {eval_rounds}\neval_microbatches = {}\n",
+            wire::EVAL_MICROBATCHES
         )
     }
 
-    /// Starts the host and the volunteers.
-    fn begin(
-        &self,
-        data: &std::path::Path,
-        eval_rounds: u64,
-    ) -> anyhow::Result<(Host, Vec<Program>)> {
-        let options = HostOptions {
-            config: self.config(eval_rounds),
-            data: data.to_owned(),
-            port: 0,
-            arguments: vec![],
-        };
-        let host = Host::start(options)?;
+    /// Starts the host, then the volunteers.
+    fn begin(&self, data: &Path) -> anyhow::Result<(Host, Vec<Program>)> {
+        let host = self.host(data)?;
         let names = &NAMES[..self.volunteers];
         let started: anyhow::Result<Vec<_>> =
             names.iter().map(|name| host.volunteer(name, &[])).collect();
         Ok((host, started?))
     }
-}
 
-/// Bytes a token and validation loss after equal tokens, by codec and rank.
-fn wire(asked: &Figures, data: &std::path::Path) -> anyhow::Result<Value> {
-    let subspace = |rank| Trial {
-        codec: "subspace",
-        rank: Some(rank),
-        format: "int8",
-        volunteers: 3,
-    };
-    let dense = Trial {
-        codec: "dense",
-        rank: None,
-        format: "f16",
-        volunteers: 3,
-    };
-    let mut rows = Vec::new();
-    for trial in [dense, subspace(32), subspace(16), subspace(8), subspace(4)] {
-        let (mut host, volunteers) = trial.begin(data, asked.rounds)?;
-        let evaluated = |run: &Value| {
-            run["round"].as_u64() >= Some(asked.rounds) && run["validation_loss"].is_number()
-        };
-        let wait_max = ROUND_WAIT_MAX * u32::try_from(asked.rounds)?;
-        let result = host.wait_until("the last round's evaluation", wait_max, evaluated)?;
-        drop(volunteers);
-        let row = json!({
-            "codec": trial.codec,
-            "rank": trial.rank,
-            "format": trial.format,
-            "tokens": result["tokens"],
-            "loss": result["loss"],
-            "validation_loss": result["validation_loss"],
-            "payload_bytes_per_token_and_border": result["wire_bytes_per_token"],
-            "dense_f16_bytes_per_token_and_border": result["dense_f16_bytes_per_token"],
-            "seconds": seconds_of(&result),
-        });
-        println!("{row}");
-        rows.push(row);
+    /// Starts the host alone.
+    fn host(&self, data: &Path) -> anyhow::Result<Host> {
+        Host::start(HostOptions {
+            config: self.config(),
+            data: data.to_owned(),
+            port: 0,
+            arguments: vec![],
+        })
     }
-    Ok(json!({ "preset": "tiny", "rounds": asked.rounds, "volunteers": 3, "runs": rows }))
 }
 
-/// Speed of one to four volunteers, interleaved; time to join; memory.
-fn cost(asked: &Figures, data: &std::path::Path) -> anyhow::Result<Value> {
-    let mut speeds: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    let mut joins = Vec::new();
-    let mut volunteer_peak_bytes = 0;
-    let mut host_peak_bytes = 0;
-    for _ in 0..asked.repeats {
-        for volunteers in 1..=NAMES.len() {
-            let trial = Trial {
-                codec: "subspace",
-                rank: Some(16),
-                format: "int8",
-                volunteers,
-            };
-            let (mut host, mut started) = trial.begin(data, 0)?;
-            for volunteer in &mut started {
-                joins.push(join_parts(volunteer)?);
-            }
-            let wait_max = ROUND_WAIT_MAX * u32::try_from(asked.rounds)?;
-            let result = host.wait_until("the last round", wait_max, |run| {
-                run["round"].as_u64() >= Some(asked.rounds)
-            })?;
-            let tokens = result["tokens"].as_f64().context("a run has tokens")?;
-            let speed = tokens / seconds_of(&result);
-            println!("{volunteers} volunteers: {speed:.0} tokens/s");
-            speeds.entry(volunteers).or_default().push(speed);
-            for volunteer in &started {
-                volunteer_peak_bytes = volunteer_peak_bytes.max(volunteer.peak_bytes()?);
-            }
-            host_peak_bytes = host_peak_bytes.max(host.program().peak_bytes()?);
+/// Lets a host make tokens of the text, and keeps them in `folder`.
+fn save_tokens(trial: &Trial, data: &Path, folder: &Path) -> anyhow::Result<()> {
+    let host = trial.host(data)?;
+    let made = host.folder().join("store").join("data");
+    std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(&made).with_context(|| made.display().to_string())? {
+        let made = entry?.path();
+        for name in ["train.bin", "validation.bin"] {
+            let tokens = made.join(name);
+            std::fs::copy(&tokens, folder.join(name))
+                .with_context(|| tokens.display().to_string())?;
         }
     }
-    Ok(json!({
-        "preset": "tiny",
-        "rounds": asked.rounds,
-        "tokens_per_second_by_volunteers": speeds,
-        "joins": joins,
-        "volunteer_peak_bytes": volunteer_peak_bytes,
-        "host_peak_bytes": host_peak_bytes,
-    }))
+    Ok(())
 }
 
-/// Seconds since its start at which a volunteer was at each point of joining.
-fn join_parts(volunteer: &mut Program) -> anyhow::Result<Value> {
-    let deadline = Instant::now() + ROUND_WAIT_MAX;
-    let mut parts = BTreeMap::new();
-    while let Some(event) = volunteer.next_event(deadline) {
-        let name = event["event"].as_str().unwrap_or_default().to_owned();
-        let seconds = event["seconds"].as_f64();
-        if let Some(seconds) = seconds {
-            // The first of each kind: later ones are no part of joining.
-            parts.entry(name.clone()).or_insert(seconds);
-        }
-        if name == "first_microbatch" {
-            return Ok(json!(parts));
-        }
-    }
-    bail!(
-        "no microbatch was computed
-{}",
-        volunteer.said()
-    )
-}
-
-/// Time that the run's rounds took.
-fn seconds_of(run: &Value) -> f64 {
-    run["rounds"]
+/// The mean of a list of numbers.
+fn mean(list: &Value) -> anyhow::Result<f64> {
+    let values: Option<Vec<f64>> = list
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|row| row["seconds"].as_f64())
-        .sum()
+        .map(Value::as_f64)
+        .collect();
+    let values = values.filter(|values| !values.is_empty());
+    let values = values.with_context(|| format!("no numbers: {list}"))?;
+    Ok(values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Processes that wanted a core, a mean over the last minute: what else the machine did.
+fn load() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
 /// Where, when and with what the figures were made.
