@@ -54,10 +54,17 @@ fn head(report: &RunReport) -> String {
             bytes(data.bytes as f64)
         )
     };
-    let helpers = match report.volunteers.len() as u64 {
-        0 => "Nobody trains it at the moment".to_owned(),
-        1 => "One volunteer trains it".to_owned(),
-        more => format!(
+    let here = report.volunteers.len() as u64;
+    let seated = report
+        .volunteers
+        .iter()
+        .filter(|one| one.stages.is_some())
+        .count() as u64;
+    let helpers = match (here, seated) {
+        (0, _) => "Nobody trains it at the moment".to_owned(),
+        (_, 0) => format!("{} will train it", plural(here, "volunteer", "volunteers")),
+        (_, 1) => "One volunteer trains it".to_owned(),
+        (_, more) => format!(
             "{} train it together, each a slice of it",
             plural(more, "volunteer", "volunteers")
         ),
@@ -179,13 +186,16 @@ fn volunteers(list: &[VolunteerReport]) -> String {
             VolunteerKind::Native => "terminal",
             VolunteerKind::Browser => "browser",
         };
-        // What somebody with a seat was told is said by the seat.
-        let (seat, reason) = match (volunteer.state, volunteer.stages) {
-            (VolunteerState::Seated, Some(stages)) => (stages.to_string(), String::new()),
-            (state, _) => {
-                let reason = escape(&sentence(&volunteer.reason));
-                (state.word().to_owned(), format!("<small>{reason}</small>"))
+        // What those with a seat and the spares were told is addressed to them, and says no more than their seat.
+        let reason = match volunteer.state {
+            VolunteerState::Seated | VolunteerState::Spare => String::new(),
+            VolunteerState::Paused | VolunteerState::Leaving | VolunteerState::Away => {
+                format!("<small>{}</small>", escape(&sentence(&volunteer.reason)))
             }
+        };
+        let seat = match (volunteer.state, volunteer.stages) {
+            (VolunteerState::Seated, Some(stages)) => stages.to_string(),
+            (state, _) => state.word().to_owned(),
         };
         let _ = writeln!(
             html,

@@ -41,7 +41,8 @@ pub const FIRST: Words = Words {
 /// In a host that was built without the page's program.
 pub const NO_PROGRAM: Words = Words {
     title: "Lend a computer",
-    text: "This host was built without the program that lets a browser help. The headless client can: see below.",
+    text: "This host was built without the program that lets a browser help; whoever hosts it \
+           can add it with cargo xtask web. The headless client can help as it is: see below.",
     status: "Nothing is computed on this computer.",
 };
 /// The run has reached its length.
@@ -169,6 +170,7 @@ pub fn preflight(found: &Preflight, settings: &Settings, model: &ModelConfig) ->
                 .map(|reach| connection(reach, settings.relay_only)),
         ),
         or_open("Data", found.cost.map(data)),
+        share_lent(settings),
         address(settings.relay_only),
     ]
 }
@@ -268,6 +270,23 @@ fn data(cost: Cost) -> Row {
         bytes(cost.first_bytes)
     );
     row("Data", Mark::Note, text)
+}
+
+fn share_lent(settings: &Settings) -> Row {
+    let percent = settings.throttle_percent;
+    let when = if settings.only_on_mains {
+        ", on mains power only"
+    } else {
+        ""
+    };
+    let text = if percent >= 100 {
+        format!(
+            "Works all of the time{when}. Games and video calls may stutter: choose a smaller share then."
+        )
+    } else {
+        format!("Works {percent}\u{a0}% of the time and rests in between{when}.")
+    };
+    row("Share", Mark::Note, text)
 }
 
 fn address(relay_only: bool) -> Row {

@@ -11,6 +11,8 @@ use crate::messages::{DeviceWish, Settings};
 
 /// Where the settings lie in `localStorage`.
 const SETTINGS: &str = "shoal-settings";
+/// Where a tab notes, in `sessionStorage`, that it contributes.
+const CONTRIBUTES: &str = "shoal-contributes";
 /// Name of the lock that a contributing tab holds.
 const LOCK: &str = "shoal-contributes";
 
@@ -39,6 +41,31 @@ pub(super) fn keep(settings: &Settings) {
     let text = serde_json::to_string(settings).expect("settings are plain JSON");
     let pair = [JsValue::from_str(SETTINGS), JsValue::from_str(&text)];
     drop(call(&storage(), "setItem", &pair));
+}
+
+/// Notes that this tab contributes, or does not any more.
+pub(super) fn note_contributing(contributes: bool) {
+    let storage = get(&window(), "sessionStorage");
+    let name = JsValue::from_str(CONTRIBUTES);
+    drop(if contributes {
+        call(&storage, "setItem", &[name, JsValue::from_str("1")])
+    } else {
+        call(&storage, "removeItem", &[name])
+    });
+}
+
+/// Whether this tab contributed when it was loaded anew: the person has agreed, and the seat is kept for some seconds.
+pub(super) fn contributed_before_reload() -> bool {
+    let storage = get(&window(), "sessionStorage");
+    let noted = call(&storage, "getItem", &[JsValue::from_str(CONTRIBUTES)]);
+    let entries = call(
+        &get(&window(), "performance"),
+        "getEntriesByType",
+        &[JsValue::from_str("navigation")],
+    );
+    let kind = entries.map(|entries| get(&get(&entries, "0"), "type").as_string());
+    let reloaded = kind.is_ok_and(|kind| kind.as_deref() == Some("reload"));
+    reloaded && noted.is_ok_and(|noted| noted.is_string())
 }
 
 fn storage() -> JsValue {

@@ -17,6 +17,16 @@ const CAPS: [u64; 6] = [
     20_000_000_000,
     100_000_000_000,
 ];
+/// Amounts of memory to choose from, in bytes.
+const MEMORY: [u64; 7] = [
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_000_000_000,
+    4_000_000_000,
+    8_000_000_000,
+    16_000_000_000,
+];
 /// Longest name, in characters: the host takes no longer one.
 const NAME_CHARS_MAX: usize = shared::limits::NAME_CHARS_MAX;
 
@@ -25,13 +35,6 @@ pub(super) fn options(state: State, at_work: bool) -> impl IntoView {
     let settings = state.settings;
     let change = move |change: &dyn Fn(&mut Settings)| settings.update(|settings| change(settings));
     let share = move || settings.with(|settings| settings.throttle_percent);
-    let cap = move || {
-        settings.with(|settings| {
-            settings
-                .day_bytes_max
-                .map_or_else(String::new, |cap| cap.to_string())
-        })
-    };
     let tells_power = !get(&window().navigator(), "getBattery").is_undefined();
     view! {
         <div class="options">
@@ -65,14 +68,12 @@ pub(super) fn options(state: State, at_work: bool) -> impl IntoView {
                 <label for="cap">"Data a day, at most"</label>
                 <select
                     id="cap"
-                    prop:value=cap
                     on:change=move |event| {
                         let cap = event_target_value(&event).parse().ok();
                         change(&|settings| settings.day_bytes_max = cap);
                     }
                 >
-                    <option value="">"no limit"</option>
-                    {CAPS.map(|cap| view! { <option value=cap.to_string()>{bytes(cap as f64)}</option> })}
+                    {choices("no limit", &CAPS, settings.with_untracked(|settings| settings.day_bytes_max))}
                 </select>
             </div>
             {tells_power.then(|| view! {
@@ -105,19 +106,31 @@ pub(super) fn options(state: State, at_work: bool) -> impl IntoView {
                     <label for="device">"Processor"</label>
                     <select
                         id="device"
-                        prop:value=move || settings.with(|settings| device_value(settings.device))
                         on:change=move |event| {
                             let device = device_of(&event_target_value(&event));
                             change(&|settings| settings.device = device);
                             state.look();
                         }
                     >
-                        <option value="auto">"the GPU, else the CPU"</option>
-                        <option value="cpu">"the CPU"</option>
-                        // Only the address chooses this one: it is for tests.
-                        <Show when=move || settings.with(|settings| settings.device == DeviceWish::WebGpu)>
-                            <option value="webgpu">"WebGPU, whatever computes it"</option>
-                        </Show>
+                        {DEVICES.map(|(device, value, text)| {
+                            let chosen = settings.with_untracked(|settings| settings.device);
+                            // Only the address chooses a GPU that the CPU computes: it is for tests.
+                            let offered = device != DeviceWish::WebGpu || chosen == device;
+                            offered.then(|| view! { <option value=value selected=chosen == device>{text}</option> })
+                        })}
+                    </select>
+                </div>
+                <div class="field">
+                    <label for="memory">"Memory to lend, at most"</label>
+                    <select
+                        id="memory"
+                        on:change=move |event| {
+                            let memory = event_target_value(&event).parse().ok();
+                            change(&|settings| settings.memory_bytes = memory);
+                            state.look();
+                        }
+                    >
+                        {choices("a careful amount", &MEMORY, settings.with_untracked(|settings| settings.memory_bytes))}
                     </select>
                 </div>
                 <div class="field">
@@ -140,18 +153,30 @@ pub(super) fn options(state: State, at_work: bool) -> impl IntoView {
     }
 }
 
-fn device_value(device: DeviceWish) -> &'static str {
-    match device {
-        DeviceWish::Auto => "auto",
-        DeviceWish::Cpu => "cpu",
-        DeviceWish::WebGpu => "webgpu",
+/// No choice, or one of some numbers of bytes.
+fn choices(none: &'static str, offered: &[u64], chosen: Option<u64>) -> impl IntoView + use<> {
+    let offered = offered.iter().map(|number| {
+        view! {
+            <option value=number.to_string() selected=chosen == Some(*number)>
+                {bytes(*number as f64)}
+            </option>
+        }
+    });
+    view! {
+        <option value="">{none}</option>
+        {offered.collect_view()}
     }
 }
 
+const DEVICES: [(DeviceWish, &str, &str); 3] = [
+    (DeviceWish::Auto, "auto", "the GPU, else the CPU"),
+    (DeviceWish::Cpu, "cpu", "the CPU"),
+    (DeviceWish::WebGpu, "webgpu", "WebGPU, whatever computes it"),
+];
+
 fn device_of(value: &str) -> DeviceWish {
-    match value {
-        "cpu" => DeviceWish::Cpu,
-        "webgpu" => DeviceWish::WebGpu,
-        _ => DeviceWish::Auto,
-    }
+    DEVICES
+        .into_iter()
+        .find(|(_, name, _)| *name == value)
+        .map_or(DeviceWish::Auto, |(device, _, _)| device)
 }

@@ -11,13 +11,16 @@ use shared::wire::report::RunReport;
 use wasm_bindgen_futures::spawn_local;
 
 use super::kept::{self, Lock};
-use crate::js::get;
+use crate::js::{Listener, get};
 use crate::messages::{Broken, Ended, Phase, Preflight, Settings, Snapshot, ToPage, ToWorker};
 use crate::page::words::{self, Words};
 use crate::volunteer::Volunteer;
 
 /// A worker that was told to stop has this long to leave by itself, in milliseconds; then it is ended.
 const STOP_WAIT_MS: f64 = 3_000.0;
+
+/// How long a tab that was loaded anew waits for the lock of its former self, in milliseconds.
+const LOCK_WAIT_MS: f64 = 500.0;
 
 thread_local! {
     static VOLUNTEER: RefCell<Option<Volunteer>> = const { RefCell::new(None) };
@@ -80,6 +83,27 @@ impl State {
             kept::keep(&settings);
             tell(ToWorker::Settings { settings });
         });
+        let resumes =
+            state.panel.get_untracked() == Panel::First && kept::contributed_before_reload();
+        Effect::new(move |_| {
+            let works = state.panel.get() == Panel::Work;
+            let asked_to_rest = state.pausing.get() || state.stopping.get();
+            kept::note_contributing(works && !asked_to_rest);
+        });
+        if resumes {
+            state.contribute();
+        }
+        // A page that the browser had put aside: its worker left when it did.
+        let shown = Listener::new(&window(), "pageshow", move |event| {
+            let put_aside = get(&event, "persisted").as_bool() == Some(true);
+            if put_aside && state.panel.get_untracked() == Panel::Work {
+                drop(VOLUNTEER.take());
+                drop(LOCK.take());
+                state.contribute();
+            }
+        });
+        // It lives as long as the page does.
+        std::mem::forget(shown);
         state
     }
 
@@ -111,7 +135,13 @@ impl State {
     /// Takes part, unless another tab of this browser does.
     pub(super) fn contribute(self) {
         spawn_local(async move {
-            let Some(lock) = Lock::take(false).await else {
+            let mut lock = Lock::take(false).await;
+            if lock.is_none() {
+                // After a reload the lock may be a moment behind.
+                pause(LOCK_WAIT_MS).await;
+                lock = Lock::take(false).await;
+            }
+            let Some(lock) = lock else {
                 self.end_worker();
                 self.panel.set(Panel::Barred(words::OTHER_TAB));
                 self.wait_for_other_tab().await;

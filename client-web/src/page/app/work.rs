@@ -18,7 +18,6 @@ pub(super) fn work(state: State) -> impl IntoView {
         <div class="buttons">
             <button
                 type="button"
-                aria-pressed=move || state.pausing.get().to_string()
                 disabled=move || finishing() || state.stopping.get()
                 on:click=move |_| state.pause(!state.pausing.get_untracked())
             >

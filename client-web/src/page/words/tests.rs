@@ -49,7 +49,7 @@ fn a_preflight_has_the_same_rows_from_its_beginning_to_its_end() {
     let names = |rows: &[Row]| rows.iter().map(|row| row.what).collect::<Vec<_>>();
     assert_eq!(names(&begun), names(&whole));
     let open = |rows: &[Row]| rows.iter().filter(|row| row.mark == Mark::Open).count();
-    assert_eq!((open(&begun), open(&whole)), (begun.len() - 1, 0));
+    assert_eq!((open(&begun), open(&whole)), (begun.len() - 2, 0));
     assert_eq!(
         plain(&find(&whole, "Data").text),
         "About 120 MB up and 130 MB down an hour, copies of the model’s state included; 5.0 MB at first."
@@ -66,6 +66,23 @@ fn who_sees_my_address_is_said_before_anything_else_is_known() {
     };
     let relayed = rows(&Preflight::default(), &relayed);
     assert!(find(&relayed, "Privacy").text.starts_with("Only the host"));
+}
+
+#[test]
+fn the_share_that_is_lent_follows_the_settings() {
+    let row = |throttle_percent, only_on_mains| {
+        let settings = Settings {
+            throttle_percent,
+            only_on_mains,
+            ..Settings::default()
+        };
+        plain(&find(&rows(&Preflight::default(), &settings), "Share").text)
+    };
+    assert!(row(100, false).starts_with("Works all of the time."));
+    assert_eq!(
+        row(40, true),
+        "Works 40 % of the time and rests in between, on mains power only."
+    );
 }
 
 #[test]
