@@ -112,6 +112,33 @@ pub fn adapters() -> Vec<Opened> {
     opened.collect()
 }
 
+/// Where Linux shows its devices.
+#[cfg(not(target_arch = "wasm32"))]
+const DEVICES: &str = "/dev";
+
+/// Beginnings of the names that Linux gives to what a GPU's driver opens; `dri` is a folder of them.
+#[cfg(not(target_arch = "wasm32"))]
+const GPU_FILES: [&str; 6] = ["dri", "nvidia", "dxg", "kfd", "kgsl", "mali"];
+
+/// Whether this system may have a GPU at all.
+///
+/// Looking for adapters loads every graphics library there is, which takes time and lets some of them complain on
+/// standard error about displays that a server does not have. On Linux a GPU that can be opened has a file.
+#[cfg(not(target_arch = "wasm32"))]
+fn may_have_gpu(devices: &std::path::Path) -> bool {
+    if !cfg!(target_os = "linux") {
+        return true;
+    }
+    let Ok(files) = std::fs::read_dir(devices) else {
+        return true;
+    };
+    files.flatten().any(|file| {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        GPU_FILES.iter().any(|known| name.starts_with(known))
+    })
+}
+
 /// Whether an adapter of this name is known to compute on the CPU.
 #[cfg(not(target_arch = "wasm32"))]
 fn is_software(name: &str) -> bool {
@@ -139,6 +166,7 @@ fn is_software(name: &str) -> bool {
 pub async fn open(choice: &DeviceChoice) -> Result<Opened, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
+        DeviceChoice::Auto if !may_have_gpu(std::path::Path::new(DEVICES)) => Ok(cpu()),
         DeviceChoice::Auto => {
             let hardware = adapters()
                 .into_iter()
@@ -217,6 +245,21 @@ mod tests {
         assert_ne!(
             open_now("auto").expect("there is always a CPU").kind,
             DeviceKind::SoftwareGpu
+        );
+    }
+
+    #[test]
+    fn adapters_are_looked_for_only_where_a_gpu_has_a_file() {
+        let folder = std::env::temp_dir().join(format!("shoal-devices-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("pts")).expect("a folder");
+        let without = may_have_gpu(&folder);
+        std::fs::create_dir(folder.join("dri")).expect("a folder");
+        let with = may_have_gpu(&folder);
+        std::fs::remove_dir_all(&folder).expect("it was made above");
+        assert_eq!((without, with), (!cfg!(target_os = "linux"), true));
+        assert!(
+            may_have_gpu(&folder),
+            "a folder that cannot be read tells nothing"
         );
     }
 
