@@ -261,8 +261,7 @@ fn a_host_stops_at_once_whoever_is_connected_and_whatever_is_uploaded() {
 #[test]
 fn a_host_that_still_reads_its_data_stops_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
-    let text = "words that are not worth a tokenizer of their own\n".repeat(400_000);
-    std::fs::write(folder.path().join("text.txt"), text).expect("a file");
+    std::fs::write(folder.path().join("text.txt"), many_words()).expect("a file");
     let store = folder.path().join("store");
     let mut command = Command::new(paths::program("shoal-host").expect("it is built"));
     command
@@ -288,6 +287,20 @@ fn a_fault_that_there_is_not_is_refused_by_both_programs() {
         assert_eq!(ended.code(), Some(2), "{said}");
         assert!(said.contains("'earthquake' is no fault"), "{said}");
     }
+}
+
+/// So many different words that a tokenizer of them is half a minute's work.
+fn many_words() -> String {
+    let mut state = 1_u32;
+    let mut text = String::new();
+    for _ in 0..1_000_000 {
+        // The constants of Numerical Recipes.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let letter = |shift: u32| char::from(b'a' + ((state >> shift) & 15) as u8);
+        text.extend([28, 24, 20, 16].map(letter));
+        text.push(' ');
+    }
+    text
 }
 
 /// Whether half an upload lies there.
