@@ -110,6 +110,11 @@ pub enum Note {
         /// Whether packets go through a relay.
         relayed: bool,
     },
+    /// Nothing gets through a link for now.
+    LinkDisturbed {
+        /// The other end.
+        peer: u64,
+    },
     /// A link is lost.
     LinkLost {
         /// The other end.
@@ -227,6 +232,9 @@ impl Note {
                 peer,
                 relayed: false,
             } => format!("link to volunteer {peer}, direct"),
+            Self::LinkDisturbed { peer } => {
+                format!("nothing gets through to volunteer {peer}; looking for another path")
+            }
             Self::LinkLost { peer, reason } => {
                 format!("lost the link to volunteer {peer}: {reason}")
             }
@@ -317,6 +325,7 @@ impl Status {
             | Note::Prepare { .. }
             | Note::Measured { .. }
             | Note::Link { .. }
+            | Note::LinkDisturbed { .. }
             | Note::LinkLost { .. }
             | Note::Trouble { .. }
             | Note::Error { .. }

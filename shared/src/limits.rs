@@ -44,6 +44,16 @@ pub const KEEPALIVE: Span = Span::from_secs(1);
 pub const LINK_OPEN_MAX: Span = Span::from_secs(8);
 /// Tries to open a link between the same two before they are placed apart.
 pub const LINK_TRIES_MAX: u32 = 3;
+/// How long ICE may take to find a lost path again by itself, before the link is restarted: a busy machine stalls.
+pub const RESTART_GRACE: Span = Span::from_secs(1);
+/// How long the other end of a broken link has to answer through the host, before it is suspected.
+pub const RESTART_ANSWER_MAX: Span = Span::from_secs(3);
+/// How long a link whose ends both live may take to come back by a restart of ICE; then it is opened anew.
+pub const RESTART_MAX: Span = Span::from_secs(6);
+/// Restarts of one link without [`RESTART_CALM`] between them: a path that breaks that often is not worth keeping.
+pub const RESTARTS_MAX: u32 = 3;
+/// Time without a restart after which earlier ones are forgotten.
+pub const RESTART_CALM: Span = Span::from_secs(60);
 /// How long a volunteer whose connection to the host broke keeps its seat.
 pub const AWAY_MAX: Span = Span::from_secs(8);
 /// How long a line-up may take until all seats are ready.

@@ -41,6 +41,15 @@ pub struct IceServer {
     pub credential: Option<String>,
 }
 
+impl IceServer {
+    /// Whether it is a TURN server: one that packets can go through.
+    #[must_use]
+    pub fn is_relay(&self) -> bool {
+        let is_turn = |url: &String| url.starts_with("turn:") || url.starts_with("turns:");
+        self.urls.iter().any(is_turn)
+    }
+}
+
 /// Which data channel of a link carries a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,9 +90,26 @@ pub enum LinkSignal {
         /// The try that failed.
         generation: u32,
     },
+    /// From the end that does not offer: nothing gets through any more, please restart ICE.
+    Disturbed {
+        /// The newest generation of the connection.
+        generation: u32,
+    },
+    /// An offer that restarts ICE on an open connection; it is answered with [`LinkSignal::Answer`].
+    Restart {
+        /// The generation that the connection was opened with.
+        connection: u32,
+        /// Number of this restart, counted on with the tries.
+        generation: u32,
+        /// The session description. Its certificate is the one that the connection was opened with.
+        sdp: String,
+    },
 }
 
-/// One step of opening a connection, for the transport to carry out.
+/// One step of opening a connection or of mending one, for the transport to carry out.
+///
+/// Every step that makes a description bears a new generation. A connection that is restarted goes on under the
+/// newest one: later events and candidates bear that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkStep {
@@ -91,6 +117,8 @@ pub enum LinkStep {
     Offer {
         /// Number of this try.
         generation: u32,
+        /// Whether to use relayed candidates only: direct ones were tried and broke.
+        relay_only: bool,
     },
     /// Make a new connection from the other end's offer, and a local answer. Ends any older one.
     Answer {
@@ -99,7 +127,7 @@ pub enum LinkStep {
         /// The other end's session description.
         sdp: String,
     },
-    /// Take the other end's answer to the offer of that generation.
+    /// Take the other end's answer to the offer, or to the restart, of that generation.
     Accept {
         /// Number of this try.
         generation: u32,
@@ -112,6 +140,19 @@ pub enum LinkStep {
         generation: u32,
         /// `RTCIceCandidateInit` in JSON.
         candidate: String,
+    },
+    /// Restart ICE on the open connection (`createOffer({ iceRestart: true })`), with the newest ICE servers. Its
+    /// channels and what waits in them stay.
+    Restart {
+        /// Number of this restart.
+        generation: u32,
+    },
+    /// Apply the other end's restart to the open connection, with the newest ICE servers, and make an answer.
+    AnswerRestart {
+        /// Number of this restart.
+        generation: u32,
+        /// The other end's session description.
+        sdp: String,
     },
     /// Close the connection and forget the peer.
     Close,
@@ -146,11 +187,41 @@ pub enum LinkEvent {
         /// Whether packets go through a TURN server.
         relayed: bool,
     },
-    /// The connection failed or closed; its channels carry nothing any more.
-    Down {
-        /// The try it belongs to.
+    /// ICE lost the open connection (`disconnected` or `failed`): nothing gets through for now. It may come back by
+    /// itself or by a restart; until then channels keep what is sent. Only after `Open`.
+    Disturbed {
+        /// Newest generation of the connection.
         generation: u32,
     },
+    /// ICE has a working path again, after `Disturbed` or a restart, or has moved to another one.
+    Resumed {
+        /// Newest generation of the connection.
+        generation: u32,
+        /// Whether packets go through a TURN server.
+        relayed: bool,
+    },
+    /// The connection is closed, or failed before it was open; its channels carry nothing any more.
+    Down {
+        /// A generation of the connection: of its opening, or of a restart.
+        generation: u32,
+    },
+}
+
+/// The SHA-256 fingerprint of the DTLS certificate that a session description names, in upper case.
+///
+/// `None` if it names none, or several: then nobody could say whose certificate was agreed on.
+#[must_use]
+pub fn certificate(sdp: &str) -> Option<String> {
+    let mut found = sdp
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("a=fingerprint:"))
+        .map(|value| {
+            let (algorithm, pairs) = value.split_once(' ')?;
+            let pairs = pairs.trim().to_ascii_uppercase();
+            algorithm.eq_ignore_ascii_case("sha-256").then_some(pairs)
+        });
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)?
 }
 
 /// Something that the network did.
@@ -198,11 +269,41 @@ pub trait Transport: MaybeSend + 'static {
     /// [`NetEvent::Drained`]) or the link is not open (then there is a [`LinkEvent::Down`]).
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool;
 
-    /// ICE servers for links that are opened from now on: their credentials expire.
+    /// ICE servers for links that are opened or restarted from now on: their credentials expire.
     fn set_ice_servers(&mut self, servers: Vec<IceServer>);
 
     /// Next event. Cancel safe: dropping the future loses nothing.
     fn next_event(
         &mut self,
     ) -> impl Future<Output = Result<NetEvent, TransportStopped>> + MaybeSend;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::certificate;
+
+    #[test]
+    fn a_description_names_one_certificate_or_none() {
+        let check = |lines: &[&str], expected: Option<&str>| {
+            let sdp = format!("v=0\r\n{}\r\n", lines.join("\r\n"));
+            assert_eq!(certificate(&sdp).as_deref(), expected, "{sdp}");
+        };
+        check(&["a=fingerprint:SHA-256 ab:cd"], Some("AB:CD"));
+        let twice = [
+            "a=fingerprint:sha-256 AB:CD",
+            "m=application",
+            "a=fingerprint:sha-256 ab:cd",
+        ];
+        check(&twice, Some("AB:CD"));
+        check(&[], None);
+        check(&["a=fingerprint:sha-1 ab:cd"], None);
+        check(
+            &["a=fingerprint:sha-256 AB:CD", "a=fingerprint:sha-256 AB:CE"],
+            None,
+        );
+        check(
+            &["a=fingerprint:sha-256 AB:CD", "a=fingerprint:sha-512 AB:CE"],
+            None,
+        );
+    }
 }

@@ -173,7 +173,13 @@ async fn open_self_link() -> bool {
     };
     let (mut left, mut right) = (new(), new());
     let (left_id, right_id) = (PeerId(1), PeerId(2));
-    left.link(right_id, LinkStep::Offer { generation: 1 });
+    left.link(
+        right_id,
+        LinkStep::Offer {
+            generation: 1,
+            relay_only: false,
+        },
+    );
     let mut open = 0;
     while open < 2 {
         let (event, from_left) = tokio::select! {
@@ -199,6 +205,7 @@ async fn open_self_link() -> bool {
                 open += 1;
                 continue;
             }
+            LinkEvent::Disturbed { .. } | LinkEvent::Resumed { .. } => continue,
             LinkEvent::Down { .. } => return false,
         };
         if from_left {

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use rtc::ice::mdns::MulticastDnsMode;
 use rtc::peer_connection::configuration::setting_engine::SctpMaxMessageSize;
+use shared::wire::signal::IceServer;
 use tokio::sync::mpsc;
 use webrtc::data_channel::DataChannel;
 use webrtc::error::Error;
 use webrtc::peer_connection::{
-    PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
-    RTCIceCandidateType, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnectionIceEvent,
-    RTCPeerConnectionState, RTCStatsReportEntry, SettingEngineBuilder, StatsSelector,
+    PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfiguration,
+    RTCConfigurationBuilder, RTCIceCandidateType, RTCIceServer, RTCIceTransportPolicy,
+    RTCPeerConnectionIceEvent, RTCPeerConnectionState, RTCStatsReportEntry, SettingEngineBuilder,
+    StatsSelector,
 };
 
 use super::link::Notice;
@@ -60,6 +62,33 @@ impl PeerConnectionEventHandler for Handler {
     }
 }
 
+/// ICE servers and policy, as the stack wants them.
+pub(super) fn configuration(config: &RtcConfig) -> RTCConfiguration {
+    let servers = config
+        .ice_servers
+        .iter()
+        .map(|server| RTCIceServer {
+            urls: server.urls.clone(),
+            username: server.username.clone().unwrap_or_default(),
+            credential: server.credential.clone().unwrap_or_default(),
+        })
+        .collect();
+    let policy = if config.relay_only {
+        RTCIceTransportPolicy::Relay
+    } else {
+        RTCIceTransportPolicy::All
+    };
+    RTCConfigurationBuilder::new()
+        .with_ice_servers(servers)
+        .with_ice_transport_policy(policy)
+        .build()
+}
+
+/// Whether there is a relay to go through.
+pub(super) fn has_relays(config: &RtcConfig) -> bool {
+    config.ice_servers.iter().any(IceServer::is_relay)
+}
+
 /// A connection with its sockets bound, before any description.
 pub(super) async fn connect(
     config: &RtcConfig,
@@ -81,25 +110,7 @@ async fn build(
     notices: mpsc::Sender<Notice>,
     multicast: MulticastDnsMode,
 ) -> Result<(Arc<dyn PeerConnection>, Arc<Rounds>), Error> {
-    let servers: Vec<RTCIceServer> = config
-        .ice_servers
-        .iter()
-        .map(|server| RTCIceServer {
-            urls: server.urls.clone(),
-            username: server.username.clone().unwrap_or_default(),
-            credential: server.credential.clone().unwrap_or_default(),
-        })
-        .collect();
-    let relays = servers
-        .iter()
-        .flat_map(|server| &server.urls)
-        .any(|url| url.starts_with("turn"));
-    let policy = if config.relay_only {
-        RTCIceTransportPolicy::Relay
-    } else {
-        RTCIceTransportPolicy::All
-    };
-    let rounds = Rounds::new(relays);
+    let rounds = Rounds::new(has_relays(config));
     let settings = SettingEngineBuilder::new()
         .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(MESSAGE_BYTES_MAX))
         .with_ice_timeouts(
@@ -109,14 +120,11 @@ async fn build(
         )
         .with_multicast_dns_mode(multicast)
         .with_include_loopback_candidate(config.loopback)
+        // A restart binds new sockets: the old ones may belong to a network that this machine has left.
+        .with_discard_local_candidates_during_ice_restart(true)
         .build();
     let connection = PeerConnectionBuilder::new()
-        .with_configuration(
-            RTCConfigurationBuilder::new()
-                .with_ice_servers(servers)
-                .with_ice_transport_policy(policy)
-                .build(),
-        )
+        .with_configuration(configuration(config))
         .with_setting_engine(settings)
         .with_handler(Arc::new(Handler { notices }))
         .with_runtime(Arc::new(TunedRuntime {

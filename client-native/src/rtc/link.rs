@@ -4,6 +4,9 @@
 //! connection's callbacks (which never wait), and reports [`LinkEvent`]s. Each data
 //! channel has a reader and a sender beside it; both end with the task.
 //!
+//! A connection whose path breaks is kept: ICE may find another one by itself, or when the owner asks for
+//! a restart, and what waits in the channels goes on from there.
+//!
 //! Invariant: `Open` comes before the first message, `Down` exactly once and last, and neither
 //! comes after the owner closed or replaced the link.
 
@@ -12,8 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use shared::transport::{Channel, LinkEvent, LinkStep};
+use rtc::peer_connection::configuration::RTCOfferOptions;
+use shared::transport::{Channel, LinkEvent, LinkStep, certificate};
 use shared::units::PeerId;
+use shared::wire::signal::IceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use webrtc::data_channel::{DataChannel, RTCDataChannelInit};
@@ -22,10 +27,10 @@ use webrtc::peer_connection::{
 };
 
 use super::channel::ChannelEnds;
-use super::connection::{connect, is_relayed};
+use super::connection::{configuration, connect, has_relays, is_relayed};
 use super::outbox::Outbox;
 use super::socket::Rounds;
-use super::{Outboxes, RtcConfig, Tagged, fingerprint, link_event};
+use super::{Order, Outboxes, RtcConfig, Tagged, link_event};
 
 /// Notices from a connection's callbacks that wait for its task.
 const NOTICES_MAX: usize = 256;
@@ -61,7 +66,7 @@ enum LinkFailure {
     State(RTCPeerConnectionState),
     #[error("the data channel {0:?} ended")]
     ChannelEnded(Channel),
-    #[error("a session description bears no SHA-256 fingerprint")]
+    #[error("a session description does not name exactly one certificate by SHA-256")]
     NoFingerprint,
     #[error("a task inside the connection panicked")]
     Panicked,
@@ -79,7 +84,11 @@ pub(super) struct LinkTask {
 
 /// A connection at work.
 struct Live {
+    /// Of its opening, or of its newest restart.
+    generation: u32,
     connection: Arc<dyn PeerConnection>,
+    /// ICE servers that the connection knows.
+    connection_servers: Vec<IceServer>,
     notices: mpsc::Sender<Notice>,
     control: Option<Arc<dyn DataChannel>>,
     tensors: Option<Arc<dyn DataChannel>>,
@@ -91,7 +100,7 @@ struct Live {
 
 impl LinkTask {
     /// Drives the connection until it fails or `steps` ends.
-    pub(super) async fn run(self, first: LinkStep, steps: mpsc::Receiver<LinkStep>) {
+    pub(super) async fn run(self, first: LinkStep, steps: mpsc::Receiver<Order>) {
         let driven = AssertUnwindSafe(self.drive(first, steps)).catch_unwind();
         let outcome = driven.await.unwrap_or(Err(LinkFailure::Panicked));
         self.outboxes.control.close();
@@ -115,12 +124,14 @@ impl LinkTask {
     async fn drive(
         &self,
         first: LinkStep,
-        mut steps: mpsc::Receiver<LinkStep>,
+        mut steps: mpsc::Receiver<Order>,
     ) -> Result<(), LinkFailure> {
         let (notices, mut heard) = mpsc::channel(NOTICES_MAX);
         let (connection, rounds) = connect(&self.config, notices.clone()).await?;
         let mut live = Live {
+            generation: self.generation,
             connection,
+            connection_servers: self.config.ice_servers.clone(),
             notices,
             control: None,
             tensors: None,
@@ -146,7 +157,7 @@ impl LinkTask {
         &self,
         live: &mut Live,
         first: LinkStep,
-        steps: &mut mpsc::Receiver<LinkStep>,
+        steps: &mut mpsc::Receiver<Order>,
         heard: &mut mpsc::Receiver<Notice>,
     ) -> Result<(), LinkFailure> {
         self.begin(live, first).await?;
@@ -155,7 +166,7 @@ impl LinkTask {
             tokio::select! {
                 _ = round.tick(), if live.rounds.enabled() => live.rounds.kick(),
                 step = steps.recv() => match step {
-                    Some(step) => live.carry_out(step).await?,
+                    Some(order) => self.carry_out(live, order).await?,
                     None => return Ok(()),
                 },
                 notice = heard.recv() => match notice {
@@ -186,18 +197,84 @@ impl LinkTask {
                 }
                 connection.create_offer(None).await?
             }
-            LinkStep::Accept { .. } | LinkStep::Candidate { .. } | LinkStep::Close => {
+            LinkStep::Accept { .. }
+            | LinkStep::Candidate { .. }
+            | LinkStep::Restart { .. }
+            | LinkStep::AnswerRestart { .. }
+            | LinkStep::Close => {
                 unreachable!("a link's task begins with an offer or an answer")
             }
         };
+        self.describe(live, description).await
+    }
+
+    /// Sets the local description and says it.
+    async fn describe(
+        &self,
+        live: &Live,
+        description: RTCSessionDescription,
+    ) -> Result<(), LinkFailure> {
         let made = description.sdp.clone();
-        connection.set_local_description(description).await?;
-        let sdp = connection.local_description().await.map_or(made, |d| d.sdp);
+        live.connection.set_local_description(description).await?;
+        let current = live.connection.local_description().await;
+        let sdp = current.map_or(made, |description| description.sdp);
         self.tell(LinkEvent::Description {
-            generation: self.generation,
+            generation: live.generation,
             sdp,
         })
         .await;
+        Ok(())
+    }
+
+    async fn carry_out(&self, live: &mut Live, order: Order) -> Result<(), LinkFailure> {
+        match order.step {
+            LinkStep::Accept { sdp, .. } => {
+                let answer = RTCSessionDescription::answer(sdp)?;
+                live.connection.set_remote_description(answer).await?;
+            }
+            LinkStep::Candidate { candidate, .. } => live.add_candidate(&candidate).await,
+            LinkStep::Restart { generation } => {
+                self.prepare_restart(live, generation, &order.config)
+                    .await?;
+                let options = RTCOfferOptions { ice_restart: true };
+                let offer = live.connection.create_offer(Some(options)).await?;
+                self.describe(live, offer).await?;
+            }
+            LinkStep::AnswerRestart { generation, sdp } => {
+                self.prepare_restart(live, generation, &order.config)
+                    .await?;
+                let offer = RTCSessionDescription::offer(sdp)?;
+                live.connection.set_remote_description(offer).await?;
+                let answer = live.connection.create_answer(None).await?;
+                self.describe(live, answer).await?;
+            }
+            LinkStep::Offer { .. } | LinkStep::Answer { .. } | LinkStep::Close => {
+                unreachable!("the transport makes a new task, or ends this one, for such a step")
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on everything is about the restart, which gathers from the newest ICE servers.
+    async fn prepare_restart(
+        &self,
+        live: &mut Live,
+        generation: u32,
+        newest: &RtcConfig,
+    ) -> Result<(), LinkFailure> {
+        live.generation = generation;
+        let config = RtcConfig {
+            relay_only: self.config.relay_only,
+            ..newest.clone()
+        };
+        if config.ice_servers != live.connection_servers {
+            live.connection_servers.clone_from(&config.ice_servers);
+            live.connection
+                .set_configuration(configuration(&config))
+                .await?;
+        }
+        // The path to come may be relayed.
+        live.rounds.enable(has_relays(&config));
         Ok(())
     }
 
@@ -207,17 +284,12 @@ impl LinkTask {
                 let candidate = serde_json::to_string(&candidate)
                     .expect("a candidate has string keys and plain values");
                 self.tell(LinkEvent::Candidate {
-                    generation: self.generation,
+                    generation: live.generation,
                     candidate,
                 })
                 .await;
             }
-            Notice::State(
-                state @ (RTCPeerConnectionState::Failed | RTCPeerConnectionState::Closed),
-            ) => return Err(LinkFailure::State(state)),
-            Notice::State(state) => {
-                tracing::debug!(peer = %self.peer, %state, "connection state");
-            }
+            Notice::State(state) => self.hear_state(live, state).await?,
             Notice::Channel(channel) => self.adopt(live, channel).await?,
             Notice::Opened(channel) => {
                 live.open[index(channel)] = true;
@@ -226,6 +298,31 @@ impl LinkTask {
                 }
             }
             Notice::Ended(channel) => return Err(LinkFailure::ChannelEnded(channel)),
+        }
+        Ok(())
+    }
+
+    async fn hear_state(
+        &self,
+        live: &Live,
+        state: RTCPeerConnectionState,
+    ) -> Result<(), LinkFailure> {
+        tracing::debug!(peer = %self.peer, generation = live.generation, %state, "connection state");
+        let (generation, is_open) = (live.generation, *live.gate.borrow());
+        let failed = state == RTCPeerConnectionState::Failed;
+        let closed = state == RTCPeerConnectionState::Closed;
+        if closed || (failed && !is_open) {
+            return Err(LinkFailure::State(state));
+        }
+        if is_open && (failed || state == RTCPeerConnectionState::Disconnected) {
+            self.tell(LinkEvent::Disturbed { generation }).await;
+        } else if is_open && state == RTCPeerConnectionState::Connected {
+            let relayed = live.learn_path().await;
+            self.tell(LinkEvent::Resumed {
+                generation,
+                relayed,
+            })
+            .await;
         }
         Ok(())
     }
@@ -271,17 +368,14 @@ impl LinkTask {
         let remote = connection.remote_description().await;
         let read = |description: Option<RTCSessionDescription>| {
             description
-                .and_then(|description| fingerprint(&description.sdp))
+                .and_then(|description| certificate(&description.sdp))
                 .ok_or(LinkFailure::NoFingerprint)
         };
-        let relayed = is_relayed(connection.as_ref()).await;
-        if !relayed {
-            live.rounds.disable();
-        }
+        let relayed = live.learn_path().await;
         self.outboxes.control.open();
         self.outboxes.tensors.open();
         self.tell(LinkEvent::Open {
-            generation: self.generation,
+            generation: live.generation,
             local_fingerprint: read(local)?,
             remote_fingerprint: read(remote)?,
             relayed,
@@ -293,28 +387,23 @@ impl LinkTask {
 }
 
 impl Live {
-    async fn carry_out(&mut self, step: LinkStep) -> Result<(), LinkFailure> {
-        match step {
-            LinkStep::Accept { sdp, .. } => {
-                let answer = RTCSessionDescription::answer(sdp)?;
-                self.connection.set_remote_description(answer).await?;
-            }
-            LinkStep::Candidate { candidate, .. } => {
-                // One bad candidate is no reason to give up: there are others.
-                match serde_json::from_str::<RTCIceCandidateInit>(&candidate) {
-                    Ok(candidate) => {
-                        if let Err(error) = self.connection.add_ice_candidate(candidate).await {
-                            tracing::debug!(%error, "a candidate of the other end was not taken");
-                        }
-                    }
-                    Err(error) => tracing::debug!(%error, "not a candidate"),
+    async fn add_candidate(&self, candidate: &str) {
+        // One bad candidate is no reason to give up: there are others.
+        match serde_json::from_str::<RTCIceCandidateInit>(candidate) {
+            Ok(candidate) => {
+                if let Err(error) = self.connection.add_ice_candidate(candidate).await {
+                    tracing::debug!(%error, "a candidate of the other end was not taken");
                 }
             }
-            LinkStep::Offer { .. } | LinkStep::Answer { .. } | LinkStep::Close => {
-                unreachable!("the transport makes a new task, or ends this one, for such a step")
-            }
+            Err(error) => tracing::debug!(%error, "not a candidate"),
         }
-        Ok(())
+    }
+
+    /// Whether the path in use is relayed; only then its loop needs help.
+    async fn learn_path(&self) -> bool {
+        let relayed = is_relayed(self.connection.as_ref()).await;
+        self.rounds.enable(relayed);
+        relayed
     }
 
     /// Gives what waits on `control` a moment to leave: a `bye` should arrive.

@@ -11,6 +11,7 @@
 
 mod channel;
 mod connection;
+pub mod ice;
 mod link;
 mod outbox;
 mod socket;
@@ -55,6 +56,8 @@ pub struct RtcConfig {
     pub pacer: Option<Arc<Pacer>>,
     /// Counts what the sockets of all links carry.
     pub traffic: Arc<Traffic>,
+    /// Where troubles with relays are told, in words for a person. Without it relays are not tried beforehand.
+    pub troubles: Option<mpsc::Sender<String>>,
 }
 
 impl RtcConfig {
@@ -93,10 +96,16 @@ impl RtcConfig {
 /// An event, and which of a peer's connections it comes from.
 type Tagged = (u64, NetEvent);
 
+/// A step for a link's task, and what all links have in common by now.
+struct Order {
+    step: LinkStep,
+    config: Arc<RtcConfig>,
+}
+
 /// One link as its owner sees it. Dropping it ends the link's task, which closes the connection.
 struct Link {
     instance: u64,
-    steps: mpsc::Sender<LinkStep>,
+    steps: mpsc::Sender<Order>,
     outboxes: Outboxes,
 }
 
@@ -165,16 +174,20 @@ impl RtcTransport {
     }
 
     /// Makes a new connection to `peer`; an older one ends without a word.
-    fn open(&mut self, peer: PeerId, generation: u32, first: LinkStep) {
+    fn open(&mut self, peer: PeerId, generation: u32, relay_only: bool, first: LinkStep) {
         self.instances += 1;
         let instance = self.instances;
         let (steps, mailbox) = mpsc::channel(STEPS_MAX);
         let outboxes = Outboxes::new();
+        let mut config = Arc::clone(&self.config);
+        if relay_only {
+            Arc::make_mut(&mut config).relay_only = true;
+        }
         let task = LinkTask {
             peer,
             generation,
             instance,
-            config: Arc::clone(&self.config),
+            config,
             report: self.report.clone(),
             outboxes: outboxes.clone(),
         };
@@ -198,14 +211,20 @@ impl RtcTransport {
 impl Transport for RtcTransport {
     fn link(&mut self, peer: PeerId, step: LinkStep) {
         match step {
-            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => {
-                self.open(peer, generation, step);
-            }
-            LinkStep::Accept { .. } | LinkStep::Candidate { .. } => {
+            LinkStep::Offer {
+                generation,
+                relay_only,
+            } => self.open(peer, generation, relay_only, step),
+            LinkStep::Answer { generation, .. } => self.open(peer, generation, false, step),
+            LinkStep::Accept { .. }
+            | LinkStep::Candidate { .. }
+            | LinkStep::Restart { .. }
+            | LinkStep::AnswerRestart { .. } => {
                 let Some(link) = self.links.get(&peer) else {
                     return;
                 };
-                if link.steps.try_send(step).is_err() {
+                let config = Arc::clone(&self.config);
+                if link.steps.try_send(Order { step, config }).is_err() {
                     tracing::debug!(%peer, "a step of a link was dropped: it has ended, or too many wait");
                 }
             }
@@ -219,7 +238,19 @@ impl Transport for RtcTransport {
     }
 
     fn set_ice_servers(&mut self, servers: Vec<IceServer>) {
-        Arc::make_mut(&mut self.config).ice_servers = servers;
+        let config = Arc::make_mut(&mut self.config);
+        config.ice_servers.clone_from(&servers);
+        let Some(troubles) = config.troubles.clone() else {
+            return;
+        };
+        let relay_only = config.relay_only;
+        tokio::spawn(async move {
+            let tried = ice::try_servers(&servers).await;
+            if let Some(trouble) = ice::trouble(&tried, relay_only) {
+                // Fails only when nobody wants to know.
+                let _ = troubles.send(trouble).await;
+            }
+        });
     }
 
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool {
@@ -249,15 +280,6 @@ impl Transport for RtcTransport {
             }
         }
     }
-}
-
-/// The SHA-256 fingerprint in a session description: the hexadecimal pairs behind `sha-256`.
-fn fingerprint(sdp: &str) -> Option<String> {
-    sdp.lines()
-        .filter_map(|line| line.trim().strip_prefix("a=fingerprint:"))
-        .filter_map(|value| value.split_once(' '))
-        .find(|(algorithm, _)| algorithm.eq_ignore_ascii_case("sha-256"))
-        .map(|(_, pairs)| pairs.trim().to_ascii_uppercase())
 }
 
 /// An event of `peer`'s link.

@@ -7,7 +7,7 @@
 //! has to send, then takes in what came through it, and sleeps: an answer to a relayed packet needs two
 //! rounds more, and would wait for the next timer, up to 200 ms each. So a socket that has just run
 //! dry reports that many empty reads, each of which takes the loop round once ([`Rounds`]).
-//! Connections that turn out to be direct stop paying for it.
+//! Connections that turn out to be direct stop paying for it; a restart binds new sockets and begins again.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -24,6 +24,7 @@ use webrtc::runtime::{
     TokioRuntime, Transmit,
 };
 
+use super::ice::LOOKUP_MAX;
 use super::traffic::{CountedSocket, Traffic};
 
 /// Bytes asked for in each direction of a socket; the system may give less.
@@ -54,9 +55,9 @@ impl Rounds {
         self.enabled.load(Ordering::Relaxed)
     }
 
-    /// The connection is direct: its loop needs no help.
-    pub(super) fn disable(&self) {
-        self.enabled.store(false, Ordering::Relaxed);
+    /// Whether the connection's loop needs help: a direct one does not.
+    pub(super) fn enable(&self, enabled: bool) {
+        self.enabled.store(enabled, Ordering::Relaxed);
     }
 
     /// Something was queued: takes the loop round.
@@ -140,7 +141,13 @@ impl Runtime for TunedRuntime {
         &'a self,
         host: &'a str,
     ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>> {
-        TokioRuntime.resolve_host(host)
+        // The connection's loop waits for this: a name that nobody answers for must not hold it up.
+        Box::pin(async move {
+            match tokio::time::timeout(LOOKUP_MAX, TokioRuntime.resolve_host(host)).await {
+                Ok(found) => found,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        })
     }
 
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + 'static>> {
@@ -299,7 +306,7 @@ mod tests {
         socket.rounds.kick();
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert_eq!(reads(&socket, &waker), [0, 0]);
-        socket.rounds.disable();
+        socket.rounds.enable(false);
         socket.rounds.kick();
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert_eq!(reads(&socket, &waker), [0; 0]);

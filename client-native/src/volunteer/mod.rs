@@ -34,6 +34,8 @@ use host::NativeHost;
 
 /// Notes that wait for a slow terminal before some are lost.
 const NOTES_MAX: usize = 1_024;
+/// Troubles with relays that wait to be told.
+const TROUBLES_MAX: usize = 4;
 /// Between looks at the status line.
 const TICK: Duration = Duration::from_millis(250);
 /// How long connections may take to say goodbye at the end.
@@ -160,12 +162,20 @@ async fn take_part(
         capabilities,
     });
     let pacer = settings.max_upload.map(|rate| Arc::new(Pacer::new(rate.0)));
+    let (troubles, mut troubled) = mpsc::channel::<String>(TROUBLES_MAX);
+    let told = notes.clone();
+    tokio::spawn(async move {
+        while let Some(text) = troubled.recv().await {
+            told.tell(Note::Trouble { text });
+        }
+    });
     let (transport, transport_end) = RtcTransport::with_end(RtcConfig {
         ice_servers: Vec::new(),
         relay_only: settings.relay_only,
         loopback: settings.link.is_loopback(),
         pacer: pacer.clone(),
         traffic: Arc::clone(&counters.traffic),
+        troubles: Some(troubles),
     });
     let (gave_up, mut given_up) = mpsc::channel(1);
     let files = HostFiles::new(&settings.link, pacer);
@@ -326,6 +336,7 @@ impl Watcher {
                 peer: peer.0,
                 relayed,
             },
+            Event::LinkDisturbed { peer } => Note::LinkDisturbed { peer: peer.0 },
             Event::LinkLost { peer, reason } => Note::LinkLost {
                 peer: peer.0,
                 reason,

@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use js_sys::{Array, ArrayBuffer, JSON};
-use shared::transport::{Channel, IceServer, LinkEvent, LinkStep};
+use shared::transport::{Channel, IceServer, LinkEvent, LinkStep, certificate};
 use shared::units::PeerId;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 use web_sys::{
     MessageEvent, RtcConfiguration, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit,
-    RtcDataChannelState, RtcDataChannelType, RtcPeerConnection, RtcPeerConnectionIceEvent,
-    RtcPeerConnectionState, RtcSdpType, RtcSessionDescriptionInit,
+    RtcDataChannelState, RtcDataChannelType, RtcOfferOptions, RtcPeerConnection,
+    RtcPeerConnectionIceEvent, RtcPeerConnectionState, RtcSdpType, RtcSessionDescriptionInit,
 };
 
 use super::Tell;
@@ -34,14 +34,18 @@ const LABELS: [(&str, Channel); 2] = [("control", Channel::Control), ("tensors",
 /// All connections of a volunteer.
 pub(super) struct Links {
     tell: Tell,
-    configuration: RtcConfiguration,
+    servers: Vec<IceServer>,
+    relay_only: bool,
     open: BTreeMap<PeerId, Rc<Link>>,
 }
 
 /// One connection.
 struct Link {
     at: LinkId,
-    generation: u32,
+    /// Of its opening, or of its newest restart.
+    generation: Cell<u32>,
+    /// Whether it was opened with relayed candidates only.
+    relay_only: bool,
     tell: Tell,
     connection: RtcPeerConnection,
     /// `control` and `tensors`.
@@ -62,20 +66,33 @@ impl Links {
     pub(super) fn new(tell: Tell) -> Self {
         Self {
             tell,
-            configuration: RtcConfiguration::new(),
+            servers: Vec::new(),
+            relay_only: false,
             open: BTreeMap::new(),
         }
     }
 
-    /// For connections that are made from now on.
+    /// For connections that are made or restarted from now on.
     pub(super) fn set_servers(&mut self, servers: &[IceServer], relay_only: bool) {
-        self.configuration = configuration(servers, relay_only);
+        self.servers = servers.to_vec();
+        self.relay_only = relay_only;
     }
 
     /// Carries out one step.
     pub(super) fn step(&mut self, Rtc { at, what: step }: Rtc<LinkStep>) {
-        let generation = match &step {
-            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => *generation,
+        let (generation, relay_only) = match &step {
+            LinkStep::Offer {
+                generation,
+                relay_only,
+            } => (*generation, *relay_only || self.relay_only),
+            LinkStep::Answer { generation, .. } => (*generation, self.relay_only),
+            LinkStep::Restart { generation } | LinkStep::AnswerRestart { generation, .. } => {
+                if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+                    link.prepare_restart(*generation, &self.servers);
+                    link.step(step);
+                }
+                return;
+            }
             LinkStep::Accept { .. } | LinkStep::Candidate { .. } | LinkStep::Close => {
                 if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
                     if step == LinkStep::Close {
@@ -91,13 +108,14 @@ impl Links {
         if let Some(older) = self.open.remove(&at.peer) {
             older.close();
         }
-        let made = RtcPeerConnection::new_with_configuration(&self.configuration);
+        let made =
+            RtcPeerConnection::new_with_configuration(&configuration(&self.servers, relay_only));
         let Ok(connection) = made else {
             // Too many connections, or WebRTC is switched off: to the worker a link that went down.
             let what = LinkEvent::Down { generation };
             return self.tell.tell(ToWorker::Rtc(Rtc { at, what }));
         };
-        let link = Link::new(at, generation, connection, self.tell.clone());
+        let link = Link::new(at, generation, relay_only, connection, self.tell.clone());
         link.step(step);
         self.open.insert(at.peer, link);
     }
@@ -146,10 +164,17 @@ pub(super) fn configuration(servers: &[IceServer], relay_only: bool) -> RtcConfi
 }
 
 impl Link {
-    fn new(at: LinkId, generation: u32, connection: RtcPeerConnection, tell: Tell) -> Rc<Self> {
+    fn new(
+        at: LinkId,
+        generation: u32,
+        relay_only: bool,
+        connection: RtcPeerConnection,
+        tell: Tell,
+    ) -> Rc<Self> {
         let link = Rc::new(Self {
             at,
-            generation,
+            generation: Cell::new(generation),
+            relay_only,
             tell,
             connection,
             channels: RefCell::default(),
@@ -166,16 +191,12 @@ impl Link {
             };
             if let Ok(candidate) = JSON::stringify(&candidate) {
                 link.event(LinkEvent::Candidate {
-                    generation: link.generation,
+                    generation: link.generation.get(),
                     candidate: candidate.into(),
                 });
             }
         });
-        link.on("connectionstatechange", |link, _| {
-            if link.connection.connection_state() == RtcPeerConnectionState::Failed {
-                link.down();
-            }
-        });
+        link.on("connectionstatechange", |link, _| link.state_changed());
         link.on("datachannel", |link, event| {
             let event: RtcDataChannelEvent = event.unchecked_into();
             link.adopt(event.channel());
@@ -209,11 +230,45 @@ impl Link {
         self.tell.tell(ToWorker::Rtc(Rtc { at, what }));
     }
 
+    /// ICE lost the path, or found one again. A connection that never opened has nothing to keep.
+    fn state_changed(self: &Rc<Self>) {
+        let (state, generation) = (self.connection.connection_state(), self.generation.get());
+        let is_open = self.early.borrow().is_none();
+        let failed = state == RtcPeerConnectionState::Failed;
+        if failed && !is_open {
+            self.down();
+        } else if is_open && (failed || state == RtcPeerConnectionState::Disconnected) {
+            self.event(LinkEvent::Disturbed { generation });
+        } else if is_open && state == RtcPeerConnectionState::Connected {
+            let link = Rc::clone(self);
+            spawn_local(async move {
+                let relayed = is_relayed(&link.connection).await;
+                if !link.over.get() {
+                    link.event(LinkEvent::Resumed {
+                        generation,
+                        relayed,
+                    });
+                }
+            });
+        }
+    }
+
+    /// From now on everything is about the restart, which gathers from the newest ICE servers.
+    fn prepare_restart(&self, generation: u32, servers: &[IceServer]) {
+        self.generation.set(generation);
+        let configuration = configuration(servers, self.relay_only);
+        let set = self
+            .connection
+            .set_configuration_with_configuration(&configuration);
+        // Refused only if it is no configuration: the old servers may still do.
+        drop(set);
+    }
+
     /// Nothing gets through any more: says so, once.
     fn down(&self) {
         if !self.over.get() {
             self.event(LinkEvent::Down {
-                generation: self.generation,
+                generation: self.generation.get(),
             });
             self.close();
         }
@@ -237,9 +292,8 @@ impl Link {
     fn step(self: &Rc<Self>, step: LinkStep) {
         let link = Rc::clone(self);
         spawn_local(async move {
-            let begins = matches!(step, LinkStep::Offer { .. } | LinkStep::Answer { .. });
-            let fatal = begins || matches!(step, LinkStep::Accept { .. });
             // A candidate that is not taken is no reason to give up: there are others.
+            let fatal = !matches!(step, LinkStep::Candidate { .. });
             if link.carry_out(step).await.is_err() && fatal {
                 link.down();
             }
@@ -260,7 +314,13 @@ impl Link {
                 let offer = JsFuture::from(connection.create_offer()).await?;
                 self.describe(offer).await?;
             }
-            LinkStep::Answer { sdp, .. } => {
+            LinkStep::Restart { .. } => {
+                let options = RtcOfferOptions::new();
+                options.set_ice_restart(true);
+                let offer = connection.create_offer_with_rtc_offer_options(&options);
+                self.describe(JsFuture::from(offer).await?).await?;
+            }
+            LinkStep::Answer { sdp, .. } | LinkStep::AnswerRestart { sdp, .. } => {
                 self.set_remote(RtcSdpType::Offer, &sdp).await?;
                 let answer = JsFuture::from(connection.create_answer()).await?;
                 self.describe(answer).await?;
@@ -290,7 +350,7 @@ impl Link {
         JsFuture::from(self.connection.set_local_description(&description)).await?;
         let sdp = description.get_sdp().unwrap_or_default();
         self.event(LinkEvent::Description {
-            generation: self.generation,
+            generation: self.generation.get(),
             sdp,
         });
         Ok(())
@@ -352,13 +412,13 @@ impl Link {
             let local = link.connection.local_description();
             let remote = link.connection.remote_description();
             let prints = local.zip(remote).and_then(|(local, remote)| {
-                Some((fingerprint(&local.sdp())?, fingerprint(&remote.sdp())?))
+                Some((certificate(&local.sdp())?, certificate(&remote.sdp())?))
             });
             let Some((local_fingerprint, remote_fingerprint)) = prints else {
                 return link.down();
             };
             link.event(LinkEvent::Open {
-                generation: link.generation,
+                generation: link.generation.get(),
                 local_fingerprint,
                 remote_fingerprint,
                 relayed,
@@ -441,13 +501,4 @@ async fn is_relayed(connection: &RtcPeerConnection) -> bool {
         let candidate = entry(&get(&pair, end));
         !candidate.is_undefined() && get(&candidate, "candidateType") == "relay"
     })
-}
-
-/// The SHA-256 fingerprint in a session description: the hexadecimal pairs behind `sha-256`.
-fn fingerprint(sdp: &str) -> Option<String> {
-    sdp.lines()
-        .filter_map(|line| line.trim().strip_prefix("a=fingerprint:"))
-        .filter_map(|value| value.split_once(' '))
-        .find(|(algorithm, _)| algorithm.eq_ignore_ascii_case("sha-256"))
-        .map(|(_, pairs)| pairs.trim().to_ascii_uppercase())
 }

@@ -413,12 +413,8 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             Output::Upload { held, ticket, blob } => {
                 self.requests.push(Request::Upload { held, ticket, blob });
             }
-            Output::Event(event) => {
-                if let Event::Welcome { ice_servers, .. } = &event {
-                    self.transport.set_ice_servers(ice_servers.clone());
-                }
-                watch(peer, now, event);
-            }
+            Output::IceServers(servers) => self.transport.set_ice_servers(servers),
+            Output::Event(event) => watch(peer, now, event),
             Output::Exit(exit) => return Some(exit),
         }
         None

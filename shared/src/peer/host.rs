@@ -14,8 +14,8 @@ use crate::transport::LinkStep;
 use crate::units::{Attempt, Digest, PeerId, Round, Time};
 use crate::wire::frame::{Place, VERSION};
 use crate::wire::signal::{
-    Down, Fetch, Held, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Up, Welcome,
-    join_message,
+    Down, Fetch, Held, IceServer, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Up,
+    Welcome, join_message,
 };
 
 /// Why nothing new begins while the host is away.
@@ -153,6 +153,7 @@ impl Peer {
                     self.exit(Exit::Finished);
                 }
             }
+            Down::IceServers { ice_servers } => self.ice_servers(ice_servers),
             Down::Reason { text } => {
                 self.tally.reason.clone_from(&text);
                 self.out(Output::Event(Event::Reason(text)));
@@ -206,10 +207,10 @@ impl Peer {
         self.me = Some(welcome.peer);
         self.newest = welcome.round;
         self.data = Some(welcome.data);
+        self.ice_servers(welcome.ice_servers);
         self.out(Output::Event(Event::Welcome {
             peer: welcome.peer,
             round: welcome.round,
-            ice_servers: welcome.ice_servers,
         }));
         if self.leaving == Leaving::AfterCommit {
             self.up(Up::Finish);
@@ -219,6 +220,14 @@ impl Peer {
             let (place, stages) = (work.place(), self.held_for(work.order()));
             self.up(Up::Ready { place, stages });
         }
+    }
+
+    fn ice_servers(&mut self, servers: Vec<IceServer>) {
+        self.relays = servers.iter().any(IceServer::is_relay);
+        for link in self.links.values_mut() {
+            link.set_relays(self.relays);
+        }
+        self.out(Output::IceServers(servers));
     }
 
     fn close_links(&mut self) {
@@ -241,6 +250,7 @@ impl Peer {
         if let Some(key) = key {
             link.set_key(key);
         }
+        link.set_relays(self.relays);
         Some(link)
     }
 

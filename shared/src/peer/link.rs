@@ -1,12 +1,16 @@
 //! Opening a connection to one other volunteer, noticing its end, and opening it again.
 //!
-//! Owns the order of the steps (offer, answer, candidates, retry) and who takes them: the end with the
-//! lower number always offers, so two offers never cross; the other end asks with
-//! [`LinkSignal::Again`]. Every try has a generation, and what belongs to an older one is dropped.
+//! Owns the order of the steps (offer, answer, candidates, retry, restart) and who takes them: the end with the
+//! lower number always offers, so two offers never cross; the other end asks with [`LinkSignal::Again`] or
+//! [`LinkSignal::Disturbed`]. Every try and every restart has a generation, and what belongs to an older one is
+//! dropped. A link that breaks is first mended ([`restart`]: nothing is lost), then opened through a relay if
+//! there is one, and at last given up.
 //!
 //! Knows neither WebRTC nor the host: steps go to a [`Transport`](crate::transport::Transport), signals go
 //! out as values. A link counts as up once both ends have signed for both DTLS certificates,
 //! so that whoever relays the signals can't stand in between.
+
+mod restart;
 
 use std::collections::VecDeque;
 
@@ -17,6 +21,7 @@ use crate::limits::{CANDIDATES_EARLY_MAX, KEEPALIVE, LINK_OPEN_MAX, LINK_TRIES_M
 use crate::transport::{LinkEvent, LinkSignal, LinkStep};
 use crate::units::{Digest, PeerId, Time};
 use crate::wire::signal::{Suspicion, hello_message, verifies};
+use restart::{Restarts, Trouble};
 
 /// What a link wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +36,14 @@ pub enum LinkOutput {
     Keepalive,
     /// Send a `Bye` frame with this reason, on `control`.
     Bye(String),
-    /// Frames may be sent from now on.
+    /// Frames may be sent from now on; after [`LinkOutput::Disturbed`]: they get through again. Said once more when
+    /// the path has changed.
     Up {
         /// Whether packets go through a TURN server.
         relayed: bool,
     },
+    /// Nothing gets through for now: a restart is under way. Frames may be sent, and wait.
+    Disturbed,
     /// Nothing gets through any more: why, for the host and in words.
     Lost(Suspicion, String),
 }
@@ -62,10 +70,24 @@ pub struct Link {
     me: PeerId,
     other: PeerId,
     key: Option<Digest>,
+    /// Of the newest try or restart.
     generation: u32,
+    /// The generation that the connection was opened with.
+    connection: u32,
     state: State,
     tries: u32,
     try_ends: Option<Time>,
+    /// Whether there are relays to try.
+    relays: bool,
+    /// Whether the next try goes through a relay, if there is one.
+    relay_next: bool,
+    /// Whether the open connection does.
+    relayed: bool,
+    /// The certificate that the other end signed for.
+    certificate: Option<String>,
+    /// Since nothing gets through the open connection.
+    trouble: Option<Trouble>,
+    restarts: Restarts,
     /// A hello that came before our own channels reported themselves open.
     early_hello: Option<Vec<u8>>,
     early_candidates: Vec<(u32, String)>,
@@ -83,9 +105,16 @@ impl Link {
             other,
             key,
             generation: 0,
+            connection: 0,
             state: State::Idle,
             tries: 0,
             try_ends: None,
+            relays: false,
+            relay_next: false,
+            relayed: false,
+            certificate: None,
+            trouble: None,
+            restarts: Restarts::default(),
             early_hello: None,
             early_candidates: Vec::new(),
             described: false,
@@ -95,7 +124,7 @@ impl Link {
         }
     }
 
-    /// Whether frames may be sent.
+    /// Whether frames may be sent, even if they have to wait for a restart.
     pub fn is_up(&self) -> bool {
         self.state == State::Up
     }
@@ -103,6 +132,11 @@ impl Link {
     /// Learns the other end's public key from the host.
     pub fn set_key(&mut self, key: Digest) {
         self.key = Some(key);
+    }
+
+    /// Learns whether there are TURN servers to go through where direct paths fail.
+    pub fn set_relays(&mut self, relays: bool) {
+        self.relays = relays;
     }
 
     /// Opens the link unless it is up or being opened.
@@ -123,9 +157,11 @@ impl Link {
         self.state = State::Asking;
         if self.offers() {
             self.generation += 1;
+            self.connection = self.generation;
             self.forget_try();
             self.step(LinkStep::Offer {
                 generation: self.generation,
+                relay_only: self.relays && self.relay_next,
             });
         } else {
             self.signal(LinkSignal::Again {
@@ -164,6 +200,7 @@ impl Link {
                 if !self.offers() && generation > self.generation {
                     self.lose_silently();
                     self.generation = generation;
+                    self.connection = generation;
                     self.forget_try();
                     self.try_ends = Some(now + LINK_OPEN_MAX);
                     self.state = State::Opening;
@@ -172,12 +209,23 @@ impl Link {
                 }
             }
             LinkSignal::Answer { generation, sdp } => {
-                if self.offers() && generation == self.generation && self.state == State::Asking {
+                if !self.offers() || generation != self.generation {
+                    return;
+                }
+                if self.state == State::Asking {
                     self.state = State::Opening;
                     self.step(LinkStep::Accept { generation, sdp });
                     self.describe();
+                } else if self.state == State::Up {
+                    self.handle_restart_answer(sdp);
                 }
             }
+            LinkSignal::Disturbed { generation } => self.handle_disturbed(now, generation),
+            LinkSignal::Restart {
+                connection,
+                generation,
+                sdp,
+            } => self.handle_restart(now, connection, generation, sdp),
             LinkSignal::Candidate {
                 generation,
                 candidate,
@@ -217,17 +265,33 @@ impl Link {
             self.outputs
                 .push_back(LinkOutput::Lost(Suspicion::Silent, reason));
         }
+        self.become_idle();
+    }
+
+    fn become_idle(&mut self) {
         self.state = State::Idle;
+        self.trouble = None;
+    }
+
+    /// Whether a generation is one of the connection that is open or being opened.
+    fn is_ours(&self, generation: u32) -> bool {
+        (self.connection..=self.generation).contains(&generation)
     }
 
     /// The transport reports. `identity` signs our hello.
     pub fn handle_event(&mut self, now: Time, event: LinkEvent, identity: &SigningKey) {
         match event {
             LinkEvent::Description { generation, sdp } if generation == self.generation => {
-                self.signal(if self.offers() {
+                self.signal(if !self.offers() {
+                    LinkSignal::Answer { generation, sdp }
+                } else if generation == self.connection {
                     LinkSignal::Offer { generation, sdp }
                 } else {
-                    LinkSignal::Answer { generation, sdp }
+                    LinkSignal::Restart {
+                        connection: self.connection,
+                        generation,
+                        sdp,
+                    }
                 });
             }
             LinkEvent::Candidate {
@@ -258,12 +322,20 @@ impl Link {
                     self.handle_hello(now, &signature);
                 }
             }
-            LinkEvent::Down { generation } if generation == self.generation => {
+            LinkEvent::Disturbed { generation } if self.is_ours(generation) => self.disturbed(now),
+            LinkEvent::Resumed {
+                generation,
+                relayed,
+            } if generation == self.generation => self.resumed(now, relayed),
+            // It may have ended before it learned of its restart.
+            LinkEvent::Down { generation } if self.is_ours(generation) => {
                 self.lose(now, "the connection broke");
             }
             LinkEvent::Description { .. }
             | LinkEvent::Candidate { .. }
             | LinkEvent::Open { .. }
+            | LinkEvent::Disturbed { .. }
+            | LinkEvent::Resumed { .. }
             | LinkEvent::Down { .. } => {}
         }
     }
@@ -277,12 +349,14 @@ impl Link {
                 relayed,
             } => {
                 let message = hello_message(self.other, remote, self.me, local);
-                let relayed = *relayed;
+                let (relayed, remote) = (*relayed, remote.to_ascii_uppercase());
                 if self
                     .key
                     .is_some_and(|key| verifies(&key, &message, signature))
                 {
                     self.state = State::Up;
+                    self.relayed = relayed;
+                    self.certificate = Some(remote);
                     self.tries = 0;
                     self.try_ends = None;
                     self.pulse = Pulse::beginning(now);
@@ -302,6 +376,7 @@ impl Link {
     /// Anything at all arrived from the other end.
     pub fn heard(&mut self, now: Time) {
         self.pulse.beat(now);
+        self.recover_if_heard(now);
     }
 
     /// The other end sent what no correct build sends: tells it what, and closes.
@@ -322,19 +397,24 @@ impl Link {
     fn give_up(&mut self, suspicion: Suspicion, reason: String) {
         self.step(LinkStep::Close);
         self.try_ends = None;
-        self.state = State::Idle;
+        self.become_idle();
         self.outputs.push_back(LinkOutput::Lost(suspicion, reason));
     }
 
     fn lose(&mut self, now: Time, reason: &str) {
         match self.state {
-            State::Up => self.give_up(Suspicion::Silent, reason.to_owned()),
+            State::Up => {
+                // A path that no restart brought back is not tried first again.
+                self.relay_next |= self.trouble.is_some();
+                self.give_up(Suspicion::Silent, reason.to_owned());
+            }
             State::Asking | State::Opening | State::Greeting { .. } => self.retry(now),
             State::Idle => {}
         }
     }
 
     fn retry(&mut self, now: Time) {
+        self.relay_next = !self.relay_next;
         if self.tries >= LINK_TRIES_MAX {
             let reason = format!("no connection could be opened in {LINK_TRIES_MAX} tries");
             self.give_up(Suspicion::Unreachable, reason);
@@ -351,7 +431,10 @@ impl Link {
     /// When to call [`Link::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
         if self.is_up() {
-            Some(self.next_keepalive.min(self.pulse.silent_at()))
+            let noticed = self
+                .trouble
+                .map_or(self.pulse.silent_at(), |trouble| trouble.timeout());
+            Some(self.next_keepalive.min(noticed))
         } else {
             self.try_ends
         }
@@ -360,9 +443,13 @@ impl Link {
     /// Time has come.
     pub fn handle_timeout(&mut self, now: Time) {
         if self.is_up() {
-            if now >= self.pulse.silent_at() {
-                self.lose(now, "nothing was heard of it for too long");
-            } else if now >= self.next_keepalive {
+            if self.trouble.is_none() && now >= self.pulse.silent_at() {
+                // It has been silent for long enough not to wait any more.
+                self.disturbed(now);
+                self.ask(now);
+            }
+            self.trouble_timeout(now);
+            if self.is_up() && now >= self.next_keepalive {
                 self.next_keepalive = now + KEEPALIVE;
                 self.outputs.push_back(LinkOutput::Keepalive);
             }
@@ -373,204 +460,4 @@ impl Link {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limits::{SILENCE_MAX, SILENCE_MIN};
-    use crate::units::Span;
-
-    fn key(seed: u8) -> SigningKey {
-        SigningKey::from_bytes(&[seed; 32])
-    }
-
-    fn public(key: &SigningKey) -> Digest {
-        Digest(key.verifying_key().to_bytes())
-    }
-
-    /// Two ends, joined by a network that answers each step at once.
-    struct Pair {
-        ends: [(Link, SigningKey); 2],
-        log: Vec<String>,
-        /// Whether the host in between shows each end its own certificates.
-        intercepted: bool,
-    }
-
-    impl Pair {
-        fn new() -> Self {
-            let (low, high) = (key(1), key(2));
-            Self {
-                ends: [
-                    (
-                        Link::new(PeerId(1), PeerId(2), Some(public(&high))),
-                        low.clone(),
-                    ),
-                    (
-                        Link::new(PeerId(2), PeerId(1), Some(public(&low))),
-                        high.clone(),
-                    ),
-                ],
-                log: Vec::new(),
-                intercepted: false,
-            }
-        }
-
-        fn settle(&mut self, now: Time) {
-            while let Some((side, output)) =
-                (0..2).find_map(|side| Some((side, self.ends[side].0.poll_output()?)))
-            {
-                self.log.push(format!("{side} {}", name(&output)));
-                self.carry_out(now, side, output);
-            }
-        }
-
-        fn carry_out(&mut self, now: Time, side: usize, output: LinkOutput) {
-            let intercepted = self.intercepted;
-            let fingerprint = |of: usize| match intercepted {
-                true => format!("AA:{}", 7 + side + of),
-                false => format!("AA:{of}"),
-            };
-            let open = |generation| LinkEvent::Open {
-                generation,
-                local_fingerprint: fingerprint(side),
-                remote_fingerprint: fingerprint(1 - side),
-                relayed: false,
-            };
-            match output {
-                LinkOutput::Step(LinkStep::Offer { generation }) => {
-                    let sdp = "offer".to_owned();
-                    self.event(now, side, LinkEvent::Description { generation, sdp });
-                }
-                LinkOutput::Step(LinkStep::Answer { generation, .. }) => {
-                    let sdp = "answer".to_owned();
-                    self.event(now, side, LinkEvent::Description { generation, sdp });
-                    let open = open(generation);
-                    self.event(now, side, open);
-                }
-                LinkOutput::Step(LinkStep::Accept { generation, .. }) => {
-                    let open = open(generation);
-                    self.event(now, side, open);
-                }
-                LinkOutput::Signal(signal) => self.ends[1 - side].0.handle_signal(now, signal),
-                LinkOutput::Hello(signature) => {
-                    self.ends[1 - side].0.handle_hello(now, &signature);
-                }
-                LinkOutput::Step(_)
-                | LinkOutput::Keepalive
-                | LinkOutput::Up { .. }
-                | LinkOutput::Bye(_)
-                | LinkOutput::Lost(..) => {}
-            }
-        }
-
-        fn event(&mut self, now: Time, side: usize, event: LinkEvent) {
-            let (link, identity) = &mut self.ends[side];
-            link.handle_event(now, event, identity);
-        }
-    }
-
-    fn name(output: &LinkOutput) -> &'static str {
-        match output {
-            LinkOutput::Step(LinkStep::Offer { .. }) => "makes an offer",
-            LinkOutput::Step(LinkStep::Answer { .. }) => "makes an answer",
-            LinkOutput::Step(LinkStep::Accept { .. }) => "takes the answer",
-            LinkOutput::Step(LinkStep::Candidate { .. }) => "adds a candidate",
-            LinkOutput::Step(LinkStep::Close) => "closes",
-            LinkOutput::Signal(LinkSignal::Again { .. }) => "asks for an offer",
-            LinkOutput::Signal(LinkSignal::Offer { .. }) => "sends the offer",
-            LinkOutput::Signal(LinkSignal::Answer { .. }) => "sends the answer",
-            LinkOutput::Signal(LinkSignal::Candidate { .. }) => "sends a candidate",
-            LinkOutput::Hello(_) => "signs",
-            LinkOutput::Keepalive => "keeps alive",
-            LinkOutput::Up { .. } => "is up",
-            LinkOutput::Bye(_) => "says good-bye",
-            LinkOutput::Lost(..) => "is lost",
-        }
-    }
-
-    #[test]
-    fn both_ends_wanting_it_open_one_connection() {
-        let mut pair = Pair::new();
-        pair.ends[0].0.want(Time::ZERO);
-        pair.ends[1].0.want(Time::ZERO);
-        pair.settle(Time::ZERO);
-        assert!(
-            pair.ends.iter().all(|(link, _)| link.is_up()),
-            "{:#?}",
-            pair.log
-        );
-        expect_test::expect![[r#"
-            0 makes an offer
-            0 sends the offer
-            1 asks for an offer
-            1 makes an answer
-            1 sends the answer
-            0 takes the answer
-            0 signs
-            1 signs
-            0 is up
-            1 is up"#]]
-        .assert_eq(&pair.log.join("\n"));
-    }
-
-    #[test]
-    fn the_higher_end_alone_gets_its_link_by_asking() {
-        let mut pair = Pair::new();
-        pair.ends[1].0.want(Time::ZERO);
-        pair.settle(Time::ZERO);
-        assert!(
-            pair.ends.iter().all(|(link, _)| link.is_up()),
-            "{:#?}",
-            pair.log
-        );
-    }
-
-    #[test]
-    fn someone_in_between_with_other_certificates_is_not_believed() {
-        let mut pair = Pair::new();
-        pair.intercepted = true;
-        pair.ends[0].0.want(Time::ZERO);
-        pair.settle(Time::ZERO);
-        assert!(
-            pair.ends.iter().all(|(link, _)| !link.is_up()),
-            "{:#?}",
-            pair.log
-        );
-    }
-
-    #[test]
-    fn an_end_that_never_answers_is_given_up_after_the_last_try() {
-        let mut link = Link::new(PeerId(1), PeerId(2), None);
-        let mut now = Time::ZERO;
-        link.want(now);
-        let mut lost = None;
-        while let Some(at) = link.poll_timeout() {
-            now = at;
-            link.handle_timeout(now);
-            while let Some(output) = link.poll_output() {
-                if let LinkOutput::Lost(suspicion, _) = output {
-                    lost = Some(suspicion);
-                }
-            }
-        }
-        assert_eq!(lost, Some(Suspicion::Unreachable));
-        assert_eq!(
-            now.since(Time::ZERO),
-            LINK_OPEN_MAX.times(u64::from(LINK_TRIES_MAX))
-        );
-    }
-
-    #[test]
-    fn silence_is_noticed_within_its_bounds() {
-        let mut pair = Pair::new();
-        pair.ends[0].0.want(Time::ZERO);
-        pair.settle(Time::ZERO);
-        let link = &mut pair.ends[0].0;
-        for second in 1..20 {
-            link.heard(Time::ZERO + Span::from_secs(second));
-        }
-        let last = Time::ZERO + Span::from_secs(19);
-        let silent_at = link.pulse.silent_at();
-        assert!(silent_at >= last + SILENCE_MIN && silent_at <= last + SILENCE_MAX);
-        link.handle_timeout(silent_at);
-        assert!(!link.is_up());
-    }
-}
+mod tests;

@@ -92,6 +92,8 @@ pub enum Output {
         /// The state.
         blob: Bytes,
     },
+    /// Links are opened and restarted with these ICE servers from now on.
+    IceServers(Vec<IceServer>),
     /// Something that a person may want to know.
     Event(Event),
     /// It is over: close everything.
@@ -107,8 +109,6 @@ pub enum Event {
         peer: PeerId,
         /// Newest committed round.
         round: Round,
-        /// ICE servers for our links.
-        ice_servers: Vec<IceServer>,
     },
     /// We took a seat.
     Seated(Box<SeatOrder>),
@@ -132,12 +132,17 @@ pub enum Event {
         /// Whether our own work is in it.
         ours: bool,
     },
-    /// A link is up.
+    /// A link is up, or is mended, or goes another way.
     LinkUp {
         /// The other end.
         peer: PeerId,
         /// Whether packets go through a TURN server.
         relayed: bool,
+    },
+    /// Nothing gets through a link for now; it is being restarted, and nothing is lost yet.
+    LinkDisturbed {
+        /// The other end.
+        peer: PeerId,
     },
     /// A link is lost.
     LinkLost {
@@ -222,6 +227,8 @@ pub struct Peer {
     over: bool,
 
     links: BTreeMap<PeerId, Link>,
+    /// Whether the host named a TURN server.
+    relays: bool,
     /// Credit that came before the seat it is for was known.
     credits: BTreeMap<PeerId, (PipelineId, Epoch, u64)>,
     kept: Kept,
@@ -266,6 +273,7 @@ impl Peer {
             paused: None,
             over: false,
             links: BTreeMap::new(),
+            relays: false,
             credits: BTreeMap::new(),
             kept: Kept::default(),
             transfers: BTreeMap::new(),

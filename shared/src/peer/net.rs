@@ -248,6 +248,7 @@ impl Peer {
                     transfer.handle_link(now, peer);
                 }
             }
+            LinkOutput::Disturbed => self.out(Output::Event(Event::LinkDisturbed { peer })),
             LinkOutput::Lost(suspicion, reason) => self.link_lost(now, peer, suspicion, reason),
         }
     }

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::{KEEPALIVE, SILENCE_MAX, SILENCE_MIN};
+use crate::limits::{KEEPALIVE, RESTART_ANSWER_MAX, SILENCE_MAX, SILENCE_MIN};
 use crate::units::{Span, Time};
 
 /// Inter-arrival times of one link, and when silence becomes suspicious: median + 8 deviations
-/// (median absolute), within [`SILENCE_MIN`] and [`SILENCE_MAX`].
+/// (median absolute), never before [`SILENCE_MIN`], and so early that the other end can still be asked through the
+/// host before [`SILENCE_MAX`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulse {
     last: Time,
@@ -37,13 +38,19 @@ impl Pulse {
         }
     }
 
+    /// Nobody could be heard until now, and that is no fault of theirs.
+    pub(super) fn resume(&mut self, now: Time) {
+        self.last = now;
+    }
+
     /// When it will have been silent for too long.
     pub(super) fn silent_at(&self) -> Time {
         let median = median(self.gaps_us.iter().copied());
         let deviation = median_deviation(&self.gaps_us, median);
+        let latest_us = SILENCE_MAX.as_micros() - RESTART_ANSWER_MAX.as_micros();
         let allowed = (median + 8 * deviation)
             .max(3 * KEEPALIVE.as_micros())
-            .clamp(SILENCE_MIN.as_micros(), SILENCE_MAX.as_micros());
+            .clamp(SILENCE_MIN.as_micros(), latest_us);
         self.last + Span::from_micros(allowed)
     }
 }

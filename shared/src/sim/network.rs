@@ -48,6 +48,13 @@ impl Network {
             && self.cut.get(&pair(a, b)).is_none_or(|until| now >= *until)
     }
 
+    /// When what is sent between two now gets through at the earliest: a path that is cut makes it wait.
+    /// `None` while they can never connect.
+    pub(super) fn passes_at(&self, now: Time, a: ProcessId, b: ProcessId) -> Option<Time> {
+        let cut_until = self.cut.get(&pair(a, b)).copied().unwrap_or(Time::ZERO);
+        (!self.apart.contains(&pair(a, b))).then_some(now.max(cut_until))
+    }
+
     /// When a frame that is sent now arrives. What is on `control` keeps its order, tensors do not.
     pub(super) fn arrival(
         &mut self,

@@ -76,7 +76,7 @@ impl World {
                 ..
             } => {
                 let end = process.links.get(&from);
-                if end.is_some_and(|end| end.open && end.generation == generation) {
+                if end.is_some_and(|end| end.open && end.connection == generation) {
                     process.peer.handle_frame(now, from, *frame);
                 }
             }
@@ -121,12 +121,14 @@ impl World {
         };
         match &event {
             LinkEvent::Open { generation, .. } if *generation == end.generation => end.open = true,
-            LinkEvent::Down { generation } if *generation == end.generation => {
+            LinkEvent::Down { generation } if *generation == end.connection => {
                 process.links.remove(&peer);
             }
             LinkEvent::Description { .. }
             | LinkEvent::Candidate { .. }
             | LinkEvent::Open { .. }
+            | LinkEvent::Disturbed { .. }
+            | LinkEvent::Resumed { .. }
             | LinkEvent::Down { .. } => {}
         }
         process.peer.handle_link_event(now, peer, event);
@@ -225,7 +227,7 @@ impl World {
                     },
                 );
             }
-            peer::Output::Event(_) => {}
+            peer::Output::IceServers(_) | peer::Output::Event(_) => {}
             peer::Output::Exit(_) => self.bury(id),
         }
     }
@@ -242,7 +244,7 @@ impl World {
         }
         let Some(me) = process.peer.id() else { return };
         for (peer, end) in process.links {
-            self.link_ends(peer, me, end.generation, Span::from_secs(3));
+            self.link_ends(peer, me, end.connection, Span::from_secs(3));
         }
     }
 
@@ -267,17 +269,21 @@ impl World {
         let (Some(me), Some(end)) = (process.peer.id(), process.links.get(&to)) else {
             return;
         };
-        let (generation, open) = (end.generation, end.open);
+        let (generation, open) = (end.connection, end.open);
         let Some(&receiver) = self.numbers.get(&to) else {
             return;
         };
-        if !open || !self.network.connects(self.now, from, receiver) {
+        if !open {
             return;
         }
+        // A link that breaks keeps what was sent, and sends it again once it is mended.
+        let Some(leaves) = self.network.passes_at(self.now, from, receiver) else {
+            return;
+        };
         let channel = channel(&frame.header);
         let at = self
             .network
-            .arrival(self.now, &mut self.dice, from, receiver, channel);
+            .arrival(leaves, &mut self.dice, from, receiver, channel);
         // What was sent is what arrives, byte for byte: through the real codec.
         let frame = Box::new(Frame::decode(&frame.encode()).expect("a peer sends valid frames"));
         self.at(
@@ -297,38 +303,59 @@ impl World {
         };
         let Some(me) = process.peer.id() else { return };
         match step {
-            LinkStep::Offer { generation } | LinkStep::Answer { generation, .. } => {
-                process.links.insert(
-                    peer,
-                    LinkEnd {
-                        generation,
-                        open: false,
-                    },
-                );
-                let event = LinkEvent::Description {
+            LinkStep::Offer { generation, .. } | LinkStep::Answer { generation, .. } => {
+                let end = LinkEnd {
+                    connection: generation,
                     generation,
-                    sdp: "v=0".to_owned(),
+                    open: false,
                 };
-                self.after(
-                    Span::from_millis(5),
-                    Event::Link {
-                        process: id,
-                        peer,
-                        event,
-                    },
-                );
+                process.links.insert(peer, end);
+                self.describe(id, peer, generation);
             }
-            LinkStep::Accept { generation, .. } => self.open_link(id, me, peer, generation),
+            LinkStep::Restart { generation } | LinkStep::AnswerRestart { generation, .. } => {
+                if let Some(end) = process.links.get_mut(&peer) {
+                    end.generation = generation;
+                    self.describe(id, peer, generation);
+                }
+            }
+            LinkStep::Accept { generation, .. } => {
+                let restarts = process.links.get(&peer).is_some_and(|end| end.open);
+                self.open_link(id, me, peer, generation, restarts);
+            }
             LinkStep::Candidate { .. } => {}
             LinkStep::Close => {
                 if let Some(end) = process.links.remove(&peer) {
-                    self.link_ends(peer, me, end.generation, Span::from_millis(200));
+                    self.link_ends(peer, me, end.connection, Span::from_millis(200));
                 }
             }
         }
     }
 
-    fn open_link(&mut self, id: ProcessId, me: PeerId, peer: PeerId, generation: u32) {
+    fn describe(&mut self, id: ProcessId, peer: PeerId, generation: u32) {
+        let event = LinkEvent::Description {
+            generation,
+            sdp: format!("v=0\r\na=fingerprint:sha-256 AA:{id}\r\n"),
+        };
+        let process = id;
+        self.after(
+            Span::from_millis(5),
+            Event::Link {
+                process,
+                peer,
+                event,
+            },
+        );
+    }
+
+    /// Both ends know each other's description: the link opens, or is mended, if anything gets through.
+    fn open_link(
+        &mut self,
+        id: ProcessId,
+        me: PeerId,
+        peer: PeerId,
+        generation: u32,
+        restarts: bool,
+    ) {
         let Some(&other) = self.numbers.get(&peer) else {
             return;
         };
@@ -337,11 +364,18 @@ impl World {
         }
         let wait = self.dice.millis(200, 900);
         for (process, peer, local, remote) in [(id, peer, id, other), (other, me, other, id)] {
-            let event = LinkEvent::Open {
-                generation,
-                local_fingerprint: format!("AA:{local}"),
-                remote_fingerprint: format!("AA:{remote}"),
-                relayed: false,
+            let relayed = false;
+            let event = match restarts {
+                true => LinkEvent::Resumed {
+                    generation,
+                    relayed,
+                },
+                false => LinkEvent::Open {
+                    generation,
+                    local_fingerprint: format!("AA:{local}"),
+                    remote_fingerprint: format!("AA:{remote}"),
+                    relayed,
+                },
             };
             self.after(
                 wait,

@@ -14,6 +14,9 @@ use crate::wire::signal::{Capabilities, VolunteerKind};
 /// One end of a link, as a transport holds it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinkEnd {
+    /// What the connection was opened with: frames belong to it.
+    pub(super) connection: u32,
+    /// Of the connection's newest restart.
     pub(super) generation: u32,
     pub(super) open: bool,
 }

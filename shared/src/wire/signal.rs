@@ -480,6 +480,11 @@ pub enum Down {
     },
     /// What you held is safe without you: leave whenever you like.
     Released,
+    /// Use these ICE servers from now on: the credentials of those of before expire.
+    IceServers {
+        /// All of them.
+        ice_servers: Vec<IceServer>,
+    },
     /// Why you wait, or what you do, in words.
     Reason {
         /// One sentence.

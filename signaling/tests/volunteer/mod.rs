@@ -188,6 +188,7 @@ impl Volunteer {
                 | Down::Safe { .. }
                 | Down::Rewind { .. }
                 | Down::Copy { .. }
+                | Down::IceServers { .. }
                 | Down::Reason { .. } => {}
             }
         }
