@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::data::tokenizer::TokenizerSpec;
+use crate::turn::CREDENTIAL_SECS;
 
 /// Hosts a run: lets volunteers in, serves its data and page, keeps its journal and checkpoints.
 ///
@@ -48,6 +49,24 @@ pub struct Args {
     #[arg(long, env = "SHOAL_PORT", value_name = "PORT")]
     pub port: Option<u16>,
 
+    /// Serve https with this certificate (PEM, with those that signed it); needs --tls-key.
+    #[arg(
+        long,
+        env = "SHOAL_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM).
+    #[arg(
+        long,
+        env = "SHOAL_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    pub tls_key: Option<PathBuf>,
+
     /// The link that volunteers use, where a proxy in front gives the run another one.
     #[arg(long, env = "SHOAL_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
@@ -82,6 +101,16 @@ pub struct Args {
         hide_env_values = true
     )]
     pub turn_secret: Option<String>,
+
+    /// Seconds that TURN credentials are good; volunteers get new ones when half of them is over.
+    #[arg(
+        long,
+        env = "SHOAL_TURN_TTL",
+        value_name = "SECONDS",
+        default_value_t = CREDENTIAL_SECS,
+        value_parser = clap::value_parser!(u32).range(2..)
+    )]
+    pub turn_ttl: u32,
 
     /// One JSON object a line on stdout: `listening`, then one a commit.
     #[arg(long, env = "SHOAL_JSON")]

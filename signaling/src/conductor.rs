@@ -27,7 +27,7 @@ use crate::journal::{Journal, Record};
 use crate::metrics::Metrics;
 use crate::report;
 use crate::store::Store;
-use crate::turn::IceServers;
+use crate::turn::{IceServers, Renewals};
 
 /// Rows that wait for the disk; then the run waits, too.
 pub const ROWS_WAITING_MAX: usize = 1_024;
@@ -82,6 +82,8 @@ struct Connection {
 pub struct Conductor {
     parts: Parts,
     connections: BTreeMap<u64, Connection>,
+    /// TURN credentials that expire.
+    renewals: Renewals,
     rows: mpsc::Sender<(u64, Record)>,
     done_sender: mpsc::Sender<Done>,
     done: mpsc::Receiver<Done>,
@@ -123,6 +125,7 @@ impl Conductor {
         let conductor = Self {
             parts,
             connections: BTreeMap::new(),
+            renewals: Renewals::default(),
             rows,
             done_sender,
             done,
@@ -154,7 +157,8 @@ impl Conductor {
             let timeout = self.parts.coordinator.poll_timeout();
             let report_at = self.changed.then(|| self.reported + REPORT_EVERY);
             let now = clock.now();
-            let wake = [timeout, report_at].into_iter().flatten().min();
+            let renew_at = self.renewals.next();
+            let wake = [timeout, report_at, renew_at].into_iter().flatten().min();
             let wake = clock.instant(wake.unwrap_or(now + Span::from_secs(3_600)));
             tokio::select! {
                 event = inbox.recv() => match event {
@@ -176,6 +180,7 @@ impl Conductor {
                 self.parts.coordinator.handle_timeout(now);
                 self.changed = true;
             }
+            self.renew(now);
             self.carry_out().await;
             if self.changed && self.reported + REPORT_EVERY <= now {
                 self.publish();
@@ -206,6 +211,7 @@ impl Conductor {
             }
             Event::Closed { connection } => {
                 self.connections.remove(&connection);
+                self.renewals.remove(connection);
                 coordinator.handle_closed(now, ConnectionId(connection));
             }
             Event::Stored { ticket } => coordinator.handle_stored(now, &ticket),
@@ -252,6 +258,7 @@ impl Conductor {
                 Output::Send(connection, message) => self.send(connection, message),
                 Output::Close(connection) => {
                     self.connections.remove(&connection.0);
+                    self.renewals.remove(connection.0);
                 }
                 Output::Journal { seq, row } => {
                     let record = record_of(&row);
@@ -285,7 +292,11 @@ impl Conductor {
         };
         if let Down::Welcome(welcome) = &mut message {
             welcome.ice_servers = self.parts.ice.for_peer(welcome.peer, SystemTime::now());
-            let waited = self.parts.clock.now().since(open.since);
+            let now = self.parts.clock.now();
+            if let Some(span) = self.parts.ice.renewal() {
+                self.renewals.add(connection.0, welcome.peer, now + span);
+            }
+            let waited = now.since(open.since);
             self.parts.metrics.observe_join(waited.as_secs_f64());
         }
         match open.outbox.try_send(message) {
@@ -295,9 +306,22 @@ impl Conductor {
             Err(TrySendError::Full(_)) => {
                 tracing::warn!(connection = connection.0, "reads nothing: disconnected");
                 self.connections.remove(&connection.0);
+                self.renewals.remove(connection.0);
                 let now = self.parts.clock.now();
                 self.parts.coordinator.handle_closed(now, connection);
             }
+        }
+    }
+
+    /// Gives new TURN credentials to those whose old ones will not last.
+    fn renew(&mut self, now: Time) {
+        let Some(span) = self.parts.ice.renewal() else {
+            return;
+        };
+        while let Some((connection, peer)) = self.renewals.take(now) {
+            self.renewals.add(connection, peer, now + span);
+            let ice_servers = self.parts.ice.for_peer(peer, SystemTime::now());
+            self.send(ConnectionId(connection), Down::IceServers { ice_servers });
         }
     }
 

@@ -17,4 +17,5 @@ pub mod metrics;
 pub mod report;
 pub mod start;
 pub mod store;
+pub mod tls;
 pub mod turn;

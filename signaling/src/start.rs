@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener, ListenerExt as _};
 
 use shared::config::run::RunConfig;
 use shared::config::written::{self, WrittenError};
@@ -33,6 +36,7 @@ use crate::journal::{Identity, Journal, JournalError, Record};
 use crate::metrics::Metrics;
 use crate::report;
 use crate::store::{Store, StoreError};
+use crate::tls::{Tls, TlsError, TlsListener};
 use crate::turn::{IceServerError, IceServers};
 
 /// How long open connections may take to end when the host stops.
@@ -65,6 +69,9 @@ pub enum HostError {
     /// See [`PortError`].
     #[error(transparent)]
     Port(#[from] PortError),
+    /// See [`TlsError`].
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// See [`IceServerError`].
     #[error(transparent)]
     Ice(#[from] IceServerError),
@@ -129,6 +136,7 @@ impl HostError {
             Self::Config { .. }
             | Self::Written { .. }
             | Self::Port(_)
+            | Self::Tls(_)
             | Self::Ice(_)
             | Self::Link { .. }
             | Self::Listen { .. }
@@ -189,7 +197,12 @@ impl Host {
 pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, HostError> {
     let clock = Clock::start();
     let config = read_config(&args)?;
-    let ice = IceServers::new(args.ice_server.clone(), args.turn_secret.clone())?;
+    let ice = IceServers::new(
+        args.ice_server.clone(),
+        args.turn_secret.clone(),
+        args.turn_ttl,
+    )?;
+    let tls = read_tls(&args)?;
     let address = SocketAddr::new(args.host, args.port(port_variable)?);
     let listener = TcpListener::bind(address)
         .await
@@ -197,7 +210,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
             address,
             reason: error.to_string(),
         })?;
-    let link = link_of(&args, &listener)?;
+    let link = link_of(&args, &listener, tls.as_ref())?;
     let store = Arc::new(Store::open(&args.store)?);
     let (data, seed_hash) = prepare_data(&args, &config).await?;
     let (journal, rows) = open_journal(&args.store, &config, &data).await?;
@@ -260,7 +273,14 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let (mut conductor, writer) = Conductor::new(parts, journal, trouble_sender);
     conductor.prepare().await;
     let conductor = tokio::spawn(conductor.run(events, stop.clone()));
-    let server = tokio::spawn(serve(listener, app, stop));
+    let server = match tls {
+        None => tokio::spawn(serve(listener, app, stop)),
+        Some(tls) => {
+            let listener = TlsListener::new(listener, &tls).map_err(listening_failed)?;
+            // Nothing is tapped: this is what gives handlers the address, as of a plain listener.
+            tokio::spawn(serve(listener.tap_io(|_| {}), app, stop))
+        }
+    };
     announce.listening(&opening);
     Ok(Host {
         stop: stop_sender,
@@ -270,11 +290,11 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     })
 }
 
-async fn serve(
-    listener: TcpListener,
-    app: App,
-    mut stop: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+async fn serve<L>(listener: L, app: App, mut stop: watch::Receiver<bool>) -> std::io::Result<()>
+where
+    L: Listener<Addr = SocketAddr>,
+    SocketAddr: for<'a> Connected<IncomingStream<'a, L>>,
+{
     let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service)
         .with_graceful_shutdown(async move {
@@ -305,17 +325,29 @@ fn read_config(args: &Args) -> Result<RunConfig, HostError> {
     })
 }
 
-fn link_of(args: &Args, listener: &TcpListener) -> Result<String, HostError> {
+fn read_tls(args: &Args) -> Result<Option<Tls>, TlsError> {
+    let files = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
+    files
+        .map(|(certificate, key)| Tls::read(certificate, key, SystemTime::now()))
+        .transpose()
+}
+
+fn listening_failed(error: std::io::Error) -> HostError {
+    HostError::System {
+        what: "listening",
+        reason: error.to_string(),
+    }
+}
+
+/// The link that people use: as they said, else where it listens, under the certificate's name if it has one.
+fn link_of(args: &Args, listener: &TcpListener, tls: Option<&Tls>) -> Result<String, HostError> {
     if let Some(link) = &args.public_url {
         if !link.starts_with("https://") && !link.starts_with("http://") {
             return Err(HostError::Link { link: link.clone() });
         }
         return Ok(link.trim_end_matches('/').to_owned());
     }
-    let mut address = listener.local_addr().map_err(|error| HostError::System {
-        what: "listening",
-        reason: error.to_string(),
-    })?;
+    let mut address = listener.local_addr().map_err(listening_failed)?;
     if address.ip().is_unspecified() {
         let localhost: std::net::IpAddr = if address.is_ipv4() {
             std::net::Ipv4Addr::LOCALHOST.into()
@@ -324,7 +356,13 @@ fn link_of(args: &Args, listener: &TcpListener) -> Result<String, HostError> {
         };
         address.set_ip(localhost);
     }
-    Ok(format!("http://{address}"))
+    Ok(match tls {
+        None => format!("http://{address}"),
+        Some(Tls {
+            name: Some(name), ..
+        }) => format!("https://{name}:{}", address.port()),
+        Some(_) => format!("https://{address}"),
+    })
 }
 
 /// Tokens and the seed's hash: both take their time, so on a thread of their own.
@@ -412,16 +450,22 @@ fn upload_bytes_max(config: &RunConfig) -> u64 {
 }
 
 fn opening(args: &Args, config: &RunConfig, data: &Data, link: &str, ice: &IceServers) -> Opening {
-    let mut reach = if link.starts_with("https://") {
-        "others can use it, browsers included".to_owned()
-    } else if args.host.is_loopback() {
-        "for this machine only; for others: --host 0.0.0.0, and https in front of it with --public-url".to_owned()
-    } else {
-        "others reach it at this machine's address with the headless client; browsers need https: a proxy in front \
+    let is_https = link.starts_with("https://");
+    let is_private = args.host.is_loopback() && args.public_url.is_none();
+    let mut reach = if is_https && is_private {
+        "for this machine only; for others: --host 0.0.0.0".to_owned()
+    } else if is_https {
+        "other machines can use it, browsers included".to_owned()
+    } else if is_private {
+        "for this machine only; for others: --host 0.0.0.0, and https: --tls-cert with --tls-key, or a proxy in front \
          and --public-url"
             .to_owned()
+    } else {
+        "others reach it at this machine's address with the headless client; browsers need https: --tls-cert with \
+         --tls-key, or a proxy in front and --public-url"
+            .to_owned()
     };
-    if ice.is_empty() && !(args.host.is_loopback() && args.public_url.is_none()) {
+    if ice.is_empty() && !is_private {
         reach +=
             ". Without an --ice-server (STUN, TURN) only volunteers in one network find each other";
     }

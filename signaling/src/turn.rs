@@ -2,7 +2,11 @@
 //!
 //! The form is coturn's `use-auth-secret` (draft-uberti-behave-turn-rest): the user name is `<expiry>:<id>`,
 //! the password the base64 of its HMAC-SHA1 under a secret that host and TURN server share.
+//!
+//! A volunteer gets credentials with its welcome, and new ones when half of their time is over ([`Renewals`]): whenever
+//! it opens or restarts a link, at least half of the time is left.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,17 +14,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha1::Sha1;
-use shared::units::PeerId;
+use shared::units::{PeerId, Span, Time};
 use shared::wire::signal::IceServer;
 
-/// How long credentials are good: links that are open stay open after, new ones need a new join.
-pub const CREDENTIAL_SECS: u64 = 24 * 3_600;
+/// How long credentials are good where nobody says otherwise. A link that is open keeps its relay as long as it
+/// refreshes it.
+pub const CREDENTIAL_SECS: u32 = 24 * 3_600;
 
 /// The ICE servers of the run.
 #[derive(Clone, Default)]
 pub struct IceServers {
     urls: Vec<String>,
     secret: Option<String>,
+    credential_secs: u32,
 }
 
 impl fmt::Debug for IceServers {
@@ -61,7 +67,11 @@ impl IceServers {
     ///
     /// # Errors
     /// An address of another kind, or a relay without the secret.
-    pub fn new(urls: Vec<String>, secret: Option<String>) -> Result<Self, IceServerError> {
+    pub fn new(
+        urls: Vec<String>,
+        secret: Option<String>,
+        credential_secs: u32,
+    ) -> Result<Self, IceServerError> {
         for url in &urls {
             if !is_relay(url) && !url.starts_with("stun:") && !url.starts_with("stuns:") {
                 return Err(IceServerError::Scheme { url: url.clone() });
@@ -70,7 +80,18 @@ impl IceServers {
                 return Err(IceServerError::Secret { url: url.clone() });
             }
         }
-        Ok(Self { urls, secret })
+        Ok(Self {
+            urls,
+            secret,
+            credential_secs,
+        })
+    }
+
+    /// How long after credentials were given new ones are due; `None` where no server needs any.
+    #[must_use]
+    pub fn renewal(&self) -> Option<Span> {
+        let needed = self.urls.iter().any(|url| is_relay(url));
+        needed.then(|| Span::from_micros(u64::from(self.credential_secs) * 500_000))
     }
 
     /// Whether there is none: then only volunteers in one network find each other.
@@ -79,7 +100,7 @@ impl IceServers {
         self.urls.is_empty()
     }
 
-    /// The list for one volunteer, with credentials good for [`CREDENTIAL_SECS`] from now.
+    /// The list for one volunteer, with credentials that are good from now on for as long as was asked.
     #[must_use]
     pub fn for_peer(&self, peer: PeerId, now: SystemTime) -> Vec<IceServer> {
         let now_secs = now
@@ -90,7 +111,7 @@ impl IceServers {
             .map(|url| {
                 let secret = self.secret.as_deref().filter(|_| is_relay(url));
                 let credential = secret.map(|secret| {
-                    let username = format!("{}:{peer}", now_secs + CREDENTIAL_SECS);
+                    let username = format!("{}:{peer}", now_secs + u64::from(self.credential_secs));
                     let password = password(secret, &username);
                     (username, password)
                 });
@@ -102,6 +123,43 @@ impl IceServers {
                 }
             })
             .collect()
+    }
+}
+
+/// Which connections need new credentials, and when.
+#[derive(Debug, Default)]
+pub struct Renewals {
+    due: BTreeSet<(Time, u64)>,
+    of: BTreeMap<u64, (Time, PeerId)>,
+}
+
+impl Renewals {
+    /// A connection needs new ones at `at`; what was noted of it before is void.
+    pub fn add(&mut self, connection: u64, peer: PeerId, at: Time) {
+        self.remove(connection);
+        self.due.insert((at, connection));
+        self.of.insert(connection, (at, peer));
+    }
+
+    /// A connection has ended.
+    pub fn remove(&mut self, connection: u64) {
+        if let Some((at, _)) = self.of.remove(&connection) {
+            self.due.remove(&(at, connection));
+        }
+    }
+
+    /// When the next one is due.
+    #[must_use]
+    pub fn next(&self) -> Option<Time> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// One that is due by now. It is forgotten: [`Renewals::add`] it again.
+    pub fn take(&mut self, now: Time) -> Option<(u64, PeerId)> {
+        let (_, connection) = *self.due.first().filter(|(at, _)| *at <= now)?;
+        self.due.pop_first();
+        let (_, peer) = self.of.remove(&connection)?;
+        Some((connection, peer))
     }
 }
 
@@ -134,7 +192,7 @@ mod tests {
     #[test]
     fn only_relays_get_credentials_and_these_expire() {
         let urls = vec!["stun:a:3478".to_owned(), "turn:b:3478".to_owned()];
-        let servers = IceServers::new(urls, Some("secret".to_owned())).unwrap();
+        let servers = IceServers::new(urls, Some("secret".to_owned()), CREDENTIAL_SECS).unwrap();
         let list = servers.for_peer(PeerId(9), UNIX_EPOCH + Duration::from_secs(1_000));
         assert_eq!(list[0].username, None);
         assert_eq!(list[1].username.as_deref(), Some("87400:9"));
@@ -143,9 +201,34 @@ mod tests {
     }
 
     #[test]
+    fn credentials_are_renewed_when_half_of_their_time_is_over_and_only_where_needed() {
+        let servers = |url: &str| {
+            IceServers::new(vec![url.to_owned()], Some("secret".to_owned()), 60).unwrap()
+        };
+        assert_eq!(servers("turn:b").renewal(), Some(Span::from_secs(30)));
+        assert_eq!(servers("stun:b").renewal(), None);
+    }
+
+    #[test]
+    fn each_connection_is_due_once_at_its_time_and_never_after_its_end() {
+        let at = |seconds| Time::ZERO + Span::from_secs(seconds);
+        let mut renewals = Renewals::default();
+        renewals.add(1, PeerId(11), at(30));
+        renewals.add(2, PeerId(12), at(20));
+        renewals.add(3, PeerId(13), at(10));
+        renewals.add(3, PeerId(13), at(25));
+        renewals.remove(2);
+        assert_eq!(renewals.next(), Some(at(25)));
+        assert_eq!(renewals.take(at(24)), None);
+        assert_eq!(renewals.take(at(30)), Some((3, PeerId(13))));
+        assert_eq!(renewals.take(at(30)), Some((1, PeerId(11))));
+        assert_eq!((renewals.take(at(99)), renewals.next()), (None, None));
+    }
+
+    #[test]
     fn other_addresses_and_relays_without_secret_are_refused() {
         let refused = |url: &str| {
-            IceServers::new(vec![url.to_owned()], None)
+            IceServers::new(vec![url.to_owned()], None, CREDENTIAL_SECS)
                 .unwrap_err()
                 .to_string()
         };

@@ -104,7 +104,7 @@ impl Community {
     /// # Errors
     /// A program is not built or does not start.
     pub fn gather(small: &Small, names: &[&str]) -> anyhow::Result<Self> {
-        Self::gather_as(small, names, Launch::default())
+        Self::gather_all(small, vec![], names, Launch::default())
     }
 
     /// The same around a host that is started in a special way.
@@ -112,13 +112,34 @@ impl Community {
     /// # Errors
     /// As [`Community::gather`].
     pub fn gather_as(small: &Small, names: &[&str], launch: Launch) -> anyhow::Result<Self> {
+        Self::gather_all(small, vec![], names, launch)
+    }
+
+    /// The same, with more arguments for the host.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub fn gather_with(
+        small: &Small,
+        arguments: Vec<String>,
+        names: &[&str],
+    ) -> anyhow::Result<Self> {
+        Self::gather_all(small, arguments, names, Launch::default())
+    }
+
+    fn gather_all(
+        small: &Small,
+        arguments: Vec<String>,
+        names: &[&str],
+        launch: Launch,
+    ) -> anyhow::Result<Self> {
         let text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
         std::fs::write(text.path().join("text.txt"), sentences(TEXT_BYTES))?;
         let options = HostOptions {
             config: small.config(),
             data: text.path().to_owned(),
             port: 0,
-            arguments: vec![],
+            arguments,
         };
         let host = Host::start_as(options, launch)?;
         let mut community = Self {
@@ -137,7 +158,15 @@ impl Community {
     /// # Errors
     /// The program does not start.
     pub fn join(&mut self, name: &str) -> anyhow::Result<()> {
-        self.volunteers.push(self.host.volunteer(name, &[])?);
+        self.join_with(name, &[])
+    }
+
+    /// The same, with more arguments for it.
+    ///
+    /// # Errors
+    /// The program does not start.
+    pub fn join_with(&mut self, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        self.volunteers.push(self.host.volunteer(name, arguments)?);
         Ok(())
     }
 

@@ -13,3 +13,4 @@ pub mod process;
 pub mod run;
 pub mod site;
 pub mod source;
+pub mod turn;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
-use tests::browser;
+use tests::{browser, turn};
 
 /// The target that browsers run.
 const WASM: &str = "wasm32-unknown-unknown";
@@ -38,7 +38,7 @@ struct Item {
     found: fn() -> Option<String>,
 }
 
-const ITEMS: [Item; 2] = [
+const ITEMS: [Item; 3] = [
     Item {
         name: "chromium",
         packages: &["chromium"],
@@ -48,6 +48,11 @@ const ITEMS: [Item; 2] = [
         name: "vulkan",
         packages: &["mesa-vulkan-drivers", "libvulkan1"],
         found: find_software_vulkan,
+    },
+    Item {
+        name: "coturn",
+        packages: &["coturn"],
+        found: find_coturn,
     },
 ];
 
@@ -137,6 +142,10 @@ fn ensure(name: &str, file: &Path, rustup: &[&str]) -> anyhow::Result<()> {
 
 fn find_chromium() -> Option<String> {
     browser::chromium().map(|path| path.display().to_string())
+}
+
+fn find_coturn() -> Option<String> {
+    turn::coturn().map(|path| path.display().to_string())
 }
 
 /// Mesa's driver that computes on the CPU, and the loader through which programs reach it.
