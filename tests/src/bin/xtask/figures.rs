@@ -47,6 +47,9 @@ pub(crate) struct Figures {
     /// Rounds of each run
     #[arg(long, default_value_t = 8)]
     rounds: u64,
+    /// Rounds over which the learning rate falls, if more than are run (`wire`)
+    #[arg(long, value_name = "ROUNDS")]
+    length: Option<u64>,
     /// How often each run is repeated, interleaved with the others (`cost`)
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -104,8 +107,10 @@ struct Trial {
     rank: Option<u64>,
     format: &'static str,
     volunteers: usize,
-    /// Length of the run.
+    /// Length of the run, in rounds of [`ROUND_STEPS`].
     rounds: u64,
+    /// Steps between two commits.
+    round_steps: u64,
     /// Rounds between evaluations; 0 for none.
     eval_rounds: u64,
 }
@@ -116,6 +121,7 @@ impl Trial {
             codec,
             format,
             volunteers,
+            round_steps,
             eval_rounds,
             ..
         } = self;
@@ -129,7 +135,7 @@ impl Trial {
              [wire]\nformat = \"{format}\"\n\n\
              [training]\nbatch = {BATCH}\nmicrobatches = {MICROBATCHES}\n\
              learning_rate = {LEARNING_RATE:e}\nsamples = {samples}\n\n\
-             [schedule]\nround_steps = {ROUND_STEPS}\nseats_min = {volunteers}\n\
+             [schedule]\nround_steps = {round_steps}\nseats_min = {volunteers}\n\
              eval_rounds = {eval_rounds}\neval_microbatches = {}\n",
             wire::EVAL_MICROBATCHES
         )

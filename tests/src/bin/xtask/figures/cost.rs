@@ -84,6 +84,7 @@ fn trial(volunteers: usize) -> Trial {
         volunteers,
         // Longer than anyone measures: the learning rate is the same in all runs.
         rounds: 100,
+        round_steps: ROUND_STEPS,
         eval_rounds: 0,
     }
 }

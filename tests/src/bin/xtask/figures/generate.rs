@@ -12,7 +12,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::cost::median;
-use super::{Figures, ROUND_WAIT_MAX, Trial, load, save};
+use super::{Figures, ROUND_STEPS, ROUND_WAIT_MAX, Trial, load, save};
 use crate::demo::output;
 
 /// Three times the context: beyond it, the window moves.
@@ -26,6 +26,7 @@ pub(super) fn generate(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         format: "int8",
         volunteers: 1,
         rounds: 1,
+        round_steps: ROUND_STEPS,
         eval_rounds: 0,
     };
     let (mut host, volunteers) = trial.begin(data)?;

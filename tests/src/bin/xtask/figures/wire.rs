@@ -2,9 +2,9 @@
 //!
 //! Losses and bytes are measured apart. Losses: each setting trains in one process (`examples/alone`), cut
 //! into the same seats, which pass each other the bytes that volunteers would; so a long run needs no quiet
-//! machine. Bytes: volunteers train a round over the network and say in their last words what they sent.
-//! The two are the same run: the network's first round must have the loss of the other's, and the payload
-//! must equal the formula to the byte, or there is no figure.
+//! machine. Bytes: volunteers train a few steps over the network and say in their last words what they sent.
+//! The two are the same run: the network's steps must have the losses of the other's, and the payload must
+//! equal the formula to the byte, or there is no figure.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,23 +24,22 @@ use super::{
 pub(super) const EVAL_MICROBATCHES: u64 = 32;
 /// One a stage: every border crosses the network.
 const VOLUNTEERS: usize = 4;
-const BORDERS: u64 = VOLUNTEERS as u64 - 1;
-/// Rounds over the network.
-const NETWORK_ROUNDS: u64 = 2;
+/// Steps of the one round over the network that is waited for; it is the beginning of the long run.
+const NETWORK_STEPS: usize = 4;
 /// Width of the residual stream of `tiny`.
 const D_MODEL: u64 = 128;
 /// Bytes of a token id in a forward frame.
 const TOKEN_BYTES: u64 = 2;
 /// Headers of UDP (8) and IPv4 (20) before each datagram.
 const DATAGRAM_HEADERS_BYTES: f64 = 28.0;
-/// The first round's loss over the network and without.
+/// Mean loss of those steps, over the network and without.
 const LOSS_TOLERANCE: f64 = 1e-4;
 /// For a volunteer to leave once the run is over.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Measures each setting: losses side by side, then bytes one after the other.
 pub(super) fn wire(asked: &Figures, data: &Path) -> anyhow::Result<()> {
-    let settings = settings(asked.rounds);
+    let settings = settings(asked.length.unwrap_or(asked.rounds));
     let folder = paths::programs()?.join("figures-wire");
     if !asked.resume && folder.exists() {
         std::fs::remove_dir_all(&folder)?;
@@ -52,12 +51,17 @@ pub(super) fn wire(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     let load_before = load();
     let curves: anyhow::Result<Vec<Curve>> = settings
         .iter()
-        .map(|trial| Curve::begin(trial, &folder))
+        .map(|trial| Curve::begin(trial, asked.rounds, &folder))
         .collect();
     let curves: anyhow::Result<Vec<Vec<Value>>> = curves?.into_iter().map(Curve::end).collect();
     let mut rows = Vec::new();
     for (trial, curve) in settings.iter().zip(curves?) {
-        let bytes = over_network(trial, &curve, data)?;
+        let kept = own_folder(trial, &folder).join("bytes.json");
+        let bytes = match std::fs::read_to_string(&kept) {
+            Ok(text) => serde_json::from_str(&text)?,
+            Err(_) => over_network(trial, &curve, data)?,
+        };
+        std::fs::write(&kept, bytes.to_string())?;
         let last = curve.last().context("a run has rounds")?;
         let row = json!({
             "codec": trial.codec,
@@ -77,6 +81,7 @@ pub(super) fn wire(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "seats": VOLUNTEERS,
         "rounds": asked.rounds,
         "learning_rate": LEARNING_RATE,
+        "learning_rate_falls_over_rounds": settings[0].rounds,
         "evaluated_tokens": EVAL_MICROBATCHES * SEQUENCES * CONTEXT,
         "load_before": load_before,
         "runs": rows,
@@ -91,6 +96,7 @@ fn settings(rounds: u64) -> Vec<Trial> {
         format,
         volunteers: VOLUNTEERS,
         rounds,
+        round_steps: ROUND_STEPS,
         eval_rounds: 1,
     };
     let subspace = |rank| setting("subspace", Some(rank), "int8");
@@ -101,6 +107,12 @@ fn settings(rounds: u64) -> Vec<Trial> {
         subspace(8),
         subspace(4),
     ]
+}
+
+/// Where a setting's configuration and what was measured of it lie.
+fn own_folder(trial: &Trial, folder: &Path) -> PathBuf {
+    let rank = trial.rank.map_or(String::new(), |rank| format!("-{rank}"));
+    folder.join(format!("{}{rank}-{}", trial.codec, trial.format))
 }
 
 /// A setting that trains in a process of its own; it writes a line a round.
@@ -122,11 +134,10 @@ impl Drop for Training {
 }
 
 impl Curve {
-    fn begin(trial: &Trial, folder: &Path) -> anyhow::Result<Self> {
-        let rank = trial.rank.map_or(String::new(), |rank| format!("-{rank}"));
-        let own = folder.join(format!("{}{rank}-{}", trial.codec, trial.format));
+    fn begin(trial: &Trial, rounds: u64, folder: &Path) -> anyhow::Result<Self> {
+        let own = own_folder(trial, folder);
         let mut curve = Self {
-            rounds: trial.rounds,
+            rounds,
             file: own.join("rounds.jsonl"),
             training: None,
         };
@@ -140,7 +151,7 @@ impl Curve {
         let child = Command::new(paths::program("examples/alone")?)
             .arg(&config)
             .arg(folder.join("data"))
-            .args([trial.rounds.to_string(), VOLUNTEERS.to_string()])
+            .args([rounds.to_string(), VOLUNTEERS.to_string()])
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(&curve.file)?)
             .spawn()?;
@@ -159,14 +170,11 @@ impl Curve {
 
     fn read(&self) -> anyhow::Result<Vec<Value>> {
         let text = std::fs::read_to_string(&self.file)?;
-        let rows: anyhow::Result<Vec<Value>> = text.lines().map(row_of).collect();
+        let wanted = usize::try_from(self.rounds)?;
+        let rows: anyhow::Result<Vec<Value>> = text.lines().take(wanted).map(row_of).collect();
         let rows = rows?;
-        ensure!(
-            rows.len() as u64 == self.rounds,
-            "{} holds {} rounds",
-            self.file.display(),
-            rows.len()
-        );
+        let (file, found) = (self.file.display(), rows.len());
+        ensure!(found == wanted, "{file} holds {found} of {wanted} rounds");
         Ok(rows)
     }
 }
@@ -178,27 +186,38 @@ fn row_of(line: &str) -> anyhow::Result<Value> {
         "round": round,
         "tokens": round * ROUND_STEPS * MICROBATCHES * SEQUENCES * CONTEXT,
         "loss": mean(&event["losses"])?,
+        "first_steps_loss": first_steps(&event["losses"])?,
         "validation_loss": event["validation_loss"],
         "seconds": event["seconds"],
     }))
 }
 
-/// A few rounds of the run between volunteers: what they sent.
+/// The mean over as many steps as volunteers make over the network.
+fn first_steps(losses: &Value) -> anyhow::Result<f64> {
+    let list = losses.as_array().context("a round has losses")?;
+    mean(&Value::Array(
+        list.iter().take(NETWORK_STEPS).cloned().collect(),
+    ))
+}
+
+/// The run's first steps between volunteers: what they sent.
 fn over_network(trial: &Trial, curve: &[Value], data: &Path) -> anyhow::Result<Value> {
-    let (mut host, mut volunteers) = trial.begin(data)?;
-    let wait_max = ROUND_WAIT_MAX * u32::try_from(NETWORK_ROUNDS)?;
-    let run = host.wait_until("the last round over the network", wait_max, |run| {
-        run["round"].as_u64() >= Some(NETWORK_ROUNDS)
+    let short = Trial {
+        round_steps: NETWORK_STEPS as u64,
+        eval_rounds: 0,
+        ..*trial
+    };
+    let (mut host, mut volunteers) = short.begin(data)?;
+    let run = host.wait_until("a round over the network", 3 * ROUND_WAIT_MAX, |run| {
+        run["round"].as_u64() >= Some(1)
     })?;
-    let rounds = run["rounds"].as_array().context("a run lists its rounds")?;
-    for (network, alone) in rounds.iter().zip(curve) {
-        let of = |row: &Value| row["loss"].as_f64().context("a round has a loss");
-        let (network, alone) = (of(network)?, of(alone)?);
-        ensure!(
-            (network - alone).abs() <= LOSS_TOLERANCE * alone,
-            "a round's loss is {network} over the network, {alone} without: not the same run"
-        );
-    }
+    let loss = |value: &Value| value.as_f64().context("a round has a loss");
+    let network = loss(&run["rounds"][0]["loss"])?;
+    let alone = loss(&curve[0]["first_steps_loss"])?;
+    ensure!(
+        (network - alone).abs() <= LOSS_TOLERANCE * alone,
+        "the first steps' loss is {network} over the network, {alone} without: not the same run"
+    );
     for volunteer in &volunteers {
         volunteer.signal(::tests::process::Signal::INT)?;
     }
@@ -271,7 +290,6 @@ fn bytes(trial: &Trial, carried: &[Value]) -> anyhow::Result<Value> {
             "with_ip_and_udp_headers": messages_a_token * ip_share,
         },
         "forward_frames": of("forward", "frames")?,
-        "forward_frames_of_whole_rounds": BORDERS * NETWORK_ROUNDS * ROUND_STEPS * MICROBATCHES,
         "message_bytes": Value::Object(by_purpose.collect()),
         "udp_bytes": udp,
         "datagrams": datagrams,
