@@ -15,4 +15,5 @@ pub mod pace;
 pub mod report;
 pub mod rtc;
 pub mod settings;
+pub mod shelf;
 pub mod volunteer;

@@ -29,6 +29,7 @@ use crate::report::{Carried, Note, Reporter};
 use crate::rtc::traffic::Traffic;
 use crate::rtc::{RtcConfig, RtcTransport};
 use crate::settings::Settings;
+use crate::shelf::FolderShelf;
 use compute::NativeWorkshop;
 use host::NativeHost;
 
@@ -142,6 +143,11 @@ async fn take_part(
 ) -> Result<&'static str, Failure> {
     let identity = Identity::open(&settings.identity_path)?;
     let capabilities = capabilities(&settings, &opened);
+    let shelf = if identity.exclusive {
+        FolderShelf::beside(&settings.identity_path, capabilities.memory_bytes)
+    } else {
+        FolderShelf::none()
+    };
     let name = settings.name.map_or_else(
         || format!("volunteer {}", &identity.public().to_string()[..6]),
         |name| name.0,
@@ -193,6 +199,7 @@ async fn take_part(
         },
         clock: ProcessClock(Instant::now()),
         sent: counters.sent.clone(),
+        shelf,
     };
     let (commands, mut stopped) = signals::listen(notes.clone())?;
     let mut watcher = Watcher {
@@ -342,6 +349,11 @@ impl Watcher {
                 reason,
             },
             Event::Reason(text) => Note::Reason { text },
+            Event::NothingKept(reason) => Note::Trouble {
+                text: format!(
+                    "weights are not kept over a restart now: {reason}; training goes on"
+                ),
+            },
             // The first is told with its reason by the socket, the second is for pages.
             Event::HostLost | Event::Stats(_) => return,
         };

@@ -9,13 +9,14 @@
 
 mod outbox;
 pub mod sent;
+pub mod shelf;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 
 use bytes::Bytes;
-use futures_util::future::Fuse;
+use futures_util::future::{Fuse, join};
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
 use futures_util::{FutureExt, select_biased};
 
@@ -29,6 +30,7 @@ use crate::wire::signal::{DataInfo, Down, Held, Pause, Up};
 
 use outbox::Outbox;
 use sent::Sent;
+use shelf::{Changed, Queue, Shelf};
 
 /// News from the host's side.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,7 +136,7 @@ pub enum Command {
 
 /// The world of one volunteer.
 #[derive(Debug)]
-pub struct World<T, H, W, K> {
+pub struct World<T, H, W, K, S> {
     /// Links to other volunteers.
     pub transport: T,
     /// The way to the host.
@@ -145,6 +147,8 @@ pub struct World<T, H, W, K> {
     pub clock: K,
     /// Where what goes out to other volunteers is counted.
     pub sent: Sent,
+    /// Keeps states over restarts.
+    pub shelf: S,
 }
 
 /// A request for files that came back.
@@ -217,6 +221,21 @@ async fn file<F: Files>(
     }
 }
 
+/// A compute, and the states that an earlier process kept.
+type Ready<C> = (Prepared<C>, Vec<(Held, Bytes)>);
+
+/// Makes the compute, and reads what was kept of this run before.
+async fn prepare<W: Workshop, S: Shelf>(
+    workshop: W,
+    shelf: S,
+    config: RunConfig,
+    room_bytes: u64,
+) -> Result<Ready<W::Compute>, String> {
+    let kept = shelf::load(shelf, config.digest(), room_bytes);
+    let (prepared, kept) = join(workshop.prepare(config), kept).await;
+    Ok((prepared?, kept))
+}
+
 async fn compute<C: Compute>(mut compute: C, job: Job) -> (C, Done) {
     let done = compute.run(job).await;
     (compute, done)
@@ -224,6 +243,7 @@ async fn compute<C: Compute>(mut compute: C, job: Job) -> (C, Done) {
 
 /// Everything that the loop holds beside the peer.
 struct Loop<T, H: Host, C> {
+    shelf: Queue,
     transport: T,
     host: H,
     sent: Sent,
@@ -238,9 +258,9 @@ struct Loop<T, H: Host, C> {
 ///
 /// # Errors
 /// The network stack stopped, or the device cannot run the model (as [`Exit::Device`]).
-pub async fn run<T, H, W, K>(
+pub async fn run<T, H, W, K, S>(
     mut peer: Peer,
-    world: World<T, H, W, K>,
+    world: World<T, H, W, K, S>,
     mut watch: impl FnMut(&Peer, Time, Event),
     commands: impl Stream<Item = Command>,
 ) -> Result<Exit, TransportStopped>
@@ -249,6 +269,7 @@ where
     H: Host,
     W: Workshop,
     K: Clock,
+    S: Shelf,
 {
     let World {
         transport,
@@ -256,9 +277,11 @@ where
         workshop,
         clock,
         sent,
+        shelf,
     } = world;
     let mut workshop = Some(workshop);
     let mut state = Loop::<T, H, W::Compute> {
+        shelf: Queue::default(),
         transport,
         host,
         sent,
@@ -270,6 +293,7 @@ where
     };
     let mut computing = FuturesUnordered::new();
     let mut filing = FuturesUnordered::new();
+    let mut shelving = FuturesUnordered::new();
     let mut preparing = pin!(Fuse::terminated());
     let mut commands = pin!(commands.fuse());
     loop {
@@ -284,7 +308,12 @@ where
         if let Some(config) = state.prepare.take()
             && let Some(workshop) = workshop.take()
         {
-            preparing.set(workshop.prepare(config).fuse());
+            let (shelf, room_bytes) = (shelf.clone(), peer.memory_bytes());
+            let prepared = prepare(workshop, shelf, config, room_bytes);
+            preparing.set(prepared.fuse());
+        }
+        if let (Some(change), Some(config)) = (state.shelf.next(), peer.config()) {
+            shelving.push(shelf::change(shelf.clone(), config.digest(), change));
         }
         if let Some(job) = state.job.take_if(|_| state.idle.is_some())
             && let Some(free) = state.idle.take()
@@ -305,6 +334,7 @@ where
                 done = computing.select_next_some() => Happened::Done(done),
                 event = net => Happened::Net(event?),
                 filed = filing.select_next_some() => Happened::Filed(filed),
+                changed = shelving.select_next_some() => Happened::Shelved(changed),
                 prepared = preparing => Happened::Prepared(prepared),
                 () = sleep => Happened::Timeout,
             }
@@ -321,15 +351,18 @@ where
             }
             Happened::Net(event) => state.handle_net(&mut peer, now, event),
             Happened::Filed(filed) => handle_filed(&mut peer, now, filed),
-            Happened::Prepared(Ok(Prepared {
-                compute,
-                seed_hash,
-                block_us,
-            })) => {
-                state.idle = Some(compute);
-                peer.handle_prepared(now, seed_hash, block_us);
+            Happened::Prepared(Ok((prepared, kept))) => {
+                state.idle = Some(prepared.compute);
+                kept.iter().for_each(|(held, _)| state.shelf.found(held));
+                peer.handle_kept(kept);
+                peer.handle_prepared(now, prepared.seed_hash, prepared.block_us);
             }
             Happened::Prepared(Err(reason)) => return Ok(Exit::Device { reason }),
+            Happened::Shelved(changed) => {
+                if let Some(reason) = state.shelf.changed(changed) {
+                    watch(&peer, now, Event::NothingKept(reason));
+                }
+            }
             Happened::Timeout => peer.handle_timeout(now),
         }
     }
@@ -337,12 +370,13 @@ where
 
 /// What the loop waited for.
 enum Happened<C> {
+    Shelved(Changed),
     Command(Command),
     Host(HostEvent),
     Done((C, Done)),
     Net(NetEvent),
     Filed(Filed),
-    Prepared(Result<Prepared<C>, String>),
+    Prepared(Result<Ready<C>, String>),
     Timeout,
 }
 
@@ -414,6 +448,8 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                 self.requests.push(Request::Upload { held, ticket, blob });
             }
             Output::IceServers(servers) => self.transport.set_ice_servers(servers),
+            Output::Shelve(held, blob) => self.shelf.put(held, blob),
+            Output::Unshelve(held) => self.shelf.remove(held),
             Output::Event(event) => watch(peer, now, event),
             Output::Exit(exit) => return Some(exit),
         }

@@ -94,6 +94,10 @@ pub enum Output {
     },
     /// Links are opened and restarted with these ICE servers from now on.
     IceServers(Vec<IceServer>),
+    /// Keep this state over a restart, after what was asked for before.
+    Shelve(Held, Bytes),
+    /// This state need not be kept over a restart any more.
+    Unshelve(Held),
     /// Something that a person may want to know.
     Event(Event),
     /// It is over: close everything.
@@ -155,6 +159,8 @@ pub enum Event {
     Reason(String),
     /// The connection to the host broke; what is leased goes on.
     HostLost,
+    /// States cannot be kept over a restart now, and why. Training goes on.
+    NothingKept(String),
     /// How things stand, about once a second.
     Stats(Box<Stats>),
 }
@@ -320,6 +326,32 @@ impl Peer {
         &self.kept
     }
 
+    /// Memory that is lent, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.identity.capabilities.memory_bytes
+    }
+
+    /// States that an earlier process of this volunteer kept, each with the hash that its name says: before
+    /// [`Peer::handle_prepared`].
+    pub fn handle_kept(&mut self, states: Vec<(Held, Bytes)>) {
+        for (held, blob) in states {
+            self.kept.insert(held, blob);
+        }
+        // They are on the shelf already.
+        let _ = self.kept.changes();
+    }
+
+    /// What changed in what is kept is to change on the shelf.
+    fn pump_shelf(&mut self) {
+        let (added, dropped) = self.kept.changes();
+        for (held, blob) in added {
+            self.out(Output::Shelve(held, blob));
+        }
+        for held in dropped {
+            self.out(Output::Unshelve(held));
+        }
+    }
+
     fn out(&mut self, output: Output) {
         self.outputs.push_back(output);
     }
@@ -410,6 +442,7 @@ impl Peer {
         while self.pump_links(now) || self.pump_transfers(now) || self.pump_work() {}
         self.pump_gathering(now);
         self.pump_jobs(now);
+        self.pump_shelf();
         self.tell_stats(now);
     }
 

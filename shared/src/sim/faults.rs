@@ -39,6 +39,7 @@ impl World {
                     self.bury(id);
                 }
             }
+            15 => self.power_cut(),
             _ => {}
         }
         while self.processes.len() < 2
@@ -129,6 +130,26 @@ impl World {
         process.peer.reload();
         self.settle_process(id);
         self.start(session, pace_ms);
+    }
+
+    /// Everybody is killed and comes back with what is on its disk, under the session of before or another.
+    pub(super) fn power_cut(&mut self) {
+        for id in self.alive() {
+            let Some(process) = self.processes.get(&id) else {
+                continue;
+            };
+            let (before, pace_ms) = (process.session, process.pace_ms);
+            self.bury(id);
+            let session = if self.dice.once_in(2) {
+                before
+            } else {
+                self.new_session()
+            };
+            if let Some(shelf) = self.shelves.remove(&before) {
+                self.shelves.insert(session, shelf);
+            }
+            self.start(session, pace_ms);
+        }
     }
 
     /// Faults are over: links connect, enough volunteers are there.

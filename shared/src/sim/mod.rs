@@ -17,6 +17,9 @@ mod faults;
 mod network;
 mod processes;
 #[cfg(test)]
+mod quiet;
+mod setup;
+#[cfg(test)]
 mod tests;
 mod volunteer;
 mod world;

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use super::compute::{FakeCompute, tokens};
 use super::network::{ProcessId, channel};
 use super::volunteer::LinkEnd;
@@ -12,7 +14,7 @@ use crate::peer;
 use crate::transport::{LinkEvent, LinkStep};
 use crate::units::{Digest, PeerId, Span};
 use crate::wire::frame::Frame;
-use crate::wire::signal::Down;
+use crate::wire::signal::{Down, Held};
 
 impl World {
     pub(super) fn happen_to_process(&mut self, id: ProcessId, event: Event) {
@@ -50,7 +52,17 @@ impl World {
                     process.peer.handle_timeout(now);
                 }
             }
+            Event::Shelved { held, blob, .. } => {
+                let shelf = self.shelves.entry(process.session).or_default();
+                match blob {
+                    Some(blob) => shelf.insert(held, blob),
+                    None => shelf.remove(&held),
+                };
+            }
             Event::Prepared { .. } => {
+                let shelf = self.shelves.entry(process.session).or_default();
+                let states = shelf.iter().map(|(held, blob)| (*held, blob.clone()));
+                process.peer.handle_kept(states.collect());
                 process.compute = Some(FakeCompute::new(self.config.clone()));
                 let block_us = 1_000 * process.pace_ms;
                 process
@@ -227,9 +239,29 @@ impl World {
                     },
                 );
             }
+            peer::Output::Shelve(held, blob) => self.shelve(id, held, Some(blob)),
+            peer::Output::Unshelve(held) => self.shelve(id, held, None),
             peer::Output::IceServers(_) | peer::Output::Event(_) => {}
             peer::Output::Exit(_) => self.bury(id),
         }
+    }
+
+    /// A disk does one thing after the other, each in its time.
+    fn shelve(&mut self, id: ProcessId, held: Held, blob: Option<Bytes>) {
+        let takes = self.dice.millis(1, 60);
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        process.disk_free = process.disk_free.max(self.now) + takes;
+        let at = process.disk_free;
+        self.at(
+            at,
+            Event::Shelved {
+                process: id,
+                held,
+                blob,
+            },
+        );
     }
 
     /// A process is gone: its sockets close, now or when the other ends notice.

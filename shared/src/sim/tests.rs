@@ -2,7 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{Sabotage, run};
+use super::{Sabotage, World, run};
+use crate::coordinator::history::Row;
+use crate::units::{Round, Span};
 use crate::{coordinator, peer};
 
 /// Seeds that a broken rule may survive.
@@ -41,6 +43,32 @@ fn worlds_with_all_rules_kept_go_well() {
 #[test]
 fn a_world_replays_from_its_seed() {
     assert_eq!(run(7, Sabotage::default()), run(7, Sabotage::default()));
+}
+
+#[test]
+fn everybody_killed_and_started_again_goes_on_from_the_newest_round_that_all_have() {
+    for seed in 1..=10 {
+        let mut world = World::quiet(seed);
+        let bound = Span::from_secs(600);
+        let rounds = |world: &World| world.summary.rounds;
+        world.run_until(bound, |world| rounds(world) >= 8).unwrap();
+        world.power_cut();
+        world.run_until(bound, |world| rounds(world) >= 11).unwrap();
+        // Whoever is killed just after the commit may not have written the round yet.
+        let rewinds = world.rows.iter().filter_map(|row| match row {
+            Row::Rewind { to } => Some(*to),
+            Row::Started { .. }
+            | Row::LineUp { .. }
+            | Row::Commit(_)
+            | Row::Evaluated { .. }
+            | Row::Manifest { .. } => None,
+        });
+        let rewinds: Vec<Round> = rewinds.collect();
+        assert!(
+            rewinds.iter().all(|to| *to >= Round(7)),
+            "seed {seed}: {rewinds:?}"
+        );
+    }
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(super) struct Process {
     pub(super) pace_ms: u64,
     /// What its person keeps when its page is loaded again.
     pub(super) session: u64,
+    /// When its disk has done what it was told.
+    pub(super) disk_free: Time,
 }
 
 impl Process {
@@ -72,6 +74,7 @@ impl Process {
             timer: None,
             pace_ms,
             session,
+            disk_free: Time::ZERO,
         }
     }
 }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use super::Dice;
 use super::audit::{Auditor, Objection};
 use super::network::{Network, ProcessId};
+use super::setup;
 use super::volunteer::Process;
-use crate::config::model::{Codec, ModelConfig, NumberFormat};
-use crate::config::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use crate::config::run::RunConfig;
 use crate::coordinator::history::Row;
 use crate::coordinator::roster::ConnectionId;
 use crate::coordinator::{self, BrokenRules, Coordinator, Start};
@@ -104,6 +104,12 @@ pub(super) enum Event {
     Prepared {
         process: ProcessId,
     },
+    /// A state is on its disk, or (`None`) gone from there.
+    Shelved {
+        process: ProcessId,
+        held: Held,
+        blob: Option<Bytes>,
+    },
     Done {
         process: ProcessId,
     },
@@ -140,6 +146,7 @@ impl Event {
             | Self::Disconnected { process, .. }
             | Self::Timer { process, .. }
             | Self::Prepared { process }
+            | Self::Shelved { process, .. }
             | Self::Done { process }
             | Self::Tokens { process, .. }
             | Self::Downloaded { process, .. }
@@ -164,15 +171,18 @@ pub struct World {
     sabotage: Sabotage,
     pub(super) dice: Dice,
     pub(super) now: Time,
-    events: BTreeMap<(Time, u64), Event>,
-    scheduled: u64,
+    pub(super) events: BTreeMap<(Time, u64), Event>,
+    pub(super) scheduled: u64,
     pub(super) config: RunConfig,
 
     pub(super) host: Option<Coordinator>,
     pub(super) incarnation: u32,
-    rows: Vec<Row>,
-    auditor: Auditor,
+    pub(super) rows: Vec<Row>,
+    pub(super) auditor: Auditor,
     pub(super) blobs: BTreeMap<Digest, Bytes>,
+    /// What each session's disk holds, whether a process of it runs or not.
+    pub(super) shelves: BTreeMap<u64, BTreeMap<Held, Bytes>>,
+    sessions: u64,
     tickets: BTreeMap<String, Held>,
     pub(super) connections: BTreeMap<ConnectionId, ProcessId>,
     pub(super) connected: u64,
@@ -186,47 +196,11 @@ pub struct World {
     pub(super) summary: Summary,
 }
 
-fn config(seed: u64, dice: &mut Dice) -> RunConfig {
-    RunConfig {
-        name: "simulation".to_owned(),
-        seed,
-        model: ModelConfig {
-            d_model: 8,
-            heads: 2,
-            d_ff: 8,
-            blocks: 4,
-            stages: 4,
-            vocabulary: 64,
-            context: 1,
-            codec: Codec::Dense,
-        },
-        format: NumberFormat::F32,
-        training: TrainingConfig {
-            batch: 8,
-            microbatches: 4,
-            learning_rate: 1e-3,
-            clip: 1.0,
-            samples: 1 << 40,
-            warmup_samples: 0,
-        },
-        schedule: ScheduleConfig {
-            round_steps: u32::try_from(dice.between(2, 5)).expect("small"),
-            round_max: Span::from_secs(60),
-            seats_min: u16::try_from(dice.between(1, 4)).expect("small"),
-            pipelines_max: 1,
-            eval_rounds: 4,
-            eval_microbatches: 2,
-            checkpoint: Span::from_secs(dice.between(10, 90)),
-            rewind_wait: Span::from_secs(15),
-        },
-    }
-}
-
 impl World {
     /// A world that has not begun.
     pub fn new(seed: u64, sabotage: Sabotage) -> Self {
         let mut dice = Dice::new(seed);
-        let config = config(seed, &mut dice);
+        let config = setup::config(seed, &mut dice);
         let mut world = Self {
             seed,
             sabotage,
@@ -239,6 +213,8 @@ impl World {
             auditor: Auditor::new(config.clone()),
             config,
             blobs: BTreeMap::new(),
+            shelves: BTreeMap::new(),
+            sessions: 0,
             tickets: BTreeMap::new(),
             connections: BTreeMap::new(),
             connected: 0,
@@ -270,7 +246,14 @@ impl World {
     /// A newcomer.
     pub(super) fn spawn(&mut self) {
         let pace_ms = self.dice.between(5, 40);
-        self.start(self.spawned as u64, pace_ms);
+        let session = self.new_session();
+        self.start(session, pace_ms);
+    }
+
+    /// A session that nobody had.
+    pub(super) fn new_session(&mut self) -> u64 {
+        self.sessions += 1;
+        self.sessions
     }
 
     /// A new process, of a session that was there before or not.
@@ -284,7 +267,7 @@ impl World {
         self.after(wait, Event::Connect { process: id });
     }
 
-    fn failure(&self, what: impl ToString) -> Failure {
+    pub(super) fn failure(&self, what: impl ToString) -> Failure {
         Failure {
             seed: self.seed,
             at_ms: self.now.as_micros() / 1_000,
@@ -323,7 +306,7 @@ impl World {
         Err(self.failure("nothing happens any more"))
     }
 
-    fn happen(&mut self, event: Event) -> Result<(), Failure> {
+    pub(super) fn happen(&mut self, event: Event) -> Result<(), Failure> {
         if let Some(id) = event.process() {
             match self.processes.get(&id) {
                 None => return Ok(()),
@@ -412,6 +395,7 @@ impl World {
             | Event::Disconnected { .. }
             | Event::Timer { .. }
             | Event::Prepared { .. }
+            | Event::Shelved { .. }
             | Event::Done { .. }
             | Event::Tokens { .. }
             | Event::Downloaded { .. }

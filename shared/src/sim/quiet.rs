@@ -1,0 +1,38 @@
+//! Worlds without faults, for tests that bring their own.
+
+use super::audit::Auditor;
+use super::world::{Failure, Sabotage, World};
+use crate::units::{Span, Time};
+
+impl World {
+    /// A world without faults, whose host stores only its first rounds.
+    pub(super) fn quiet(seed: u64) -> Self {
+        let mut world = Self::new(seed, Sabotage::default());
+        world.config.schedule.checkpoint = Span::from_secs(3_600);
+        world.auditor = Auditor::new(world.config.clone());
+        world.faults_until = Time::ZERO;
+        world
+    }
+
+    /// Runs until `is_done`.
+    ///
+    /// # Errors
+    /// A rule was broken, or it takes longer than `bound`.
+    pub(super) fn run_until(
+        &mut self,
+        bound: Span,
+        is_done: impl Fn(&Self) -> bool,
+    ) -> Result<(), Failure> {
+        let end = self.now + bound;
+        while !is_done(self) {
+            let Some(((at, _), event)) = self.events.pop_first().filter(|((at, _), _)| *at < end)
+            else {
+                let state = self.host.as_ref().map(|host| host.view());
+                return Err(self.failure(format!("it takes too long: {state:#?}")));
+            };
+            self.now = at;
+            self.happen(event)?;
+        }
+        Ok(())
+    }
+}

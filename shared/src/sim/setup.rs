@@ -1,0 +1,43 @@
+//! What is trained in a world: a model of four stages, so small that only its rules matter.
+
+use super::Dice;
+use crate::config::model::{Codec, ModelConfig, NumberFormat};
+use crate::config::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use crate::units::Span;
+
+/// A run's configuration, drawn from the seed.
+pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
+    RunConfig {
+        name: "simulation".to_owned(),
+        seed,
+        model: ModelConfig {
+            d_model: 8,
+            heads: 2,
+            d_ff: 8,
+            blocks: 4,
+            stages: 4,
+            vocabulary: 64,
+            context: 1,
+            codec: Codec::Dense,
+        },
+        format: NumberFormat::F32,
+        training: TrainingConfig {
+            batch: 8,
+            microbatches: 4,
+            learning_rate: 1e-3,
+            clip: 1.0,
+            samples: 1 << 40,
+            warmup_samples: 0,
+        },
+        schedule: ScheduleConfig {
+            round_steps: u32::try_from(dice.between(2, 5)).expect("small"),
+            round_max: Span::from_secs(60),
+            seats_min: u16::try_from(dice.between(1, 4)).expect("small"),
+            pipelines_max: 1,
+            eval_rounds: 4,
+            eval_microbatches: 2,
+            checkpoint: Span::from_secs(dice.between(10, 90)),
+            rewind_wait: Span::from_secs(15),
+        },
+    }
+}
