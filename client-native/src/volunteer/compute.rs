@@ -7,25 +7,18 @@
 //! ends the thread and is told as [`Done::Failed`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use burn::tensor::Device;
-use bytes::Bytes;
-use shared::compute::{Compute, Done, Input, Job, StageState};
+use shared::compute::{Compute, Done, Job};
 use shared::config::run::RunConfig;
-use shared::driver::{Prepared, Workshop};
+use shared::driver::{Prepared, Workshop, measure};
 use shared::model::engine::Engine;
-use shared::units::{Digest, Epoch, Microbatch, PipelineId, Round, StageRange, Step};
-use shared::wire::frame::{Mode, Place, Slot};
+use shared::units::Digest;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Notes;
+use super::{Notes, ProcessClock};
 use crate::report::Note;
-
-/// Most time to spend on measuring a block; a first try, which compiles kernels, comes before.
-const MEASURE_MAX: Duration = Duration::from_secs(2);
-/// Measurements of which the fastest counts: the others met something else on the machine.
-const MEASURE_TRIES: usize = 5;
 
 /// Makes the compute of this machine.
 pub struct NativeWorkshop {
@@ -157,92 +150,14 @@ fn panic_as_asked(job: &Job) {
 
 /// Microseconds of forward and backward of one block for one sequence of the run's model.
 ///
-/// Leaves the engine without its gradients: the next [`Job::Seat`] clears what is left.
-///
 /// # Errors
 /// The device does not compute this model: why, in words.
 pub fn measure_block(engine: &mut Engine, config: &RunConfig) -> Result<u64, String> {
-    let stages = StageRange { first: 0, end: 1 };
-    let seat = Job::Seat {
-        stages,
-        states: vec![StageState::Seed],
-    };
-    let blocks = config.model.blocks_of(0).len() as u128;
-    // The first one compiles kernels and fills caches: it is not counted.
-    let first = once(engine, config, seat.clone(), 1)?;
-    let whole = config.microbatch_sequences();
-    let sequences = if first * u32::from(whole) > MEASURE_MAX {
-        1
-    } else {
-        whole
-    };
-    let began = Instant::now();
-    let mut fastest = None;
-    for _ in 0..MEASURE_TRIES {
-        let took = once(engine, config, seat.clone(), sequences)?;
-        fastest = fastest.min(Some(took)).or(Some(took));
-        if began.elapsed() > MEASURE_MAX {
-            break;
-        }
-    }
-    let fastest = fastest.expect("at least one try").as_micros();
-    let each = fastest / (blocks * u128::from(sequences));
-    Ok(u64::try_from(each).unwrap_or(u64::MAX).max(1))
-}
-
-/// Forward and backward of stage 0 over that many sequences, from a fresh seat.
-fn once(
-    engine: &mut Engine,
-    config: &RunConfig,
-    seat: Job,
-    sequences: u16,
-) -> Result<Duration, String> {
-    let place = Place {
-        pipeline: PipelineId(0),
-        epoch: Epoch::default(),
-        round: Round(0),
-    };
-    let slot = Slot {
-        place,
-        step: Step(0),
-        microbatch: Microbatch(0),
-    };
-    let count = usize::from(sequences) * (config.model.context + 1);
-    let tokens = (0..count)
-        .map(|token| u32::try_from(token * 31 % config.model.vocabulary).unwrap_or(0))
-        .collect();
-    let forward = Job::Forward {
-        slot,
-        mode: Mode::Train,
-        input: Input {
-            tokens,
-            boundary: None,
-            first_sample: 0,
-        },
-    };
-    if let Done::Failed { reason } | Done::Refused { reason } = block_on(engine.run(seat)) {
-        return Err(reason);
-    }
-    let began = Instant::now();
-    // Any numbers of the right form will do as a gradient: the boundary's own are.
-    let gradient: Option<Bytes> = {
-        let done = block_on(engine.run(forward));
-        let Done::Forward { boundary, .. } = done else {
-            return Err(format!("a forward gave {done:?}"));
-        };
-        boundary
-    };
-    let backward = Job::Backward {
-        slot,
-        gradient,
-        step_tokens: Some(count as u64),
-    };
-    let done = block_on(engine.run(backward));
-    if matches!(done, Done::Backward { .. }) {
-        Ok(began.elapsed())
-    } else {
-        Err(format!("a backward gave {done:?}"))
-    }
+    block_on(measure::block_us(
+        engine,
+        &ProcessClock(Instant::now()),
+        config,
+    ))
 }
 
 /// Drives a future of the engine, which yields only where it waits for the device.

@@ -1,16 +1,14 @@
 //! The driver's way to the host: [`HostSocket`] and [`HostFiles`] behind [`shared::driver`]'s traits.
 //!
 //! Tells the person why the host is away, and gives up when it was away for too long; everything
-//! else is passed on. Token windows are fetched a chunk at a time and the newest chunks kept:
-//! samples in a row lie in few of them ([`shared::derive::samples`]).
+//! else is passed on.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use shared::config::run::RunConfig;
-use shared::derive::samples::{Samples, Split};
+use shared::driver::tokens::{Chunks, Part, Wanted};
 use shared::driver::{Files, Host, HostEvent};
 use shared::units::SampleRange;
 use shared::wire::frame::Mode;
@@ -28,8 +26,6 @@ use crate::report::Note;
 const FIRST_TRIES_MAX: u32 = 5;
 /// How long a host that was there may stay away: longer than any restart, an upgrade included.
 const AWAY_MAX: Duration = Duration::from_secs(600);
-/// Chunks of tokens that are kept: two epochs' ends may meet, two chunk groups each.
-const CHUNKS_MAX: usize = 64;
 /// Pause after a request for tokens failed for good; the next one tries several times again.
 const TOKENS_RETRY: Duration = Duration::from_secs(2);
 
@@ -124,88 +120,36 @@ impl Host for NativeHost {
     }
 }
 
-/// A chunk of tokens as it was served.
-struct Chunk {
-    mode: Mode,
-    first_token: u64,
-    bytes: Bytes,
-}
-
 /// The host's files, as the driver sees them.
 #[derive(Clone)]
 pub(super) struct NativeFiles {
     files: HostFiles,
-    /// Newest last. Locked while one is fetched: whoever waits mostly wants the same.
-    chunks: Arc<Mutex<VecDeque<Chunk>>>,
+    /// Locked while one is fetched: whoever waits mostly wants the same.
+    chunks: Arc<Mutex<Chunks>>,
     notes: Notes,
-}
-
-/// Where a part of the data is served, and how its samples lie in it.
-struct Part {
-    mode: Mode,
-    path: &'static str,
-    samples: Samples,
-    token_bytes: u64,
-}
-
-impl Part {
-    /// `None` if that part of the data is shorter than a sample.
-    fn new(config: &RunConfig, data: &DataInfo, mode: Mode) -> Option<Self> {
-        let (split, path, tokens) = match mode {
-            Mode::Train => (Split::Train, "data/train.bin", data.train_tokens),
-            Mode::Evaluate => (
-                Split::Validation,
-                "data/validation.bin",
-                data.validation_tokens,
-            ),
-        };
-        let model = &config.model;
-        Some(Self {
-            mode,
-            path,
-            samples: Samples::new(split, config.seed, model.context, tokens)?,
-            token_bytes: if model.vocabulary > 1 << 16 { 4 } else { 2 },
-        })
-    }
 }
 
 impl NativeFiles {
     /// Tokens of one sample, from a kept chunk or a new one.
     async fn sample(&self, part: &Part, number: u64) -> Vec<u32> {
-        let place = part.samples.place(number);
         let mut chunks = self.chunks.lock().await;
-        let known = chunks
-            .iter()
-            .position(|chunk| chunk.mode == part.mode && chunk.first_token == place.chunk.start);
-        let chunk = match known {
-            Some(index) => chunks.remove(index).expect("it was just found there"),
-            None => Chunk {
-                mode: part.mode,
-                first_token: place.chunk.start,
-                bytes: self.fetch(part, &place.chunk).await,
-            },
-        };
-        let width = usize::try_from(part.token_bytes).expect("2 or 4");
-        let first = usize::try_from(place.tokens.start - place.chunk.start)
-            .expect("a chunk fits into memory");
-        let count = usize::try_from(place.tokens.end - place.tokens.start)
-            .expect("a sample fits into memory");
-        let bytes = &chunk.bytes[first * width..(first + count) * width];
-        let tokens = bytes.chunks_exact(width).map(little_endian).collect();
-        chunks.push_back(chunk);
-        if chunks.len() > CHUNKS_MAX {
-            chunks.pop_front();
+        loop {
+            match chunks.sample(part, number) {
+                Ok(tokens) => return tokens,
+                Err(wanted) => {
+                    let bytes = self.fetch(wanted).await;
+                    assert!(chunks.insert(wanted, bytes), "the length was checked");
+                }
+            }
         }
-        tokens
     }
 
     /// Tries until it has the chunk: without tokens there is nothing to do.
-    async fn fetch(&self, part: &Part, tokens: &std::ops::Range<u64>) -> Bytes {
-        let width = part.token_bytes;
-        let (start, len) = (tokens.start * width, (tokens.end - tokens.start) * width);
+    async fn fetch(&self, wanted: Wanted) -> Bytes {
+        let Wanted { path, start, len } = wanted;
         let mut told = false;
         loop {
-            match self.files.range(part.path, start, len).await {
+            match self.files.range(path, start, len).await {
                 Ok(bytes) => return bytes,
                 Err(error) if told => tracing::debug!(%error, "no tokens yet"),
                 Err(error) => {
@@ -217,14 +161,6 @@ impl NativeFiles {
             sleep(TOKENS_RETRY).await;
         }
     }
-}
-
-/// A token id of two or four bytes.
-fn little_endian(bytes: &[u8]) -> u32 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |token, byte| token << 8 | u32::from(*byte))
 }
 
 impl Files for NativeFiles {
@@ -270,16 +206,5 @@ impl Files for NativeFiles {
                 false
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_are_little_endian() {
-        assert_eq!(little_endian(&[1, 2]), 0x0201);
-        assert_eq!(little_endian(&[1, 2, 3, 4]), 0x0403_0201);
     }
 }

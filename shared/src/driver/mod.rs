@@ -7,9 +7,11 @@
 //! Invariant: the loop waits for everything at once and for nothing in particular: a slow download,
 //! a full channel or a long job holds nothing else up.
 
+pub mod measure;
 mod outbox;
 pub mod sent;
 pub mod shelf;
+pub mod tokens;
 
 use std::collections::BTreeMap;
 use std::future::Future;

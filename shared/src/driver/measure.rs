@@ -1,0 +1,103 @@
+//! How fast a device is: forward and backward of a block of the run's model, measured before a volunteer joins.
+
+use super::Clock;
+use crate::compute::{Compute, Done, Input, Job, StageState};
+use crate::config::run::RunConfig;
+use crate::units::{Epoch, Microbatch, PipelineId, Round, Span, StageRange, Step};
+use crate::wire::frame::{Mode, Place, Slot};
+
+/// Most time to spend on measuring; a first try, which compiles kernels and fills caches, comes before.
+const MEASURE_MAX: Span = Span::from_secs(2);
+/// Measurements of which the fastest counts: the others met something else on the machine.
+const TRIES: usize = 5;
+
+/// Microseconds of forward and backward of one block for one sequence of the run's model.
+///
+/// Leaves the compute without gradients of any use: the next [`Job::Seat`] clears them.
+///
+/// # Errors
+/// The device cannot run the model: why, in words.
+pub async fn block_us<C: Compute, K: Clock>(
+    compute: &mut C,
+    clock: &K,
+    config: &RunConfig,
+) -> Result<u64, String> {
+    let blocks = config.model.blocks_of(0).len() as u64;
+    let whole = config.microbatch_sequences();
+    // The first one compiles kernels and fills caches: it is not counted.
+    let first = once(compute, clock, config, 1).await?;
+    let sequences = if first.times(u64::from(whole)) > MEASURE_MAX {
+        1
+    } else {
+        whole
+    };
+    let began = clock.now();
+    let mut fastest = None;
+    for _ in 0..TRIES {
+        let took = once(compute, clock, config, sequences).await?;
+        fastest = fastest.min(Some(took)).or(Some(took));
+        if clock.now().since(began) > MEASURE_MAX {
+            break;
+        }
+    }
+    let fastest = fastest.expect("at least one try").as_micros();
+    Ok((fastest / (blocks * u64::from(sequences))).max(1))
+}
+
+/// Forward and backward of stage 0 over that many sequences, from a fresh seat.
+async fn once<C: Compute, K: Clock>(
+    compute: &mut C,
+    clock: &K,
+    config: &RunConfig,
+    sequences: u16,
+) -> Result<Span, String> {
+    let slot = Slot {
+        place: Place {
+            pipeline: PipelineId(0),
+            epoch: Epoch::default(),
+            round: Round(0),
+        },
+        step: Step(0),
+        microbatch: Microbatch(0),
+    };
+    let count = usize::from(sequences) * (config.model.context + 1);
+    let token = |index: usize| u32::try_from(index * 31 % config.model.vocabulary).unwrap_or(0);
+    let seat = Job::Seat {
+        stages: StageRange { first: 0, end: 1 },
+        states: vec![StageState::Seed],
+    };
+    let forward = Job::Forward {
+        slot,
+        mode: Mode::Train,
+        input: Input {
+            tokens: (0..count).map(token).collect(),
+            boundary: None,
+            first_sample: 0,
+        },
+    };
+    succeed(compute.run(seat).await)?;
+    let began = clock.now();
+    // Any numbers of the right form will do as a gradient: the boundary's own are.
+    let done = succeed(compute.run(forward).await)?;
+    let Done::Forward { boundary, .. } = done else {
+        return Err(format!("a forward gave {done:?}"));
+    };
+    let backward = Job::Backward {
+        slot,
+        gradient: boundary,
+        step_tokens: Some(count as u64),
+    };
+    let done = succeed(compute.run(backward).await)?;
+    if !matches!(done, Done::Backward { .. }) {
+        return Err(format!("a backward gave {done:?}"));
+    }
+    Ok(clock.now().since(began))
+}
+
+/// A result, unless it is that nothing came of the job.
+fn succeed(done: Done) -> Result<Done, String> {
+    if let Done::Failed { reason } | Done::Refused { reason } = done {
+        return Err(reason);
+    }
+    Ok(done)
+}
