@@ -10,8 +10,11 @@
 //! Modules that touch JavaScript exist in a browser's build only; what decides anything is
 //! built and tested natively, too.
 
+pub mod cost;
 pub mod flow;
+pub mod lending;
 pub mod messages;
+pub mod meter;
 pub mod page;
 
 #[cfg(target_arch = "wasm32")]

@@ -9,13 +9,14 @@
 use std::future::Future;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::transport::MaybeSend;
 use crate::units::{Digest, Round, StageId, StageRange, Step};
 use crate::wire::frame::{Mode, Slot};
 
 /// Where a stage's weights and moments come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StageState {
     /// The run's seed: round 0.
     Seed,
@@ -24,7 +25,7 @@ pub enum StageState {
 }
 
 /// What enters a seat.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// Token ids, `[sequences, context + 1]`, row after row; the last column are targets only.
     pub tokens: Vec<u32>,
@@ -35,7 +36,7 @@ pub struct Input {
 }
 
 /// Work for a seat.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Job {
     /// Take these stages, and drop all gradients and stored inputs of before.
     Seat {
@@ -83,7 +84,7 @@ pub enum Job {
 }
 
 /// A stage's weights and moments at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The stage.
     pub stage: StageId,
@@ -94,7 +95,7 @@ pub struct Snapshot {
 }
 
 /// A job's result.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Done {
     /// The seat holds its stages.
     Seated,

@@ -15,6 +15,7 @@ use shared::config::run::RunConfig;
 use shared::driver::{Prepared, Workshop, measure};
 use shared::model::engine::Engine;
 use shared::units::Digest;
+use shared::wire::frame::Mode;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Notes, ProcessClock};

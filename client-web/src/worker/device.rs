@@ -1,0 +1,104 @@
+//! The device's worker: the model's engine, alone on a thread of its own.
+//!
+//! The CPU's engine computes without yielding, and a GPU's does while it compiles kernels; the volunteer's worker
+//! must answer its neighbours all the while. So this one does nothing else. It ends with the volunteer's, or when
+//! that terminates it: nothing is computed after a stop.
+
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+use shared::compute::{Compute, Done};
+use shared::config::run::RunConfig;
+use shared::driver::{Clock, measure};
+use shared::model::device::Opened;
+use shared::model::engine::Engine;
+use shared::units::{Digest, Span};
+use wasm_bindgen::JsCast;
+use web_sys::MessageEvent;
+
+use super::clock::WorkerClock;
+use super::jobs::{self, Answer, Ask, Made};
+use super::port::scope;
+use super::webgpu;
+use crate::broken;
+use crate::js::Listener;
+
+/// The device, as far as it was asked for.
+#[derive(Default)]
+struct Bench {
+    opened: Option<Opened>,
+    engine: Option<Engine>,
+}
+
+/// Answers until the worker is ended.
+pub(super) fn start() {
+    broken::install("device", |broken| answer(&Answer::Broken(broken.report)));
+    let (tell, mut asked) = mpsc::unbounded();
+    let listener = Listener::new(&scope(), "message", move |event| {
+        let data = event.unchecked_into::<MessageEvent>().data();
+        // Who answers lives as long as the module.
+        drop(tell.unbounded_send(jobs::decode::<Ask>(data)));
+    });
+    wasm_bindgen_futures::spawn_local(async move {
+        let mut bench = Bench::default();
+        while let Some(ask) = asked.next().await {
+            answer(&bench.answer(ask).await);
+        }
+        drop(listener);
+    });
+    answer(&Answer::Listening);
+}
+
+fn answer(answer: &Answer) {
+    let (bytes, transfer) = jobs::encode(answer);
+    scope()
+        .post_message_with_transfer(&bytes, transfer.as_ref())
+        .expect("a new buffer can be handed over");
+}
+
+impl Bench {
+    async fn answer(&mut self, ask: Ask) -> Answer {
+        match ask {
+            Ask::WebGpu => jobs::webgpu(&webgpu::ask().await),
+            Ask::Open(wish) => {
+                let said = webgpu::ask_if_wanted(wish).await;
+                let opened = webgpu::open(wish, &said).await;
+                Answer::Opened(opened.map_err(|error| error.to_string()).map(|opened| {
+                    let words = webgpu::words(&opened, &said);
+                    self.opened = Some(opened);
+                    words
+                }))
+            }
+            Ask::Make(config) => Answer::Made(self.make(jobs::from_json(&config)).await),
+            Ask::Do(job) => {
+                let began = WorkerClock.now();
+                let done = match &mut self.engine {
+                    Some(engine) => engine.run(*job).await,
+                    None => Done::Refused {
+                        reason: "no run was made ready".to_owned(),
+                    },
+                };
+                Answer::Done(Box::new(done), passed(began))
+            }
+        }
+    }
+
+    /// Makes an engine, derives the seed's hash, measures a block.
+    async fn make(&mut self, config: RunConfig) -> Result<Made, String> {
+        let opened = self.opened.as_ref().ok_or("no device was opened")?;
+        let began = WorkerClock.now();
+        let seed_hash = Digest(shared::derive::seed_hash(&config.model, config.seed));
+        let derive = passed(began);
+        let mut engine = Engine::new(config.clone(), opened.device.clone());
+        let block_us = measure::block_us(&mut engine, &WorkerClock, &config).await?;
+        self.engine = Some(engine);
+        Ok(Made {
+            seed_hash,
+            block_us,
+            derive,
+        })
+    }
+}
+
+fn passed(began: shared::units::Time) -> Span {
+    WorkerClock.now().since(began)
+}
