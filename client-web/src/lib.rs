@@ -21,7 +21,7 @@ pub mod page;
 pub mod broken;
 #[cfg(target_arch = "wasm32")]
 pub mod js;
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_arch = "wasm32", feature = "page"))]
 pub mod volunteer;
 #[cfg(all(target_arch = "wasm32", feature = "worker"))]
 pub mod worker;

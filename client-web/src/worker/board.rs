@@ -79,7 +79,10 @@ impl Board {
             Event::Seated(_)
             | Event::Spare
             | Event::FirstMicrobatch
+            // A browser that keeps nothing helps as well; only a reload costs more.
+            | Event::NothingKept(_)
             | Event::LinkUp { .. }
+            | Event::LinkDisturbed { .. }
             | Event::LinkLost { .. } => {}
         }
         if let Some((_, steps, Some(loss))) = peer.progress(now) {

@@ -103,7 +103,10 @@ impl PageTransport {
                 match event {
                     LinkEvent::Open { .. } => link.open = true,
                     LinkEvent::Down { .. } => link.open = false,
-                    LinkEvent::Description { .. } | LinkEvent::Candidate { .. } => {}
+                    LinkEvent::Description { .. }
+                    | LinkEvent::Candidate { .. }
+                    | LinkEvent::Disturbed { .. }
+                    | LinkEvent::Resumed { .. } => {}
                 }
                 let peer = at.peer;
                 Some(NetEvent::Link { peer, event })
