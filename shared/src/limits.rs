@@ -8,8 +8,14 @@ use crate::units::Span;
 pub const FRAME_BYTES_MAX: usize = 32 << 20;
 /// Largest piece of a frame in one data channel message. Every WebRTC stack carries 64 KiB.
 pub const CHUNK_BYTES_MAX: usize = 32 << 10;
-/// Largest JSON message to or from the host: an SDP is a few KB, a welcome with a long configuration 16 KB.
-pub const SIGNAL_BYTES_MAX: usize = 64 << 10;
+/// Stages a model may have: one block each.
+pub const STAGES_MAX: usize = 512;
+/// Part of the largest JSON message that does not grow with the model: an SDP is a few KB, a configuration 16 KB.
+pub const SIGNAL_BYTES_BASE: usize = 64 << 10;
+/// ... and for each stage: hashes of five rounds, or four sources with their keys.
+pub const SIGNAL_BYTES_A_STAGE: usize = 1 << 10;
+/// Largest JSON message to or from the host of the largest run.
+pub const SIGNAL_BYTES_MAX: usize = SIGNAL_BYTES_BASE + STAGES_MAX * SIGNAL_BYTES_A_STAGE;
 /// Longest header of a frame: the longest reason or signature, with room.
 pub const HEADER_BYTES_MAX: usize = 512;
 /// Longest reason in a `bye`: a sentence.

@@ -128,6 +128,8 @@ pub struct App {
     pub data: Data,
     /// Uploads that may come.
     pub tickets: Arc<Tickets>,
+    /// Longest message of a volunteer that is read.
+    pub signal_bytes_max: usize,
     /// Most bytes of one upload.
     pub upload_bytes_max: u64,
     /// Who may connect.

@@ -112,6 +112,10 @@ pub struct Args {
     )]
     pub turn_ttl: u32,
 
+    /// Go on with a run that paused itself, once you looked into its reason.
+    #[arg(long)]
+    pub resume: bool,
+
     /// One JSON object a line on stdout: `listening`, then one a commit.
     #[arg(long, env = "SHOAL_JSON")]
     pub json: bool,

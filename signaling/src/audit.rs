@@ -172,7 +172,7 @@ impl Auditor {
                 self.line_ups.insert(place.pipeline, place.epoch);
             }
             Row::Commit(commit) => self.commit(commit)?,
-            Row::Evaluated { .. } => {}
+            Row::Evaluated { .. } | Row::Paused { .. } | Row::Resumed => {}
             Row::Manifest { round } => self.must_stand("manifest", *round)?,
             Row::Rewind { to } => {
                 self.must_stand("rewind to the state", *to)?;

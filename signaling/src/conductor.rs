@@ -45,6 +45,8 @@ enum Done {
     Journaled(u64),
     /// A manifest was written, or not.
     Manifest(Round, Result<(), String>),
+    /// The store is to keep the manifests of these rounds and no others.
+    Keep(BTreeSet<Round>),
 }
 
 /// What the conductor is made of.
@@ -243,10 +245,14 @@ impl Conductor {
                     Ok(()) => {
                         self.checkpoint_trouble = None;
                         self.expected.retain(|(of, _)| *of > round);
-                        self.tidy_store();
+                        self.choose_manifests();
                     }
                     Err(reason) => self.checkpoint_failed(&reason),
                 }
+            }
+            Done::Keep(kept) => {
+                self.parts.coordinator.handle_manifests_kept(&kept);
+                self.tidy_store(kept);
             }
         }
         self.carry_out().await;
@@ -339,12 +345,24 @@ impl Conductor {
         });
     }
 
-    fn tidy_store(&self) {
-        let store = self.parts.store.clone();
+    /// Finds out which checkpoints are old: the run hears of it before they are cleared away.
+    fn choose_manifests(&self) {
+        let (store, done) = (self.parts.store.clone(), self.done_sender.clone());
         let standing = self.parts.coordinator.history().manifests().clone();
+        tokio::spawn(async move {
+            match store.manifests_to_keep(&standing).await {
+                // An error means that the host stops: the next start looks at the store itself.
+                Ok(kept) => drop(done.send(Done::Keep(kept)).await),
+                Err(error) => tracing::warn!(%error, "old checkpoints could not be looked at"),
+            }
+        });
+    }
+
+    fn tidy_store(&self, kept: BTreeSet<Round>) {
+        let store = self.parts.store.clone();
         let spared = self.expected.iter().map(|(_, blob)| *blob).collect();
         tokio::spawn(async move {
-            if let Err(error) = store.collect_garbage(&standing, &spared).await {
+            if let Err(error) = store.collect_garbage(&kept, &spared).await {
                 tracing::warn!(%error, "old checkpoints could not be cleared away");
             }
         });
@@ -361,14 +379,12 @@ impl Conductor {
         match row {
             Row::Commit(commit) => {
                 let history = coordinator.history();
-                let validation = history
-                    .newest_first()
-                    .find_map(|row| history.validation(row.round));
+                let validation = history.newest_validation();
                 announce.commit(
                     commit,
                     validation,
                     history.samples(),
-                    coordinator.view().volunteers.len(),
+                    coordinator.volunteer_count(),
                 );
             }
             Row::Evaluated { round, loss } => announce.evaluated(*round, *loss),
@@ -377,6 +393,8 @@ impl Conductor {
                 metrics.add_recovery("rewind");
                 announce.rewind(*to);
             }
+            Row::Paused { reason } => tracing::warn!("{reason}"),
+            Row::Resumed => tracing::info!("the run goes on: a person wants it to"),
             Row::LineUp { place, .. } => {
                 tracing::info!(epoch = %place.epoch, round = %place.round, "new line-up");
                 self.line_ups += 1;
@@ -398,7 +416,7 @@ impl Conductor {
             "training goes on, but the last checkpoint was not written: {reason}; the next one is tried by itself"
         ));
         self.expected.clear();
-        self.tidy_store();
+        self.choose_manifests();
     }
 
     /// Tells the person what does not work, when that changes. Without the journal nothing else matters.
@@ -452,6 +470,8 @@ pub fn record_of(row: &Row) -> Record {
         Row::Evaluated { .. } => "evaluated",
         Row::Manifest { .. } => "manifest",
         Row::Rewind { .. } => "rewind",
+        Row::Paused { .. } => "paused",
+        Row::Resumed => "resumed",
     };
     Record {
         kind: kind.to_owned(),

@@ -223,6 +223,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         seed_hash,
         secret: secret()?,
         costs: StageCosts::new(&config),
+        resume: args.resume,
     };
     let coordinator = Coordinator::new(clock.now(), start, &rows)
         .map_err(|source| HostError::History { source })?;
@@ -247,6 +248,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         store: store.clone(),
         data: data.clone(),
         tickets: tickets.clone(),
+        signal_bytes_max: config.signal_bytes_max(),
         upload_bytes_max: upload_bytes_max(&config),
         door: Door::default(),
         metrics: metrics.clone(),
@@ -426,7 +428,9 @@ async fn only_stored(mut rows: Vec<Row>, store: &Store) -> Result<Vec<Row>, Host
         | Row::LineUp { .. }
         | Row::Commit(_)
         | Row::Evaluated { .. }
-        | Row::Rewind { .. } => true,
+        | Row::Rewind { .. }
+        | Row::Paused { .. }
+        | Row::Resumed => true,
     });
     Ok(rows)
 }

@@ -3,7 +3,8 @@
 //! A blob lies at `blobs/<hash of its bytes>` and gets that name only once all bytes are there and their hash
 //! is right. A manifest, `manifests/<round>.json`, is written last and atomically: it names blobs that are
 //! all there. Whatever fails in between leaves the older manifests valid.
-//! Only the newest [`MANIFESTS_KEPT`] and every [`MANIFESTS_STRIDE`]th manifest are kept, with their blobs.
+//! Only the newest [`MANIFESTS_KEPT`] and every [`MANIFESTS_STRIDE`]th manifest are kept, with their blobs; which ones
+//! is said ([`Store::manifests_to_keep`]) before the others go, so that nobody is sent for what is gone.
 //!
 //! Goes through `object_store`; only the lock and the tidying of half-written files know that it is a folder.
 //! Invariant: every blob that a listed manifest names is there.
@@ -323,33 +324,48 @@ impl Store {
         Ok(stored)
     }
 
-    /// Deletes manifests that are no longer kept, then blobs that none of the kept ones names.
+    /// Which manifests of `standing` rounds are to be kept: the newest ones, and of older ones each so many.
     ///
-    /// Manifests of rounds that are not in `standing` are void. Blobs in `spared` are left alone: they belong to a
-    /// checkpoint that is still being written.
+    /// # Errors
+    /// The folder can't be listed.
+    pub async fn manifests_to_keep(
+        &self,
+        standing: &BTreeSet<Round>,
+    ) -> Result<BTreeSet<Round>, StoreError> {
+        let mut valid = self.manifests().await?;
+        valid.retain(|stored| standing.contains(&stored.manifest.round));
+        let newest_from = valid.len().saturating_sub(MANIFESTS_KEPT);
+        let is_kept = |index: usize, stored: &StoredManifest| {
+            index >= newest_from || (stored.number + 1).is_multiple_of(MANIFESTS_STRIDE)
+        };
+        let kept = valid
+            .iter()
+            .enumerate()
+            .filter(|(index, stored)| is_kept(*index, stored));
+        Ok(kept.map(|(_, stored)| stored.manifest.round).collect())
+    }
+
+    /// Deletes all manifests but those of `kept` rounds, then blobs that none of the kept ones names.
+    ///
+    /// Manifests newer than all of `kept` are left alone, and so are blobs in `spared`: they belong to a checkpoint that
+    /// is being written. A newer one that is void goes with the next newer one that is kept.
     ///
     /// # Errors
     /// Something could not be listed or deleted; what is kept is whole all the same.
     pub async fn collect_garbage(
         &self,
-        standing: &BTreeSet<Round>,
+        kept: &BTreeSet<Round>,
         spared: &BTreeSet<Digest>,
     ) -> Result<(), StoreError> {
-        let (valid, void): (Vec<_>, Vec<_>) = self
-            .manifests()
-            .await?
-            .into_iter()
-            .partition(|stored| standing.contains(&stored.manifest.round));
-        let newest_from = valid.len().saturating_sub(MANIFESTS_KEPT);
+        let newest = kept.last().copied();
+        let (staying, dropped): (Vec<_>, Vec<_>) =
+            self.manifests().await?.into_iter().partition(|stored| {
+                let round = stored.manifest.round;
+                kept.contains(&round) || newest.is_none_or(|newest| round > newest)
+            });
         let mut named = spared.clone();
-        let mut dropped = void;
-        for (index, stored) in valid.into_iter().enumerate() {
-            if index >= newest_from || stored.number.is_multiple_of(MANIFESTS_STRIDE) {
-                named.extend(stored.manifest.stages.iter().map(|held| held.blob));
-            } else {
-                dropped.push(stored);
-            }
-        }
+        let blobs = staying.iter().flat_map(|stored| &stored.manifest.stages);
+        named.extend(blobs.map(|held| held.blob));
         for stored in dropped {
             let place = manifest_path(stored.manifest.round);
             self.objects

@@ -9,7 +9,6 @@ use std::time::Duration;
 use ed25519_dalek::{Signer as _, SigningKey};
 use shared::config::run::RunConfig;
 use shared::derive;
-use shared::limits::SIGNAL_BYTES_MAX;
 use shared::units::Digest;
 use shared::wire::frame::VERSION;
 use shared::wire::signal::{
@@ -172,7 +171,8 @@ fn what_is_no_message_is_refused() {
 #[test]
 fn a_message_beyond_the_limit_is_refused() {
     check_answer(RefuseCode::Malformed, |_| {
-        Message::text("x".repeat(SIGNAL_BYTES_MAX + 1))
+        let limit_bytes = RunConfig::preset("tiny").unwrap().signal_bytes_max();
+        Message::text("x".repeat(limit_bytes + 1))
     });
 }
 

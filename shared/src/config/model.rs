@@ -19,7 +19,7 @@ pub const VOCABULARY_MAX: usize = 1 << 20;
 /// Largest context: attention is quadratic in it, volunteers are small.
 pub const CONTEXT_MAX: usize = 16_384;
 /// Most blocks, and so most stages.
-pub const BLOCKS_MAX: usize = 512;
+pub const BLOCKS_MAX: usize = crate::limits::STAGES_MAX;
 /// Most values in a single tensor: keeps every size far inside 32 bits, which WASM has.
 pub const TENSOR_VALUES_MAX: usize = 1 << 29;
 

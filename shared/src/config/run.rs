@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::model::{ModelConfig, NumberFormat, token_bytes};
+use crate::limits::{SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE};
 use crate::units::{Digest, Span};
 
 /// Weights and both moments of one parameter, in f32.
@@ -100,6 +101,12 @@ impl RunConfig {
             ..
         } = self.model;
         sequences * (context + 1) * token_bytes(vocabulary) + self.boundary_bytes()
+    }
+
+    /// Longest message that a volunteer has to say in this run.
+    #[must_use]
+    pub fn signal_bytes_max(&self) -> usize {
+        SIGNAL_BYTES_BASE + self.model.stages * SIGNAL_BYTES_A_STAGE
     }
 
     /// Bytes of a microbatch's packed boundary, in either direction.

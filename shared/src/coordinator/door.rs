@@ -6,15 +6,13 @@ use super::incident::What;
 use super::pipeline::Phase;
 use super::roster::{ConnectionId, Volunteer, presentable};
 use super::{Coordinator, Output};
-use crate::limits::{
-    AWAY_MAX, LINK_TRIES_MAX, LINKS_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX, VOLUNTEERS_MAX,
-};
+use crate::limits::{AWAY_MAX, LINKS_MAX, VOLUNTEERS_MAX};
 use crate::schedule::placement::Measured;
 use crate::units::{Digest, PeerId, StageId, Time};
-use crate::wire::frame::{Place, VERSION};
+use crate::wire::frame::VERSION;
 use crate::wire::signal::{
-    Capabilities, Down, Join, LinkFigures, Pause, RefuseCode, Resume, Suspicion, Welcome,
-    join_message, verifies,
+    Capabilities, Down, Join, LinkFigures, Pause, RefuseCode, Resume, Welcome, join_message,
+    verifies,
 };
 
 /// What whoever misbehaved for good is told.
@@ -96,7 +94,7 @@ impl Coordinator {
         let resume = known.cloned();
         let before = match &resume {
             Some(_) => None,
-            None => self.number_of(&join),
+            None => self.roster.of_session(&join.key, join.session),
         };
         let peer = resume
             .as_ref()
@@ -154,12 +152,6 @@ impl Coordinator {
         self.forget(before);
     }
 
-    fn number_of(&self, join: &Join) -> Option<PeerId> {
-        let same =
-            |volunteer: &&Volunteer| (volunteer.key, volunteer.session) == (join.key, join.session);
-        self.roster.iter().find(same).map(|known| known.peer)
-    }
-
     pub(super) fn is_seated(&self, peer: PeerId) -> bool {
         let pipeline = self.pipeline.as_ref();
         pipeline.is_some_and(|pipeline| pipeline.seat(peer).is_some())
@@ -196,7 +188,7 @@ impl Coordinator {
                 text,
                 "install the version that the host's page names",
             ))
-        } else if self.removed.contains(&join.key) {
+        } else if self.conduct.is_refused(&join.key) {
             Some((RefuseCode::Removed, REMOVED.to_owned(), REMOVED_REMEDY))
         } else if self.over {
             let text = "the run has reached its length".to_owned();
@@ -211,6 +203,11 @@ impl Coordinator {
         } else {
             None
         }
+    }
+
+    pub(super) fn refuse_for_conduct(&mut self, connection: ConnectionId) {
+        let text = REMOVED.to_owned();
+        self.refuse(connection, RefuseCode::Removed, text, REMOVED_REMEDY);
     }
 
     fn new_peer(&mut self) -> PeerId {
@@ -230,44 +227,6 @@ impl Coordinator {
             .and_then(|pipeline| pipeline.seat(resume.peer));
         let journaled = seat.map(|seat| (seat.row.key, seat.row.session));
         here.or(journaled) == Some((join.key, join.session))
-    }
-
-    /// Whether its seat goes on: the same line-up, at this round or just before its commit.
-    fn may_resume(&self, resume: &Resume) -> bool {
-        let Some(pipeline) = &self.pipeline else {
-            return false;
-        };
-        let Some(place) = resume.place else {
-            return false;
-        };
-        let before = self.history.get(pipeline.place.round);
-        let missed_commit = before.is_some_and(|commit| {
-            commit.parent == place.round
-                && resume
-                    .holds
-                    .as_ref()
-                    .is_some_and(|holds| holds.attempt == commit.attempt)
-        });
-        let training = &self.config().training;
-        let farthest = self.fresh
-            + training
-                .samples
-                .min(u64::from(training.batch) * u64::from(u16::MAX));
-        // A head says itself what it was leased; it can't lease itself what no host would.
-        let leases_fit = resume.leases.len() <= self.config().schedule.round_steps as usize
-            && resume.leases.iter().all(|lease| {
-                lease.samples.count == training.batch
-                    && lease
-                        .samples
-                        .first
-                        .is_multiple_of(u64::from(training.batch))
-                    && lease.samples.first < farthest
-            });
-        pipeline.seat(resume.peer).is_some()
-            && leases_fit
-            && pipeline.phase != Phase::Journaling
-            && place.epoch == pipeline.place.epoch
-            && (place.round == pipeline.place.round || missed_commit)
     }
 
     fn volunteer(&self, now: Time, peer: PeerId, join: Join) -> Volunteer {
@@ -295,11 +254,11 @@ impl Coordinator {
             suspected_by: BTreeSet::new(),
             copying: None,
             finishing: false,
+            struck: self.conduct.is_struck(&join.key),
             released: false,
             returning: false,
             paused: join.paused,
             benched_until: None,
-            strikes: 0,
             accepted: 0,
             reason: String::new(),
         }
@@ -346,12 +305,14 @@ impl Coordinator {
             return true;
         };
         let newest = self.history.newest();
-        self.roster.iter().any(|spare| {
-            let holds = |stage| spare.kept.contains_key(&(newest, stage));
-            spare.is_placeable(now)
-                && pipeline.seat(spare.peer).is_none()
-                && seat.row.stages.iter().all(holds)
-        })
+        self.roster
+            .keepers(newest, StageId(seat.row.stages.first))
+            .any(|spare| {
+                let holds = |stage| spare.kept.contains_key(&(newest, stage));
+                spare.is_placeable(now)
+                    && pipeline.seat(spare.peer).is_none()
+                    && seat.row.stages.iter().all(holds)
+            })
     }
 
     /// What a volunteer lends changed, or it rests, or rests no more.
@@ -411,7 +372,7 @@ impl Coordinator {
         self.forget(peer);
     }
 
-    fn forget(&mut self, peer: PeerId) {
+    pub(super) fn forget(&mut self, peer: PeerId) {
         if let Some(connection) = self.roster.remove(peer) {
             self.out(Output::Close(connection));
         }
@@ -419,137 +380,6 @@ impl Coordinator {
             .retain(|pair, _| pair.0 != peer && pair.1 != peer);
         self.links.forget(peer);
         self.drop_uploads_of(peer);
-    }
-
-    /// One neighbour suspects another. The suspect is asked; whoever is silent to two is gone.
-    pub(super) fn suspect(
-        &mut self,
-        now: Time,
-        by: PeerId,
-        place: Place,
-        suspect: PeerId,
-        suspicion: Suspicion,
-    ) {
-        let current = self
-            .pipeline
-            .as_ref()
-            .filter(|pipeline| pipeline.place.epoch == place.epoch);
-        let sit = current.is_some_and(|p| p.seat(by).is_some() && p.seat(suspect).is_some());
-        if !sit {
-            return;
-        }
-        if suspicion == Suspicion::Malformed {
-            // Only a neighbour can have received anything.
-            if current.is_some_and(|pipeline| pipeline.are_neighbours(by, suspect)) {
-                self.malformed_frame(by, suspect);
-            }
-            return;
-        }
-        let pair = (by.min(suspect), by.max(suspect));
-        let Some(volunteer) = self.roster.get_mut(suspect) else {
-            return;
-        };
-        volunteer.suspected_by.insert(by);
-        let is_gone = volunteer.connection.is_none() || volunteer.suspected_by.len() > 1;
-        volunteer.answer_by.get_or_insert(now + SUSPECT_ANSWER_MAX);
-        let failures = self.link_failures.entry(pair).or_default();
-        *failures += 1;
-        if suspicion == Suspicion::Unreachable || *failures >= LINK_TRIES_MAX {
-            self.links.separate(by, suspect);
-        }
-        if is_gone {
-            self.lose(suspect, What::Silent);
-        } else {
-            self.tell(
-                suspect,
-                Down::Ping {
-                    nonce: now.as_micros(),
-                },
-            );
-        }
-    }
-
-    /// A pong came: a suspect that answers is not gone; then the link between the two is at fault.
-    pub(super) fn answered(&mut self, now: Time, peer: PeerId, asked: Time) {
-        let Some(volunteer) = self.roster.get_mut(peer) else {
-            return;
-        };
-        volunteer.take_round_trip(now.since(asked));
-        if volunteer.answer_by.take().is_some() {
-            volunteer.suspected_by.clear();
-            self.break_pipeline();
-        }
-    }
-
-    /// A neighbour says that a volunteer sent what no correct build sends: it is removed the second time.
-    fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
-        let strikes = self.strike(suspect);
-        let accuser = self.roster.get(by).map(|volunteer| volunteer.name.clone());
-        let to = accuser.unwrap_or_default();
-        self.incident(suspect, What::MalformedFrame { to, strikes });
-        self.break_pipeline();
-        if strikes >= STRIKES_MAX
-            && let Some((key, connection)) = self.roster.get(suspect).map(|v| (v.key, v.connection))
-        {
-            // Bounded, as the roster is: whoever has that many keys gets in anyway.
-            if self.removed.len() < VOLUNTEERS_MAX {
-                self.removed.insert(key);
-            }
-            if let Some(connection) = connection {
-                self.refuse(
-                    connection,
-                    RefuseCode::Removed,
-                    REMOVED.to_owned(),
-                    REMOVED_REMEDY,
-                );
-            }
-            self.forget(suspect);
-        }
-    }
-
-    /// Counts what no correct build on a working device does. Returns how often it was.
-    fn strike(&mut self, peer: PeerId) -> u32 {
-        self.roster.get_mut(peer).map_or(0, |volunteer| {
-            volunteer.strikes += 1;
-            volunteer.strikes
-        })
-    }
-
-    /// A stage made NaN or infinity: the round starts again; who makes one twice loses its seat.
-    pub(super) fn non_finite(
-        &mut self,
-        _now: Time,
-        by: PeerId,
-        place: Place,
-        stage: StageId,
-        own: bool,
-    ) {
-        let Some(pipeline) = &self.pipeline else {
-            return;
-        };
-        let is_theirs = pipeline
-            .seat(by)
-            .is_some_and(|seat| seat.row.stages.contains(stage));
-        if pipeline.place != place || !is_theirs {
-            return;
-        }
-        if own {
-            let strikes = self.strike(by);
-            self.incident(by, What::NonFinite { stage, strikes });
-        } else {
-            self.incident(by, What::MetNonFinite { stage });
-        }
-        let guilty = self
-            .roster
-            .iter()
-            .filter(|volunteer| volunteer.strikes >= STRIKES_MAX);
-        if guilty.count() >= 2 {
-            self.paused = Some(format!(
-                "paused: two volunteers computed NaN in {stage}: the run itself diverges",
-                stage = format_args!("stage {stage}")
-            ));
-        }
-        self.break_pipeline();
     }
 }
 

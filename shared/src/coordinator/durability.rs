@@ -4,13 +4,16 @@
 //! is due. Training never waits for it. Volunteers keep the newest round, the safe one and the one
 //! being secured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::Row;
 use super::{Coordinator, Manifest, Output};
 use crate::limits::{CHECKPOINT_RETRY, COPY_MAX, MISSING_MAX, UPLOAD_MAX};
 use crate::units::{Digest, PeerId, Round, StageId, Time};
 use crate::wire::signal::{Down, Held};
+
+/// Volunteers that are to keep each stage: the loss of any one is survived.
+const COPIES_MIN: usize = 2;
 
 /// A round on its way to be safe.
 #[derive(Clone, Debug)]
@@ -192,6 +195,11 @@ impl Coordinator {
         self.reconsider(now);
     }
 
+    /// The store is about to clear away all manifests but these: nothing may be promised from the others.
+    pub fn handle_manifests_kept(&mut self, kept: &BTreeSet<Round>) {
+        self.history.retain_manifests(kept);
+    }
+
     /// Orders copies of the round being secured: fewest copies first, one at a time a volunteer.
     fn order_copies(&mut self, now: Time) {
         let Some(round) = self.securing_round() else {
@@ -200,17 +208,19 @@ impl Coordinator {
         let Some(commit) = self.history.get(round) else {
             return;
         };
-        let stages = commit.stages.clone();
-        let mut copies: Vec<(usize, Held)> = stages
-            .iter()
-            .map(|held| {
-                let coming = self
-                    .roster
-                    .iter()
-                    .filter(|volunteer| volunteer.copying.is_some_and(|(copy, _)| copy == *held));
-                (self.roster.holders(held).count() + coming.count(), *held)
-            })
-            .collect();
+        let few = commit.stages.iter().filter_map(|held| {
+            let count = self.roster.holders(held).count();
+            (count < COPIES_MIN).then_some((count, *held))
+        });
+        let mut copies: Vec<(usize, Held)> = few.collect();
+        if copies.is_empty() {
+            return;
+        }
+        for (copy, _) in self.roster.iter().filter_map(|volunteer| volunteer.copying) {
+            if let Some((count, _)) = copies.iter_mut().find(|(_, held)| *held == copy) {
+                *count += 1;
+            }
+        }
         let free: Vec<PeerId> = self
             .roster
             .iter()
@@ -222,10 +232,14 @@ impl Coordinator {
             .map(|volunteer| volunteer.peer)
             .collect();
         for peer in free {
+            copies.retain(|(count, _)| (1..COPIES_MIN).contains(count));
+            if copies.is_empty() {
+                return;
+            }
             copies.sort_by_key(|(count, held)| (*count, held.stage));
-            let wanted = copies.iter_mut().find(|(count, held)| {
-                (1..2).contains(count) && self.has_room(peer, held.stage) && !self.has(peer, held)
-            });
+            let wanted = copies
+                .iter_mut()
+                .find(|(_, held)| self.has_room(peer, held.stage) && !self.has(peer, held));
             let Some((count, held)) = wanted else {
                 continue;
             };
@@ -282,29 +296,27 @@ impl Coordinator {
             volunteer.copying = None;
         }
         if stands {
-            volunteer.kept.insert((held.round, held.stage), held.blob);
+            self.roster.keep(peer, &held);
         }
         self.missing.remove(&(held.round, held.stage));
     }
 
     /// A volunteer could not get a state from anyone it was told.
-    pub(super) fn missing(&mut self, now: Time, peer: PeerId, round: Round, stage: StageId) {
+    pub(super) fn missing(&mut self, peer: PeerId, round: Round, stage: StageId) {
         if let Some(volunteer) = self.roster.get_mut(peer) {
             let is_copy = volunteer
                 .copying
                 .is_some_and(|(held, _)| (held.round, held.stage) == (round, stage));
-            volunteer.kept.remove(&(round, stage));
             if is_copy {
                 volunteer.copying = None;
             }
         }
+        self.roster.drop_kept(peer, round, stage);
         let count = self.missing.entry((round, stage)).or_default();
         *count += 1;
         if *count >= MISSING_MAX {
             self.missing.remove(&(round, stage));
-            for volunteer in self.roster.iter_mut() {
-                volunteer.kept.remove(&(round, stage));
-            }
+            self.roster.drop_kept_of_all(round, stage);
         }
         let is_for_seat = self.pipeline.as_ref().is_some_and(|pipeline| {
             pipeline.place.round == round
@@ -315,7 +327,6 @@ impl Coordinator {
         if is_for_seat {
             self.break_pipeline();
         }
-        let _ = now;
     }
 
     /// A volunteer that was asked to upload is gone: the checkpoint is tried again later.
@@ -343,8 +354,8 @@ impl Coordinator {
             self.say_safe();
         }
         self.order_copies(now);
-        let finishing = self.roster.iter().any(|volunteer| volunteer.finishing);
-        if finishing && !self.has_manifest(self.history.newest()) && self.is_at_rest() {
+        let is_anyone_finishing = self.roster.finishing().next().is_some();
+        if is_anyone_finishing && !self.has_manifest(self.history.newest()) && self.is_at_rest() {
             self.secure(now, true);
         }
     }
@@ -364,17 +375,21 @@ impl Coordinator {
                 || commit
                     .stages
                     .iter()
-                    .all(|held| self.roster.holders(held).count() >= 2)
+                    .all(|held| self.roster.holders(held).count() >= COPIES_MIN)
         };
-        let newest_safe = self.history.newest_first().map(|commit| commit.round);
-        let newest_safe = newest_safe.into_iter().find(|round| is_safe(*round));
+        let newest_safe = self
+            .history
+            .newest_first()
+            .map(|commit| commit.round)
+            .take_while(|round| *round > self.safe)
+            .find(|round| is_safe(*round));
         let secured = self.securing.as_ref().is_some_and(|securing| {
             is_safe(securing.round) && !securing.checkpoint && !securing.writing
         });
         if secured {
             self.securing = None;
         }
-        if let Some(round) = newest_safe.filter(|round| *round > self.safe) {
+        if let Some(round) = newest_safe {
             self.safe = round;
             self.say_safe();
             self.forget_old_copies();
@@ -389,11 +404,8 @@ impl Coordinator {
     /// Drops from the books what volunteers drop by the same rule.
     pub(super) fn forget_old_copies(&mut self) {
         let (newest, safe, securing) = (self.history.newest(), self.safe, self.securing_round());
-        for volunteer in self.roster.iter_mut() {
-            volunteer.kept.retain(|(round, _), _| {
-                *round >= newest || *round == safe || Some(*round) == securing
-            });
-        }
+        self.roster
+            .retain_rounds(|round| round >= newest || round == safe || Some(round) == securing);
     }
 
     /// Rounds that survive the loss of any one volunteer, and of all of them.

@@ -82,6 +82,13 @@ pub enum Row {
         /// The newest round that stands.
         to: Round,
     },
+    /// The run stopped itself: going on would only spoil more.
+    Paused {
+        /// Why, and what to do, in words.
+        reason: String,
+    },
+    /// A person wants it to go on.
+    Resumed,
 }
 
 /// Why a journal is not a run's history.
@@ -145,6 +152,7 @@ pub struct History {
     given_out: Round,
     incarnation: u32,
     line_up: Option<(Place, Vec<SeatRow>)>,
+    paused: Option<String>,
 }
 
 impl History {
@@ -177,6 +185,8 @@ impl History {
                 self.manifests.insert(*round);
             }
             Row::Rewind { to } => self.rewind(*to)?,
+            Row::Paused { reason } => self.paused = Some(reason.clone()),
+            Row::Resumed => self.paused = None,
         }
         Ok(())
     }
@@ -253,9 +263,27 @@ impl History {
         &self.manifests
     }
 
+    /// Forgets manifests that are no longer in the store. No row says so: the store itself does, at each start.
+    pub(super) fn retain_manifests(&mut self, kept: &BTreeSet<Round>) {
+        let newest = kept.last().copied();
+        // A newer one was written since the store was looked at.
+        self.manifests
+            .retain(|round| kept.contains(round) || newest.is_none_or(|newest| *round > newest));
+    }
+
+    /// Why the run has paused itself, if it has.
+    pub fn paused(&self) -> Option<&str> {
+        self.paused.as_deref()
+    }
+
     /// Loss on held-out data of a round that stands.
     pub fn validation(&self, round: Round) -> Option<f64> {
         self.validation.get(&round).copied()
+    }
+
+    /// Loss on held-out data of the newest round that has one.
+    pub fn newest_validation(&self) -> Option<f64> {
+        self.validation.last_key_value().map(|(_, loss)| *loss)
     }
 
     /// Samples in the rounds that stand.

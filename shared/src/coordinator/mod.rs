@@ -7,8 +7,10 @@
 //! Invariant: a line-up is used, and a commit is told, only after its row is synced
 //! ([`Coordinator::handle_journaled`]). So a host that is killed at any moment goes on from its journal.
 //!
-//! [`history`] is what the journal says, [`roster`] who is here, [`incident`] what a person is told of them, [`pipeline`] the line-up at work; `rounds`,
-//! `door`, `durability` and `lineups` hold the rules. Begin reading at [`Coordinator::handle_up`].
+//! [`history`] is what the journal says, [`roster`] who is here, [`incident`] what a person is told of
+//! them, [`pipeline`] the line-up at work. The rules stand in
+//! `door`, `lineups`, `rounds`, `durability` and `conduct`; `resuming` is for those who come back, `waiting` for those
+//! who wait or go. What a volunteer says costs no look at all of them. Begin reading at [`Coordinator::handle_up`].
 
 pub mod history;
 pub mod incident;
@@ -16,12 +18,18 @@ pub mod pipeline;
 pub mod roster;
 pub mod view;
 
+mod conduct;
 mod door;
 mod durability;
 mod lineups;
+mod orders;
+mod resuming;
 mod rounds;
+#[cfg(test)]
+mod tests;
+mod waiting;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
@@ -29,6 +37,7 @@ use crate::schedule::placement::{LineUp, Links, StageCosts};
 use crate::units::{Digest, Issue, PeerId, Round, SampleRange, StageId, Time};
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
+use conduct::Conduct;
 use durability::Securing;
 use history::{History, HistoryError, Row};
 use incident::{Incident, What};
@@ -110,6 +119,8 @@ pub struct Start {
     pub secret: [u8; 32],
     /// What placement must know of the model's stages.
     pub costs: StageCosts,
+    /// Whether a run that paused itself goes on.
+    pub resume: bool,
 }
 
 /// Rules that a test breaks on purpose, to show that the simulation notices.
@@ -149,9 +160,11 @@ pub struct Coordinator {
     lost_since: Option<Time>,
     jumps_in_a_row: u32,
     wire_bytes: WireBytes,
-    /// Keys of whoever misbehaved for good: not let in again while this host runs.
-    removed: BTreeSet<Digest>,
-    paused: Option<String>,
+    conduct: Conduct,
+    /// Whose stage made NaN last, in words, until the next commit.
+    named: Option<String>,
+    /// What is waited for, in words, while there is no line-up.
+    waits_for: Option<String>,
     over: bool,
 
     issues: u32,
@@ -161,6 +174,8 @@ pub struct Coordinator {
     awaited: VecDeque<(u64, Awaited)>,
     next_tick: Time,
     next_ping: Time,
+    /// When all volunteers may be looked at again.
+    next_look: Time,
     outputs: VecDeque<Output>,
     #[cfg(any(test, feature = "sim"))]
     broken: BrokenRules,
@@ -195,8 +210,9 @@ impl Coordinator {
             lost_since: None,
             jumps_in_a_row: 0,
             wire_bytes: WireBytes::default(),
-            removed: BTreeSet::new(),
-            paused: None,
+            conduct: Conduct::default(),
+            named: None,
+            waits_for: None,
             over: false,
             issues: 0,
             peers: 0,
@@ -205,11 +221,15 @@ impl Coordinator {
             awaited: VecDeque::new(),
             next_tick: now + TICK,
             next_ping: now + KEEPALIVE,
+            next_look: now,
             outputs: VecDeque::new(),
             #[cfg(any(test, feature = "sim"))]
             broken: BrokenRules::default(),
         };
         coordinator.note(Row::Started { incarnation });
+        if coordinator.start.resume && coordinator.history.paused().is_some() {
+            coordinator.note(Row::Resumed);
+        }
         Ok(coordinator)
     }
 
@@ -358,7 +378,7 @@ impl Coordinator {
             Up::Holds(holds) => self.holds(now, peer, holds),
             Up::Evaluated { place, loss } => self.evaluated(now, peer, place, loss),
             Up::Copied { held } => self.copied(peer, held),
-            Up::Missing { round, stage } => self.missing(now, peer, round, stage),
+            Up::Missing { round, stage } => self.missing(peer, round, stage),
             // The store itself says when an upload is complete.
             Up::Uploaded { .. } => {}
             Up::Update {
@@ -372,11 +392,9 @@ impl Coordinator {
             } => {
                 self.suspect(now, peer, place, suspect, suspicion);
             }
-            Up::NonFinite { place, stage, own } => self.non_finite(now, peer, place, stage, own),
+            Up::NonFinite { place, stage, own } => self.non_finite(peer, place, stage, own),
             Up::Finish => {
-                if let Some(volunteer) = self.roster.get_mut(peer)
-                    && !std::mem::replace(&mut volunteer.finishing, true)
-                {
+                if self.roster.finish(peer) {
                     self.incident(peer, What::Finishing);
                 }
             }
@@ -437,6 +455,7 @@ impl Coordinator {
         }
         self.check_pipeline(now);
         self.check_durability(now);
+        self.release_finished();
         self.reconsider(now);
     }
 

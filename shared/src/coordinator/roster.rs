@@ -46,8 +46,8 @@ pub struct Volunteer {
     pub bytes_per_second: Option<u64>,
     /// Who suspects it.
     pub suspected_by: BTreeSet<PeerId>,
-    /// States it keeps: hash of the blob.
-    pub kept: BTreeMap<(Round, StageId), Digest>,
+    /// States it keeps: hash of the blob. Changed through the roster, which knows who keeps what.
+    pub(super) kept: BTreeMap<(Round, StageId), Digest>,
     /// The copy it was asked to make, and until when.
     pub copying: Option<(Held, Time)>,
     /// Whether it wants to leave after the round.
@@ -56,12 +56,12 @@ pub struct Volunteer {
     pub released: bool,
     /// Whether it said that it leaves and may come back at once.
     pub returning: bool,
+    /// Whether it gets no seat any more, for what no working device computes.
+    pub struck: bool,
     /// Why it rests, if it does.
     pub paused: Option<Pause>,
     /// Until when it gets no seat.
     pub benched_until: Option<Time>,
-    /// What it did that no correct build on a working device does.
-    pub strikes: u32,
     /// Microbatches of it in committed rounds.
     pub accepted: u64,
     /// What it was told last.
@@ -73,13 +73,12 @@ impl Volunteer {
     pub fn is_placeable(&self, now: Time) -> bool {
         self.connection.is_some()
             && !self.wants_out()
-            && self.strikes < crate::limits::STRIKES_MAX
+            && !self.struck
             && self.benched_until.is_none_or(|until| now >= until)
     }
 
     /// Takes over what must not be lost by coming again.
     pub fn inherit(&mut self, before: &Self) {
-        self.strikes = before.strikes;
         self.accepted = before.accepted;
         self.benched_until = before.benched_until;
     }
@@ -125,10 +124,21 @@ impl Volunteer {
 }
 
 /// All volunteers of a run.
+///
+/// What one message needs is found in time that grows with the logarithm of their number; only [`Roster::iter`] and
+/// [`Roster::iter_mut`] look at all of them.
 #[derive(Clone, Debug, Default)]
 pub struct Roster {
     volunteers: BTreeMap<PeerId, Volunteer>,
     connections: BTreeMap<ConnectionId, Option<PeerId>>,
+    /// Who keeps a state, by round and stage, whatever its hash.
+    keepers: BTreeMap<(Round, StageId), BTreeSet<PeerId>>,
+    /// Who a key and a session belong to.
+    sessions: BTreeMap<(Digest, u64), PeerId>,
+    finishing: BTreeSet<PeerId>,
+    /// Volunteers looked at one after another: what a test counts.
+    #[cfg(any(test, feature = "sim"))]
+    looks: std::cell::Cell<u64>,
 }
 
 impl Roster {
@@ -165,7 +175,7 @@ impl Roster {
         mut volunteer: Volunteer,
     ) -> Option<ConnectionId> {
         let peer = volunteer.peer;
-        let before = self.volunteers.remove(&peer);
+        let before = self.take(peer);
         let older = before.as_ref().and_then(|before| before.connection);
         if let Some(before) = before {
             volunteer.inherit(&before);
@@ -175,15 +185,42 @@ impl Roster {
         if let Some(older) = older {
             self.connections.remove(&older);
         }
+        for &(round, stage) in volunteer.kept.keys() {
+            self.keepers.entry((round, stage)).or_default().insert(peer);
+        }
+        let session = (volunteer.key, volunteer.session);
+        self.sessions.insert(session, peer);
         self.volunteers.insert(peer, volunteer);
         older
     }
 
     /// Removes a volunteer; its connection, if it has one.
     pub fn remove(&mut self, peer: PeerId) -> Option<ConnectionId> {
-        let connection = self.volunteers.remove(&peer)?.connection?;
+        let connection = self.take(peer)?.connection?;
         self.connections.remove(&connection);
         Some(connection)
+    }
+
+    fn take(&mut self, peer: PeerId) -> Option<Volunteer> {
+        let volunteer = self.volunteers.remove(&peer)?;
+        self.finishing.remove(&peer);
+        let session = (volunteer.key, volunteer.session);
+        if self.sessions.get(&session) == Some(&peer) {
+            self.sessions.remove(&session);
+        }
+        for &at in volunteer.kept.keys() {
+            self.forget_keeper(at, peer);
+        }
+        Some(volunteer)
+    }
+
+    fn forget_keeper(&mut self, at: (Round, StageId), peer: PeerId) {
+        if let Some(keepers) = self.keepers.get_mut(&at) {
+            keepers.remove(&peer);
+            if keepers.is_empty() {
+                self.keepers.remove(&at);
+            }
+        }
     }
 
     /// A volunteer by its number.
@@ -191,18 +228,36 @@ impl Roster {
         self.volunteers.get(&peer)
     }
 
+    /// Who has that key and that session.
+    pub fn of_session(&self, key: &Digest, session: u64) -> Option<PeerId> {
+        self.sessions.get(&(*key, session)).copied()
+    }
+
     /// A volunteer by its number.
     pub fn get_mut(&mut self, peer: PeerId) -> Option<&mut Volunteer> {
         self.volunteers.get_mut(&peer)
     }
 
+    fn look_at_all(&self) {
+        #[cfg(any(test, feature = "sim"))]
+        self.looks.set(self.looks.get() + self.len() as u64);
+    }
+
+    /// How many volunteers were looked at one after another so far.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn looks(&self) -> u64 {
+        self.looks.get()
+    }
+
     /// All volunteers, by number.
     pub fn iter(&self) -> impl Iterator<Item = &Volunteer> {
+        self.look_at_all();
         self.volunteers.values()
     }
 
     /// All volunteers, by number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Volunteer> {
+        self.look_at_all();
         self.volunteers.values_mut()
     }
 
@@ -216,9 +271,69 @@ impl Roster {
         self.volunteers.is_empty()
     }
 
+    /// A volunteer wants to leave after the round. Whether that is news.
+    pub fn finish(&mut self, peer: PeerId) -> bool {
+        let Some(volunteer) = self.volunteers.get_mut(&peer) else {
+            return false;
+        };
+        volunteer.finishing = true;
+        self.finishing.insert(peer)
+    }
+
+    /// Those who want to leave.
+    pub fn finishing(&self) -> impl Iterator<Item = &Volunteer> {
+        self.finishing.iter().filter_map(|peer| self.get(*peer))
+    }
+
+    /// A volunteer keeps a state.
+    pub fn keep(&mut self, peer: PeerId, held: &Held) {
+        if let Some(volunteer) = self.volunteers.get_mut(&peer) {
+            let at = (held.round, held.stage);
+            volunteer.kept.insert(at, held.blob);
+            self.keepers.entry(at).or_default().insert(peer);
+        }
+    }
+
+    /// A volunteer has lost a state.
+    pub fn drop_kept(&mut self, peer: PeerId, round: Round, stage: StageId) {
+        if let Some(volunteer) = self.volunteers.get_mut(&peer) {
+            volunteer.kept.remove(&(round, stage));
+            self.forget_keeper((round, stage), peer);
+        }
+    }
+
+    /// Nobody is believed to keep that state any more.
+    pub fn drop_kept_of_all(&mut self, round: Round, stage: StageId) {
+        for peer in self.keepers.remove(&(round, stage)).into_iter().flatten() {
+            if let Some(volunteer) = self.volunteers.get_mut(&peer) {
+                volunteer.kept.remove(&(round, stage));
+            }
+        }
+    }
+
+    /// Everybody drops the states of rounds that `is_wanted` does not want.
+    pub fn retain_rounds(&mut self, is_wanted: impl Fn(Round) -> bool) {
+        let dropped: Vec<(Round, StageId)> = self
+            .keepers
+            .keys()
+            .copied()
+            .filter(|(round, _)| !is_wanted(*round))
+            .collect();
+        for (round, stage) in dropped {
+            self.drop_kept_of_all(round, stage);
+        }
+    }
+
+    /// Volunteers that keep a stage of a round, away ones included.
+    pub fn keepers(&self, round: Round, stage: StageId) -> impl Iterator<Item = &Volunteer> {
+        let keepers = self.keepers.get(&(round, stage));
+        let peers = keepers.into_iter().flatten();
+        peers.filter_map(|peer| self.get(*peer))
+    }
+
     /// Connected volunteers that keep `held`.
     pub fn holders<'a>(&'a self, held: &'a Held) -> impl Iterator<Item = &'a Volunteer> {
-        self.iter()
+        self.keepers(held.round, held.stage)
             .filter(|volunteer| volunteer.connection.is_some() && volunteer.keeps(held))
     }
 }

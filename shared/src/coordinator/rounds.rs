@@ -3,11 +3,12 @@
 //! A lease is the samples of one step. Samples are in one of three places: committed (the history says so), leased
 //! (a pipeline's leases), or open (the queue, then everything from `fresh` on).
 
+use super::conduct::GO_ON;
 use super::history::{CommitRow, Row};
 use super::pipeline::Phase;
 use super::{Awaited, Coordinator};
 use crate::limits::{LEASES_AHEAD, LOSS_WINDOW};
-use crate::units::{PeerId, Round, SampleRange, Step, Time};
+use crate::units::{PeerId, Round, SampleRange, StageRange, Step, Time};
 use crate::wire::frame::{Mode, Place};
 use crate::wire::signal::{Down, Holds, Lease, Report};
 
@@ -93,7 +94,9 @@ impl Coordinator {
             | Phase::Resuming { .. } => return,
         };
         let is_head = pipeline.head() == peer;
-        let leases = pipeline.leases.clone();
+        // Those before were done before the connection broke.
+        let first = usize::try_from(pipeline.steps_done()).expect("a round's steps fit usize");
+        let leases = pipeline.leases[first..].to_vec();
         let (place, closing) = (pipeline.place, pipeline.closing);
         self.say_begin(peer, mode);
         if is_head && mode == Mode::Train {
@@ -326,7 +329,11 @@ impl Coordinator {
         self.queue.extend(leases.iter().map(|lease| lease.samples));
         self.jumps_in_a_row += 1;
         if self.jumps_in_a_row > 1 {
-            self.paused = Some("paused: the loss jumped in two rounds in a row".to_owned());
+            let loss = self.pipeline.as_ref().and_then(|pipeline| pipeline.report);
+            let loss = loss.map_or(f64::NAN, |report| report.round_loss);
+            self.pause(format!(
+                "paused: the loss jumped in two rounds in a row, to {loss:.3}; look into it, {GO_ON}"
+            ));
         }
         self.break_pipeline();
     }
@@ -351,15 +358,16 @@ impl Coordinator {
         self.return_leases(&unused);
         let microbatches = u64::from(self.config().training.microbatches) * taken as u64;
         for seat in &seats {
-            let Some(volunteer) = self.roster.get_mut(seat.peer) else {
-                continue;
-            };
-            volunteer.accepted += microbatches;
+            if let Some(volunteer) = self.roster.get_mut(seat.peer) {
+                volunteer.accepted += microbatches;
+            }
             for stage in seat.stages.iter() {
-                let held = commit.stages[usize::from(stage.0)];
-                volunteer.kept.insert((round, stage), held.blob);
+                let held = &commit.stages[usize::from(stage.0)];
+                self.roster.keep(seat.peer, held);
             }
         }
+        self.conduct.committed();
+        self.named = None;
         self.secure(now, false);
         let peers: Vec<PeerId> = self.roster.iter().map(|volunteer| volunteer.peer).collect();
         for peer in peers {
@@ -368,12 +376,20 @@ impl Coordinator {
         self.forget_old_copies();
     }
 
-    /// Tells a volunteer of a commit.
+    /// Tells a volunteer of a commit; with the hashes of its seat's stages, if it has one.
     pub(super) fn say_commit(&mut self, peer: PeerId, round: Round) {
         let Some(commit) = self.history.get(round) else {
             return;
         };
-        let (place, attempt, stages) = (commit.place, commit.attempt, commit.stages.clone());
+        let (place, attempt) = (commit.place, commit.attempt);
+        let seat = self
+            .pipeline
+            .as_ref()
+            .and_then(|pipeline| pipeline.seat(peer));
+        let stages = seat.map_or_else(Vec::new, |seat| {
+            let StageRange { first, end } = seat.row.stages;
+            commit.stages[usize::from(first)..usize::from(end)].to_vec()
+        });
         self.tell(
             peer,
             Down::Commit {

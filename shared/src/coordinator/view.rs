@@ -94,7 +94,7 @@ impl Coordinator {
             validation_loss: rounds.iter().rev().find_map(|round| round.validation_loss),
             steps: report.map_or(0, |report| report.steps),
             state: self.state_name().to_owned(),
-            reason: self.paused.clone(),
+            reason: self.told_reason(),
             rounds,
             volunteers: self.volunteer_views(),
             stage_copies: self.stage_copies(),
@@ -103,11 +103,28 @@ impl Coordinator {
         }
     }
 
+    /// Why the run does not train, in the words that its volunteers hear.
+    fn told_reason(&self) -> Option<String> {
+        if let Some(paused) = self.history.paused() {
+            return Some(paused.to_owned());
+        }
+        match self.state_name() {
+            "waiting" => self.waits_for.clone(),
+            "forming" => self.named.clone(),
+            _ => None,
+        }
+    }
+
+    /// Number of volunteers, away ones included.
+    pub fn volunteer_count(&self) -> usize {
+        self.roster.len()
+    }
+
     fn state_name(&self) -> &'static str {
         if self.over {
             return "over";
         }
-        if self.paused.is_some() {
+        if self.history.paused().is_some() {
             return "paused";
         }
         match self.pipeline.as_ref().map(|pipeline| pipeline.phase) {

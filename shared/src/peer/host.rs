@@ -13,6 +13,7 @@ use crate::limits::LINKS_MAX;
 use crate::transport::LinkStep;
 use crate::units::{Attempt, Digest, PeerId, Round, Time};
 use crate::wire::frame::{Place, VERSION};
+use crate::wire::leases::Leases;
 use crate::wire::signal::{
     Down, Fetch, Held, IceServer, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Up,
     Welcome, join_message,
@@ -77,7 +78,7 @@ impl Peer {
             place,
             attempt: None,
             report: None,
-            leases: Vec::new(),
+            leases: Leases::default(),
             holds: None,
         };
         self.work.as_ref().map_or(waiting, |work| work.resume(peer))

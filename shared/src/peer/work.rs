@@ -23,6 +23,7 @@ use crate::limits::CREDIT_SLACK;
 use crate::schedule::order::Order;
 use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Step, Time};
 use crate::wire::frame::{Frame, Header, Mode, Place, Slot, StepEnd};
+use crate::wire::leases::Leases;
 use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Up};
 
 /// Which neighbour.
@@ -430,7 +431,7 @@ impl Work {
             place: Some(self.place()),
             attempt: self.begun.map(|begun| begun.attempt),
             report: self.head.report,
-            leases: self.head.leases.values().copied().collect(),
+            leases: Leases::pack(self.head.leases.values()),
             holds: self.holds.clone(),
         }
     }

@@ -52,7 +52,9 @@ impl Auditor {
             Row::Started { .. }
             | Row::LineUp { .. }
             | Row::Evaluated { .. }
-            | Row::Manifest { .. } => {}
+            | Row::Manifest { .. }
+            | Row::Paused { .. }
+            | Row::Resumed => {}
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ mod processes;
 #[cfg(test)]
 mod quiet;
 mod setup;
+mod store;
 #[cfg(test)]
 mod tests;
 mod volunteer;

@@ -61,7 +61,9 @@ fn everybody_killed_and_started_again_goes_on_from_the_newest_round_that_all_hav
             | Row::LineUp { .. }
             | Row::Commit(_)
             | Row::Evaluated { .. }
-            | Row::Manifest { .. } => None,
+            | Row::Manifest { .. }
+            | Row::Paused { .. }
+            | Row::Resumed => None,
         });
         let rewinds: Vec<Round> = rewinds.collect();
         assert!(

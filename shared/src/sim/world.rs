@@ -183,6 +183,8 @@ pub struct World {
     /// What each session's disk holds, whether a process of it runs or not.
     pub(super) shelves: BTreeMap<u64, BTreeMap<Held, Bytes>>,
     sessions: u64,
+    /// Rounds whose manifests are in the store.
+    pub(super) stored: BTreeSet<Round>,
     tickets: BTreeMap<String, Held>,
     pub(super) connections: BTreeMap<ConnectionId, ProcessId>,
     pub(super) connected: u64,
@@ -215,6 +217,7 @@ impl World {
             blobs: BTreeMap::new(),
             shelves: BTreeMap::new(),
             sessions: 0,
+            stored: BTreeSet::new(),
             tickets: BTreeMap::new(),
             connections: BTreeMap::new(),
             connected: 0,
@@ -380,10 +383,7 @@ impl World {
                 }
             }
             Event::Manifest { incarnation, round } if incarnation == current => {
-                let written = !self.dice.once_in(10);
-                if let Some(host) = &mut self.host {
-                    host.handle_manifest(now, round, written);
-                }
+                self.end_manifest(round);
             }
             // Of a host that is dead.
             Event::Synced { .. }
@@ -416,11 +416,13 @@ impl World {
             seed_hash: Digest::default(),
             secret: [3; 32],
             costs: StageCosts::new(&self.config),
+            resume: false,
         };
         self.incarnation += 1;
         self.summary.incarnations += 1;
+        let rows = self.stored_rows();
         let mut host =
-            Coordinator::new(self.now, start, &self.rows).map_err(|error| self.failure(error))?;
+            Coordinator::new(self.now, start, &rows).map_err(|error| self.failure(error))?;
         host.break_rules(self.sabotage.host);
         self.host = Some(host);
         self.after(
@@ -442,7 +444,11 @@ impl World {
             Row::Commit(_) => self.summary.rounds += 1,
             Row::Rewind { .. } => self.summary.rewinds += 1,
             Row::LineUp { .. } => self.summary.line_ups += 1,
-            Row::Started { .. } | Row::Evaluated { .. } | Row::Manifest { .. } => {}
+            Row::Started { .. }
+            | Row::Evaluated { .. }
+            | Row::Manifest { .. }
+            | Row::Paused { .. }
+            | Row::Resumed => {}
         }
         if crash {
             self.crash_host();

@@ -1,14 +1,14 @@
 //! Whatever crosses a boundary between programs, as one type that both sides use.
 //!
-//! [`frame`] is what peers say to each other, [`signal`] what they say to the host, [`report`] what the host
-//! tells everybody, [`chunk`] how frames fit
-//! into data channel messages, [`payload`] what a forward frame carries, [`number`] how a boundary's
-//! numbers are packed.
+//! [`frame`] is what peers say to each other, [`signal`] what they say to the host ([`leases`]: a
+//! round's in short), [`report`] what the host tells everybody, [`chunk`] how frames fit into data channel messages,
+//! [`payload`] what a forward frame carries, [`number`] how a boundary's numbers are packed.
 //!
 //! Invariant: decoding any bytes never panics and allocates no more than its limit.
 
 pub mod chunk;
 pub mod frame;
+pub mod leases;
 pub mod number;
 pub mod payload;
 pub mod report;

@@ -3,7 +3,8 @@
 //! All messages about a seat carry its [`Place`]. The host speaks first ([`Down::Hello`]), the volunteer
 //! answers with [`Up::Join`], and is welcomed or refused.
 //!
-//! Invariant: a message of more than [`SIGNAL_BYTES_MAX`](crate::limits::SIGNAL_BYTES_MAX) bytes is not read.
+//! Invariant: a message of more than [`SIGNAL_BYTES_MAX`](crate::limits::SIGNAL_BYTES_MAX) bytes is not read, and by a
+//! host none that exceeds what its run needs ([`RunConfig::signal_bytes_max`]).
 
 mod lending;
 
@@ -11,6 +12,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Mode, Place};
+use super::leases::Leases;
 use crate::config::run::RunConfig;
 pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;
@@ -41,8 +43,8 @@ pub struct Resume {
     pub attempt: Option<Attempt>,
     /// As head: its last report.
     pub report: Option<Report>,
-    /// As head: the leases of this round, done and held, by step.
-    pub leases: Vec<Lease>,
+    /// As head: the leases of this round, done and held.
+    pub leases: Leases,
     /// Its last `holds`, if no commit answered it yet.
     pub holds: Option<Holds>,
 }
@@ -70,7 +72,7 @@ pub struct Join {
     pub kept: Vec<Held>,
     /// What it was doing when the connection broke.
     pub resume: Option<Resume>,
-    /// An invitation, where the run asks for one.
+    /// An invitation, for runs that ask for one. None does yet: every run is open to whoever has its link.
     pub invite: Option<String>,
 }
 
@@ -371,7 +373,7 @@ pub enum RefuseCode {
     Session,
     /// The host holds as many volunteers as it can.
     Full,
-    /// An invitation is needed, or the one given is not valid.
+    /// An invitation is needed, or the one given is not valid. No host says so yet.
     Invite,
     /// It misbehaved and was removed.
     Removed,
@@ -497,14 +499,26 @@ pub enum Down {
     },
 }
 
-/// Reads a message of either direction.
+/// Reads a message of either direction, of a run of whatever size.
 ///
 /// # Errors
 /// Longer than the limit, or not a message of that direction.
 pub fn decode<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, SignalError> {
-    if text.len() > crate::limits::SIGNAL_BYTES_MAX {
+    decode_within(text, crate::limits::SIGNAL_BYTES_MAX)
+}
+
+/// Reads a message of at most `limit_bytes`: a host knows its run, and how much a volunteer has to say in it.
+///
+/// # Errors
+/// Longer than the limit, or not a message of that direction.
+pub fn decode_within<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    limit_bytes: usize,
+) -> Result<T, SignalError> {
+    if text.len() > limit_bytes {
         return Err(SignalError::TooLarge {
             len_bytes: text.len(),
+            limit_bytes,
         });
     }
     serde_json::from_str(text).map_err(|error| SignalError::Malformed {
@@ -522,13 +536,12 @@ pub fn encode<T: Serialize>(message: &T) -> String {
 #[non_exhaustive]
 pub enum SignalError {
     /// Too long to be read.
-    #[error(
-        "message of {len_bytes} bytes exceeds the limit of {}",
-        crate::limits::SIGNAL_BYTES_MAX
-    )]
+    #[error("message of {len_bytes} bytes exceeds the limit of {limit_bytes}")]
     TooLarge {
         /// How long it was.
         len_bytes: usize,
+        /// How long it may be.
+        limit_bytes: usize,
     },
     /// Not a message.
     #[error("not a message of this protocol: {reason}")]

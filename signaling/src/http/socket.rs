@@ -13,17 +13,13 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use shared::limits::SIGNAL_BYTES_MAX;
 use shared::units::Span;
-use shared::wire::signal::{self, Down, Up};
+use shared::wire::signal::{self, Down, SignalError, Up};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::app::{App, Event};
 use crate::door::{Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX};
-
-/// Messages up to here are refused in words; longer ones are not received at all.
-const MESSAGE_BYTES_MAX: usize = 2 * SIGNAL_BYTES_MAX;
 
 const fn duration(span: Span) -> Duration {
     Duration::from_micros(span.as_micros())
@@ -40,9 +36,11 @@ pub(super) async fn open(
         let text = "too many connections from your address: wait a minute and try again";
         return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
     }
+    // Messages up to here are refused in words; longer ones are not received at all.
+    let bytes_max = 2 * app.signal_bytes_max;
     upgrade
-        .max_message_size(MESSAGE_BYTES_MAX)
-        .max_frame_size(MESSAGE_BYTES_MAX)
+        .max_message_size(bytes_max)
+        .max_frame_size(bytes_max)
         .on_upgrade(move |socket| serve(app, socket))
 }
 
@@ -110,7 +108,7 @@ async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
                 connection,
                 "more messages than any volunteer has to send".to_owned(),
             ),
-            Some(Ok(Message::Text(text))) => match signal::decode::<Up>(&text) {
+            Some(Ok(Message::Text(text))) => match decode(app, &text) {
                 Ok(message) => Event::Message {
                     connection,
                     message,
@@ -125,6 +123,10 @@ async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
             return std::future::pending().await;
         }
     }
+}
+
+fn decode(app: &App, text: &str) -> Result<Up, SignalError> {
+    signal::decode_within(text, app.signal_bytes_max)
 }
 
 fn malformed(connection: u64, reason: String) -> Event {

@@ -8,8 +8,14 @@ use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::limits::SIGNAL_BYTES_MAX;
-use crate::wire::signal::{Down, SignalError, Up, decode, encode};
+use crate::limits::{SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE, SIGNAL_BYTES_MAX, STAGES_MAX};
+use crate::units::{Digest, Issue, PeerId, PipelineId, Round, StageId, StageRange};
+use crate::wire::frame::Place;
+use crate::wire::leases::Leases;
+use crate::wire::signal::{
+    Down, Fetch, Held, Holds, Neighbour, Resume, SeatOrder, SignalError, Source, Up, decode,
+    decode_within, encode,
+};
 
 const UP: &str = include_str!("up.jsonl");
 const DOWN: &str = include_str!("down.jsonl");
@@ -68,8 +74,119 @@ fn a_message_longer_than_the_limit_is_not_read() {
     let text = " ".repeat(len_bytes);
     assert_eq!(
         decode::<Up>(&text),
-        Err(SignalError::TooLarge { len_bytes })
+        Err(SignalError::TooLarge {
+            len_bytes,
+            limit_bytes: SIGNAL_BYTES_MAX
+        })
     );
+    assert!(decode_within::<Up>(r#"{"type":"finish"}"#, 17).is_ok());
+    assert!(decode_within::<Up>(r#"{"type":"finish"}"#, 16).is_err());
+}
+
+/// A state with the longest numbers there are.
+fn held(round: u32, stage: u16) -> Held {
+    Held {
+        round: Round(u32::MAX - round),
+        stage: StageId(stage),
+        agreed: Digest([0xaa; 32]),
+        blob: Digest([0xbb; 32]),
+    }
+}
+
+fn place() -> Place {
+    let epoch = Issue {
+        incarnation: u32::MAX,
+        counter: u32::MAX,
+    };
+    Place {
+        pipeline: PipelineId(u16::MAX),
+        epoch,
+        round: Round(u32::MAX),
+    }
+}
+
+/// The longest that a volunteer has to say: it holds all stages, of four rounds, and a result.
+fn longest_join(stages: u16) -> Up {
+    let Some(Ok(Up::Join(mut join))) = UP.lines().map(decode).next() else {
+        panic!("the first golden message is a join")
+    };
+    let rounds = (0..4).flat_map(|round| (0..stages).map(move |stage| held(round, stage)));
+    join.kept = rounds.collect();
+    join.resume = Some(Resume {
+        peer: PeerId(u64::MAX),
+        place: Some(place()),
+        attempt: Some(place().epoch),
+        report: None,
+        leases: Leases::default(),
+        holds: Some(Holds {
+            place: place(),
+            attempt: place().epoch,
+            steps: u32::MAX,
+            stages: (0..stages).map(|stage| held(0, stage)).collect(),
+        }),
+    });
+    Up::Join(join)
+}
+
+/// The longest that a host has to say: a seat of all stages, each to be had from four others and the store.
+fn longest_seat(stages: u16) -> Down {
+    let sources = |stage: u16| {
+        let peers = (0..4).map(move |peer| PeerId(u64::MAX - 4 * u64::from(stage) - peer));
+        let store = Source::Store(format!("/store/blobs/{}", held(0, stage).blob));
+        peers.map(Source::Peer).chain([store])
+    };
+    let state: Vec<Fetch> = (0..stages)
+        .map(|stage| Fetch {
+            held: held(0, stage),
+            sources: sources(stage).collect(),
+        })
+        .collect();
+    let peers = state
+        .iter()
+        .flat_map(|fetch| &fetch.sources)
+        .filter_map(|source| match source {
+            Source::Peer(peer) => Some(*peer),
+            Source::Seed | Source::Store(_) => None,
+        });
+    let key = Digest([0xcc; 32]);
+    Down::Seat(Box::new(SeatOrder {
+        place: place(),
+        stages: StageRange {
+            first: 0,
+            end: stages,
+        },
+        previous: None,
+        next: None,
+        seats_behind: 0,
+        keys: peers.map(|peer| Neighbour { peer, key }).collect(),
+        state,
+    }))
+}
+
+#[test]
+fn a_run_of_any_number_of_stages_has_room_for_its_longest_messages() {
+    for stages in [1, 4, 150, 512] {
+        let limit_bytes = SIGNAL_BYTES_BASE + usize::from(stages) * SIGNAL_BYTES_A_STAGE;
+        let commit = Down::Commit {
+            round: Round(u32::MAX),
+            place: place(),
+            attempt: place().epoch,
+            stages: (0..stages).map(|stage| held(0, stage)).collect(),
+        };
+        let texts = [
+            encode(&longest_join(stages)),
+            encode(&longest_seat(stages)),
+            encode(&commit),
+        ];
+        let longest_bytes = texts.iter().map(String::len).max().expect("three");
+        assert!(
+            longest_bytes <= limit_bytes,
+            "{stages} stages: {longest_bytes} bytes"
+        );
+        assert!(decode_within::<Up>(&texts[0], limit_bytes).is_ok());
+        assert!(decode::<Down>(&texts[1]).is_ok());
+    }
+    assert_eq!(usize::from(512_u16), STAGES_MAX);
 }
 
 #[test]

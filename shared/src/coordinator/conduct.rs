@@ -1,0 +1,197 @@
+//! What volunteers do that nobody should: silence, broken frames, NaN; and what the run does about it.
+//!
+//! Deeds are booked by key, not by session: whoever comes again is known. A neighbour's word alone costs nobody a seat
+//! for good: a suspect is asked, broken frames must be told twice and by a neighbour, and NaN is what a volunteer says
+//! of itself.
+//!
+//! Here the run pauses itself, too: where two unrelated volunteers compute NaN without a commit in between, or a loss
+//! jumps twice in a row, going on would only spoil more. A pause is journaled, so that it outlasts a restart that
+//! nobody meant as an answer; it ends when a person starts the host with the wish to go on.
+
+use std::collections::BTreeMap;
+
+use super::Coordinator;
+use super::history::Row;
+use super::incident::What;
+use crate::limits::{LINK_TRIES_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX};
+use crate::units::{Digest, PeerId, StageId, Time};
+use crate::wire::frame::Place;
+use crate::wire::signal::{Down, Suspicion};
+
+/// Keys whose deeds are remembered, of each kind: whoever makes up keys pushes out others' deeds, not memory.
+const KEYS_MAX: usize = 10_000;
+/// What a person who looked into a pause is to do.
+pub(super) const GO_ON: &str = "then start the host again with --resume";
+
+/// Deeds, by key.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Conduct {
+    /// Times that NaN came of finite input.
+    non_finite: BTreeMap<Digest, u32>,
+    /// ... since the newest commit.
+    non_finite_lately: BTreeMap<Digest, u32>,
+    /// Times that a neighbour got what no correct build sends.
+    malformed: BTreeMap<Digest, u32>,
+}
+
+fn count(times: &mut BTreeMap<Digest, u32>, key: Digest) -> u32 {
+    if times.len() >= KEYS_MAX && !times.contains_key(&key) {
+        times.pop_first();
+    }
+    let times = times.entry(key).or_default();
+    *times += 1;
+    *times
+}
+
+impl Conduct {
+    /// Whether it gets no seat any more.
+    pub(super) fn is_struck(&self, key: &Digest) -> bool {
+        self.non_finite
+            .get(key)
+            .is_some_and(|times| *times >= STRIKES_MAX)
+    }
+
+    /// Whether it is not let in any more.
+    pub(super) fn is_refused(&self, key: &Digest) -> bool {
+        self.malformed
+            .get(key)
+            .is_some_and(|times| *times >= STRIKES_MAX)
+    }
+
+    /// A round was committed: the run itself is sound.
+    pub(super) fn committed(&mut self) {
+        self.non_finite_lately.clear();
+    }
+
+    /// Those who made NaN as often as costs a seat, without a commit in between.
+    fn diverging(&self) -> usize {
+        let times = self.non_finite_lately.values();
+        times.filter(|times| **times >= STRIKES_MAX).count()
+    }
+}
+
+impl Coordinator {
+    /// One neighbour suspects another. The suspect is asked; whoever is silent to two is gone.
+    pub(super) fn suspect(
+        &mut self,
+        now: Time,
+        by: PeerId,
+        place: Place,
+        suspect: PeerId,
+        suspicion: Suspicion,
+    ) {
+        let current = self
+            .pipeline
+            .as_ref()
+            .filter(|pipeline| pipeline.place.epoch == place.epoch);
+        let sit = current.is_some_and(|p| p.seat(by).is_some() && p.seat(suspect).is_some());
+        if !sit {
+            return;
+        }
+        if suspicion == Suspicion::Malformed {
+            // Only a neighbour can have received anything.
+            if current.is_some_and(|pipeline| pipeline.are_neighbours(by, suspect)) {
+                self.malformed_frame(by, suspect);
+            }
+            return;
+        }
+        let pair = (by.min(suspect), by.max(suspect));
+        let Some(volunteer) = self.roster.get_mut(suspect) else {
+            return;
+        };
+        volunteer.suspected_by.insert(by);
+        let is_gone = volunteer.connection.is_none() || volunteer.suspected_by.len() > 1;
+        volunteer.answer_by.get_or_insert(now + SUSPECT_ANSWER_MAX);
+        let failures = self.link_failures.entry(pair).or_default();
+        *failures += 1;
+        if suspicion == Suspicion::Unreachable || *failures >= LINK_TRIES_MAX {
+            self.links.separate(by, suspect);
+        }
+        if is_gone {
+            self.lose(suspect, What::Silent);
+        } else {
+            self.tell(
+                suspect,
+                Down::Ping {
+                    nonce: now.as_micros(),
+                },
+            );
+        }
+    }
+
+    /// A neighbour says that a volunteer sent what no correct build sends: it is removed the second time.
+    fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
+        let Some((key, connection)) = self.roster.get(suspect).map(|v| (v.key, v.connection))
+        else {
+            return;
+        };
+        let strikes = count(&mut self.conduct.malformed, key);
+        let accuser = self.roster.get(by).map(|volunteer| volunteer.name.clone());
+        let to = accuser.unwrap_or_default();
+        self.incident(suspect, What::MalformedFrame { to, strikes });
+        self.break_pipeline();
+        if strikes >= STRIKES_MAX {
+            if let Some(connection) = connection {
+                self.refuse_for_conduct(connection);
+            }
+            self.forget(suspect);
+        }
+    }
+
+    /// A pong came: a suspect that answers is not gone; then the link between the two is at fault.
+    pub(super) fn answered(&mut self, now: Time, peer: PeerId, asked: Time) {
+        let Some(volunteer) = self.roster.get_mut(peer) else {
+            return;
+        };
+        volunteer.take_round_trip(now.since(asked));
+        if volunteer.answer_by.take().is_some() {
+            volunteer.suspected_by.clear();
+            self.break_pipeline();
+        }
+    }
+
+    /// A stage made NaN or infinity: the round starts again. Who makes it of finite input is named, and loses its seat
+    /// the second time; where two do so without a commit in between, the run itself diverges and pauses.
+    pub(super) fn non_finite(&mut self, by: PeerId, place: Place, stage: StageId, own: bool) {
+        let Some(pipeline) = &self.pipeline else {
+            return;
+        };
+        let seat = pipeline
+            .seat(by)
+            .filter(|seat| seat.row.stages.contains(stage));
+        let Some(key) = seat
+            .filter(|_| pipeline.place == place)
+            .map(|seat| seat.row.key)
+        else {
+            return;
+        };
+        if own {
+            let strikes = count(&mut self.conduct.non_finite, key);
+            count(&mut self.conduct.non_finite_lately, key);
+            self.incident(by, What::NonFinite { stage, strikes });
+            if let Some(volunteer) = self.roster.get_mut(by) {
+                volunteer.struck = strikes >= STRIKES_MAX;
+                let name = &volunteer.name;
+                self.named = Some(format!(
+                    "the round starts again: stage {stage} made NaN of finite numbers at {name}"
+                ));
+            }
+            let text = "the round starts again: your device made NaN of finite numbers";
+            self.reason(by, text.to_owned());
+        } else {
+            self.incident(by, What::MetNonFinite { stage });
+        }
+        if self.conduct.diverging() >= 2 {
+            self.pause(format!(
+                "paused: two volunteers made NaN of finite numbers, in stage {stage} the last time: the run itself \
+                 diverges; look into it (a lower learning rate?), {GO_ON}"
+            ));
+        }
+        self.break_pipeline();
+    }
+
+    /// Stops the run until a person wants it to go on.
+    pub(super) fn pause(&mut self, reason: String) {
+        self.note(Row::Paused { reason });
+    }
+}

@@ -1,0 +1,99 @@
+//! What a seat's volunteer is told: its stages, its neighbours, and where to get the state of each stage.
+//!
+//! Decides nothing: where a state is to be had follows from who keeps it and from the store.
+
+use std::collections::BTreeSet;
+
+use super::Coordinator;
+use super::history::SeatRow;
+use super::pipeline::Pipeline;
+use crate::units::{Digest, PeerId, Round, StageId, StageRange};
+use crate::wire::signal::{Fetch, Held, Neighbour, SeatOrder, Source};
+
+/// Volunteers named as sources of one state.
+const SOURCES_MAX: usize = 4;
+
+impl Coordinator {
+    pub(super) fn seat_row(&self, peer: PeerId, stages: StageRange) -> Option<SeatRow> {
+        let volunteer = self.roster.get(peer)?;
+        Some(SeatRow {
+            peer,
+            key: volunteer.key,
+            session: volunteer.session,
+            stages,
+        })
+    }
+
+    pub(super) fn seat_order(&self, pipeline: &Pipeline, index: usize) -> SeatOrder {
+        let SeatRow { peer, stages, .. } = pipeline.seats[index].row;
+        let neighbour = |index: usize| {
+            let row = pipeline.seats.get(index)?.row;
+            Some(Neighbour {
+                peer: row.peer,
+                key: row.key,
+            })
+        };
+        let state: Vec<Fetch> = stages
+            .iter()
+            .map(|stage| self.fetch(pipeline.place.round, stage, peer))
+            .collect();
+        SeatOrder {
+            place: pipeline.place,
+            stages,
+            previous: index.checked_sub(1).and_then(neighbour),
+            next: neighbour(index + 1),
+            seats_behind: u16::try_from(pipeline.seats.len() - 1 - index)
+                .expect("fewer seats than stages"),
+            keys: self.keys(&state),
+            state,
+        }
+    }
+
+    /// What a stage's state is at `round`, and where `peer` can get it.
+    pub(super) fn fetch(&self, round: Round, stage: StageId, peer: PeerId) -> Fetch {
+        let Some(commit) = self.history.get(round) else {
+            let (agreed, blob) = (Digest::default(), Digest::default());
+            return Fetch {
+                held: Held {
+                    round,
+                    stage,
+                    agreed,
+                    blob,
+                },
+                sources: vec![Source::Seed],
+            };
+        };
+        let held = commit.stages[usize::from(stage.0)];
+        let peers = self
+            .roster
+            .holders(&held)
+            .filter(|volunteer| volunteer.peer != peer)
+            .map(|volunteer| Source::Peer(volunteer.peer));
+        let stored = self
+            .has_manifest(round)
+            .then(|| Source::Store(format!("/store/blobs/{}", held.blob)));
+        Fetch {
+            held,
+            sources: peers.take(SOURCES_MAX).chain(stored).collect(),
+        }
+    }
+
+    /// Keys of all peers named as sources.
+    pub(super) fn keys(&self, state: &[Fetch]) -> Vec<Neighbour> {
+        let peers: BTreeSet<PeerId> = state
+            .iter()
+            .flat_map(|fetch| &fetch.sources)
+            .filter_map(|source| match source {
+                Source::Peer(peer) => Some(*peer),
+                Source::Seed | Source::Store(_) => None,
+            })
+            .collect();
+        let key = |peer: PeerId| {
+            Some(Neighbour {
+                peer,
+                key: self.roster.get(peer)?.key,
+            })
+        };
+        peers.into_iter().filter_map(key).collect()
+    }
+}

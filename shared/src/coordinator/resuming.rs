@@ -1,0 +1,115 @@
+//! A seat's volunteer is back, after its connection or the host broke: both sides compare notes.
+//!
+//! A volunteer is believed about its own work as far as the journal and the line-up bear it out; what it says again has
+//! no effect twice.
+
+use super::Coordinator;
+use super::pipeline::Phase;
+use crate::units::{PeerId, Time};
+use crate::wire::signal::Resume;
+
+impl Coordinator {
+    /// Whether its seat goes on: the same line-up, at this round or just before its commit.
+    pub(super) fn may_resume(&self, resume: &Resume) -> bool {
+        let Some(pipeline) = &self.pipeline else {
+            return false;
+        };
+        let Some(place) = resume.place else {
+            return false;
+        };
+        let before = self.history.get(pipeline.place.round);
+        let missed_commit = before.is_some_and(|commit| {
+            commit.parent == place.round
+                && resume
+                    .holds
+                    .as_ref()
+                    .is_some_and(|holds| holds.attempt == commit.attempt)
+        });
+        let training = &self.config().training;
+        let farthest = self.fresh
+            + training
+                .samples
+                .min(u64::from(training.batch) * u64::from(u16::MAX));
+        // A head says itself what it was leased; it can't lease itself what no host would.
+        let steps_max = self.config().schedule.round_steps;
+        let leases_fit = resume
+            .leases
+            .unpack(place, training.batch, steps_max)
+            .is_some_and(|leases| {
+                leases.iter().all(|lease| {
+                    let first = lease.samples.first;
+                    first.is_multiple_of(u64::from(training.batch)) && first < farthest
+                })
+            });
+        pipeline.seat(resume.peer).is_some()
+            && leases_fit
+            && pipeline.phase != Phase::Journaling
+            && place.epoch == pipeline.place.epoch
+            && (place.round == pipeline.place.round || missed_commit)
+    }
+
+    /// Goes on with a seat whose volunteer came back.
+    pub(super) fn resync(&mut self, now: Time, peer: PeerId, resume: Resume) {
+        let Some(pipeline) = &mut self.pipeline else {
+            return;
+        };
+        let Some(place) = resume.place else { return };
+        let training = &self.start.config.training;
+        let steps_max = self.start.config.schedule.round_steps;
+        let leases = resume
+            .leases
+            .unpack(place, training.batch, steps_max)
+            .unwrap_or_default();
+        let place_now = pipeline.place;
+        let is_head = pipeline.head() == peer;
+        if let Some(seat) = pipeline.seat_mut(peer) {
+            seat.resumed = true;
+        }
+        if place.round != place_now.round {
+            // The commit's row was synced, its message was lost.
+            self.say_commit(peer, place_now.round);
+            if let Some(seat) = self.pipeline.as_mut().and_then(|p| p.seat_mut(peer)) {
+                seat.ready = true;
+            }
+        } else {
+            if let (Phase::Resuming { .. }, true) = (pipeline.phase, is_head) {
+                pipeline.leases = leases;
+                pipeline.attempt = resume.attempt;
+                let leased: Vec<_> = pipeline.leased_samples().collect();
+                self.take_out(&leased);
+            }
+            if let Some(report) = resume.report {
+                self.report(now, peer, report);
+            }
+            if let Some(holds) = resume.holds {
+                self.holds(now, peer, holds);
+            }
+        }
+        self.resume_pipeline(now);
+        self.say_round_again(peer);
+    }
+
+    /// All seats are back after a restart: go on where they are.
+    fn resume_pipeline(&mut self, now: Time) {
+        let Some(pipeline) = &mut self.pipeline else {
+            return;
+        };
+        let is_resuming = matches!(pipeline.phase, Phase::Resuming { .. });
+        if !is_resuming || !pipeline.seats.iter().all(|seat| seat.resumed) {
+            return;
+        }
+        pipeline.began = now;
+        pipeline.progressed = now;
+        if pipeline.attempt.is_some() {
+            pipeline.phase = Phase::Training;
+            pipeline.steps_target = self.start.config.schedule.round_steps;
+            self.top_up();
+            self.try_commit(now);
+        } else {
+            pipeline.phase = Phase::Forming;
+            if pipeline.seats.iter().all(|seat| seat.ready) {
+                self.begin(now);
+            }
+        }
+    }
+}

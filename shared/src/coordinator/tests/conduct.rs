@@ -1,0 +1,221 @@
+//! NaN, broken frames, loss that jumps, and what a person must do then.
+
+use expect_test::expect;
+
+use super::*;
+use crate::units::StageId;
+use crate::wire::signal::Suspicion;
+
+/// The seat of that connection makes NaN of finite input.
+fn make_nan(desk: &mut Desk, connection: ConnectionId) {
+    let place = desk.place();
+    let stage = stage_of(desk, connection);
+    let own = true;
+    desk.say(connection, Up::NonFinite { place, stage, own });
+    desk.pass(TICK);
+    desk.ready();
+}
+
+fn stage_of(desk: &Desk, connection: ConnectionId) -> StageId {
+    let seats = desk.seats();
+    let seat = seats.iter().find(|(seated, _)| *seated == connection);
+    let (_, order) = seat.expect("it has a seat");
+    StageId(order.stages.first)
+}
+
+fn is_seated(desk: &Desk, connection: ConnectionId) -> bool {
+    desk.seats().iter().any(|(seated, _)| *seated == connection)
+}
+
+fn two_seats() -> (Desk, ConnectionId, ConnectionId) {
+    let mut config = config();
+    config.schedule.seats_min = 2;
+    let mut desk = Desk::new(config);
+    let (a, b) = (desk.join(1), desk.join(2));
+    desk.pass(TICK);
+    desk.ready();
+    (desk, a, b)
+}
+
+#[test]
+fn nan_is_not_applied_and_costs_the_seat_the_second_time() {
+    let (mut desk, a, b) = two_seats();
+    desk.rounds(1);
+    desk.pass(TICK);
+    desk.ready();
+    let epoch = desk.place().epoch;
+    make_nan(&mut desk, a);
+    assert_ne!(desk.place().epoch, epoch, "the round starts again");
+    assert!(is_seated(&desk, a));
+    desk.rounds(1);
+    desk.pass(TICK);
+    desk.ready();
+    make_nan(&mut desk, a);
+    let lines = [desk.reason(a), desk.reason(b), desk.reason_of_run()];
+    expect![[r#"
+        no seat for you: this device made numbers that are not finite, twice; you keep copies. See `shoal doctor`, and start again with another --gpu
+        waiting for 1 more volunteer
+        waiting for 1 more volunteer"#]].assert_eq(&lines.join("\n"));
+    let c = desk.join(3);
+    desk.pass(TICK);
+    desk.ready();
+    assert!(is_seated(&desk, b) && is_seated(&desk, c) && !is_seated(&desk, a));
+    desk.rounds(1);
+    assert_eq!(desk.newest(), Round(3));
+    assert_eq!(
+        desk.host.history().audit(desk.host.lowest_open_sample()),
+        Ok(())
+    );
+}
+
+#[test]
+fn whoever_lost_its_seat_for_nan_gets_none_by_coming_again() {
+    let (mut desk, a, _) = two_seats();
+    make_nan(&mut desk, a);
+    make_nan(&mut desk, a);
+    desk.say(a, Up::Leave { may_return: false });
+    let again = desk.join(1);
+    desk.pass(Span::from_secs(1));
+    assert!(!is_seated(&desk, again));
+}
+
+#[test]
+fn nan_from_input_that_was_no_number_is_nobodys_fault() {
+    let (mut desk, a, _) = two_seats();
+    for _ in 0..3 {
+        let (place, stage) = (desk.place(), stage_of(&desk, a));
+        let own = false;
+        desk.say(a, Up::NonFinite { place, stage, own });
+        desk.pass(TICK);
+        desk.ready();
+    }
+    assert!(is_seated(&desk, a));
+}
+
+#[test]
+fn the_run_pauses_when_two_lose_their_seats_without_a_commit_in_between() {
+    let (mut desk, a, b) = two_seats();
+    make_nan(&mut desk, a);
+    make_nan(&mut desk, a);
+    let _c = desk.join(3);
+    desk.pass(TICK);
+    desk.ready();
+    make_nan(&mut desk, b);
+    assert_eq!(desk.host.view().state, "training");
+    make_nan(&mut desk, b);
+    expect!["paused: two volunteers made NaN of finite numbers, in stage 2 the last time: the run itself diverges; look into it (a lower learning rate?), then start the host again with --resume"].assert_eq(&desk.reason_of_run());
+    assert_eq!(desk.host.view().state, "paused");
+}
+
+#[test]
+fn the_run_does_not_pause_when_a_commit_lies_in_between() {
+    let (mut desk, a, b) = two_seats();
+    make_nan(&mut desk, a);
+    make_nan(&mut desk, a);
+    let _c = desk.join(3);
+    desk.pass(TICK);
+    desk.rounds(1);
+    desk.pass(TICK);
+    desk.ready();
+    make_nan(&mut desk, b);
+    make_nan(&mut desk, b);
+    assert_eq!(desk.host.view().state, "waiting");
+}
+
+#[test]
+fn a_loss_that_jumps_is_not_committed_and_its_samples_come_last() {
+    let mut desk = Desk::new(config());
+    desk.join(1);
+    desk.rounds(5);
+    desk.pass(TICK);
+    desk.ready();
+    let jumped: Vec<u64> = desk
+        .leases()
+        .iter()
+        .map(|lease| lease.samples.first)
+        .collect();
+    desk.train(9.0);
+    assert_eq!(desk.newest(), Round(5));
+    desk.pass(TICK);
+    desk.ready();
+    let next: Vec<u64> = desk
+        .leases()
+        .iter()
+        .map(|lease| lease.samples.first)
+        .collect();
+    assert_eq!(
+        next, jumped,
+        "nothing else is waiting: the end of the queue is its begin"
+    );
+    desk.train(4.0);
+    assert_eq!(desk.newest(), Round(6));
+    assert_eq!(
+        desk.host.history().audit(desk.host.lowest_open_sample()),
+        Ok(())
+    );
+}
+
+#[test]
+fn a_loss_that_jumps_twice_in_a_row_pauses_the_run_until_a_person_wants_it_to_go_on() {
+    let mut desk = Desk::new(config());
+    let volunteer = desk.join(1);
+    desk.rounds(5);
+    for _ in 0..2 {
+        desk.pass(TICK);
+        desk.ready();
+        desk.train(9.0);
+    }
+    desk.pass(TICK);
+    expect!["paused: the loss jumped in two rounds in a row, to 9.000; look into it, then start the host again with --resume"].assert_eq(&desk.reason_of_run());
+    assert_eq!(desk.reason(volunteer), desk.reason_of_run());
+    assert!(desk.seats().is_empty());
+
+    let mut restarted = Desk::over(config(), desk.rows.clone(), false);
+    restarted.join(1);
+    restarted.pass(Span::from_secs(20));
+    assert_eq!(
+        restarted.host.view().state,
+        "paused",
+        "a restart is no answer"
+    );
+
+    let mut resumed = Desk::over(config(), desk.rows.clone(), true);
+    assert_eq!(resumed.host.view().reason, None);
+    assert_eq!(resumed.rows.last(), Some(&Row::Resumed));
+    // Nobody who is here now holds the newest round: it goes back to the seed.
+    resumed.join(1);
+    resumed.pass(Span::from_secs(40));
+    resumed.rounds(1);
+    assert_eq!(resumed.newest(), Round(6));
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_not_committed() {
+    let mut desk = Desk::new(config());
+    desk.join(1);
+    desk.pass(TICK);
+    desk.ready();
+    desk.train(f64::NAN);
+    assert_eq!(desk.newest(), Round(0));
+}
+
+#[test]
+fn broken_frames_told_twice_by_a_neighbour_cost_a_volunteer_its_place_for_good() {
+    let (mut desk, a, b) = two_seats();
+    let suspicion = Suspicion::Malformed;
+    let peer = desk.host.roster.speaker(a).expect("it joined");
+    for _ in 0..2 {
+        assert_eq!(desk.refusal(a), None);
+        let place = desk.place();
+        let accusation = Up::Suspect {
+            place,
+            peer,
+            suspicion,
+        };
+        desk.say(b, accusation);
+        desk.pass(TICK);
+    }
+    assert!(desk.refusal(a).is_some());
+    let again = desk.join(1);
+    assert!(desk.refusal(again).is_some(), "its key is known");
+}
