@@ -16,6 +16,7 @@ use crate::data::Data;
 use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::web::Web;
 
 /// Time since this process's start, as the coordinator counts it.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +141,8 @@ pub struct App {
     pub clock: Clock,
     /// The link that people use.
     pub link: String,
+    /// The built web client.
+    pub web: Web,
     /// Whether `X-Forwarded-For` is believed.
     pub trust_proxy: bool,
     /// Pages that may still follow.

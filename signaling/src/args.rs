@@ -75,6 +75,10 @@ pub struct Args {
     #[arg(long, env = "SHOAL_TRUST_PROXY")]
     pub trust_proxy: bool,
 
+    /// Folder of the page (`www` of the source) instead of the one that was built in; `cargo xtask web` fills it.
+    #[arg(long, env = "SHOAL_WWW", value_name = "DIR")]
+    pub www: Option<PathBuf>,
+
     /// `bytes`, `bpe:N` (trained on the data) or a tokenizer.json.
     #[arg(
         long,

@@ -38,6 +38,7 @@ use crate::report;
 use crate::store::{Store, StoreError};
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::turn::{IceServerError, IceServers};
+use crate::web::{Web, WebError};
 
 /// How long open connections may take to end when the host stops.
 const STOP_MAX: Duration = Duration::from_secs(1);
@@ -81,6 +82,9 @@ pub enum HostError {
         /// What was written.
         link: String,
     },
+    /// See [`WebError`].
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// Somebody else listens there, or the address is not ours.
     #[error(
         "cannot listen on {address}: {reason}. Choose another --port (0 takes a free one) or --host"
@@ -139,6 +143,7 @@ impl HostError {
             | Self::Tls(_)
             | Self::Ice(_)
             | Self::Link { .. }
+            | Self::Web(_)
             | Self::Listen { .. }
             | Self::Data(
                 DataError::Unreadable { .. }
@@ -203,6 +208,10 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         args.turn_ttl,
     )?;
     let tls = read_tls(&args)?;
+    let web = match &args.www {
+        Some(folder) => Web::read(folder)?,
+        None => Web::embedded()?,
+    };
     let address = SocketAddr::new(args.host, args.port(port_variable)?);
     let listener = TcpListener::bind(address)
         .await
@@ -254,6 +263,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         metrics: metrics.clone(),
         clock,
         link,
+        web,
         trust_proxy: args.trust_proxy,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),

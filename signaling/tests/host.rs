@@ -10,13 +10,16 @@
 
 mod volunteer;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use shared::wire::report::RunReport;
 use shared::wire::signal::{Down, RefuseCode, Up};
+use shared::wire::web::{Manifest, Module, Packed};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -58,6 +61,38 @@ impl Bench {
 
     fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
+    }
+
+    /// A web client as `cargo xtask web` leaves it, but for what it does.
+    fn build_web(&self, script: &str) {
+        let folder = self.path("www/pkg/page-1");
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut files = Vec::new();
+        for name in ["start.js", "page.js", "page_bg.wasm", "boot.js"] {
+            let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(script.as_bytes()).unwrap();
+            std::fs::write(folder.join(format!("{name}.gz")), gzip.finish().unwrap()).unwrap();
+            std::fs::write(folder.join(format!("{name}.br")), "as brotli").unwrap();
+            files.push(Packed {
+                path: format!("page-1/{name}"),
+                len_bytes: script.len() as u64,
+                brotli_bytes: 9,
+                gzip_bytes: 1,
+            });
+        }
+        let module = Module {
+            start: "page-1/start.js".to_owned(),
+            script: "page-1/page.js".to_owned(),
+            wasm: "page-1/page_bg.wasm".to_owned(),
+        };
+        let manifest = Manifest {
+            page: module.clone(),
+            worker: module,
+            assets: [("boot.js".to_owned(), "page-1/boot.js".to_owned())].into(),
+            files,
+        };
+        let text = serde_json::to_string(&manifest).unwrap();
+        self.write("www/pkg/manifest.json", &text);
     }
 
     fn command(&self) -> Command {
@@ -448,4 +483,97 @@ async fn what_can_not_be_done_is_said_with_what_to_do_and_loses_nothing() {
 
     std::fs::remove_file(bench.path("text/b.txt")).unwrap();
     assert_eq!(bench.start().await.terminate().await, 0);
+}
+
+#[tokio::test]
+async fn the_built_page_is_served_compressed_and_kept_for_good() {
+    let bench = Bench::new();
+    let script = "export default async function () {}\n".repeat(50);
+    bench.build_web(&script);
+    let www = bench.path("www").display().to_string();
+    let host = bench.start_with(&["--www", &www]).await;
+    let client = http();
+    let get = |path: &str, name: &'static str, value: &str| {
+        let url = format!("{}/pkg/{path}", host.url);
+        client.get(url).header(name, value).send()
+    };
+
+    let answer = get("page-1/start.js", "accept-encoding", "gzip, br").await;
+    let answer = answer.unwrap();
+    let header = |answer: &reqwest::Response, name: &str| {
+        answer.headers()[name].to_str().unwrap().to_owned()
+    };
+    assert_eq!(header(&answer, "content-encoding"), "br");
+    assert_eq!(
+        header(&answer, "content-type"),
+        "text/javascript; charset=utf-8"
+    );
+    let keep = header(&answer, "cache-control");
+    assert_eq!(keep, "public, max-age=31536000, immutable");
+    assert_eq!(header(&answer, "vary"), "accept-encoding");
+    assert_eq!(
+        header(&answer, "cross-origin-embedder-policy"),
+        "require-corp"
+    );
+    let tag = header(&answer, "etag");
+    assert_eq!(answer.bytes().await.unwrap(), "as brotli");
+
+    let again = get("page-1/start.js", "accept-encoding", "gzip").await;
+    let again = again.unwrap();
+    assert_eq!(header(&again, "content-encoding"), "gzip");
+    assert_ne!(
+        header(&again, "etag"),
+        tag,
+        "another encoding, another entity"
+    );
+    let plain = get("page-1/start.js", "accept-encoding", "identity").await;
+    assert_eq!(plain.unwrap().text().await.unwrap(), script);
+    let known = client
+        .get(format!("{}/pkg/page-1/start.js", host.url))
+        .header("accept-encoding", "br")
+        .header("if-none-match", &tag);
+    let known = known.send().await.unwrap();
+    assert_eq!(known.status(), 304);
+    let module = get("page-1/page_bg.wasm", "accept-encoding", "br").await;
+    assert_eq!(header(&module.unwrap(), "content-type"), "application/wasm");
+    assert_eq!(host.get("/pkg/manifest.json").await.status(), 404);
+    assert_eq!(
+        host.get("/pkg/..%2F..%2Frun.toml").await.status(),
+        404,
+        "only what the manifest names is served"
+    );
+
+    let page = host.get("/r/some-code").await;
+    assert_eq!(page.status(), 200);
+    let named = host.text("/").await;
+    for name in ["boot.js", "start.js", "page_bg.wasm"] {
+        let path = format!("\"/pkg/page-1/{name}\"");
+        assert!(named.contains(&path), "{named}");
+    }
+    let tag = header(&page, "etag");
+    assert_eq!(header(&page, "cache-control"), "no-cache");
+    let policy = header(&page, "content-security-policy");
+    assert!(
+        policy.contains("script-src 'self' 'wasm-unsafe-eval';"),
+        "{policy}"
+    );
+    let known = client
+        .get(&host.url)
+        .header("if-none-match", &tag)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(known.status(), 304, "the run has not changed");
+    assert_eq!(host.terminate().await, 0);
+}
+
+#[tokio::test]
+async fn a_page_that_was_not_built_is_said_with_what_to_do() {
+    let bench = Bench::new();
+    let (code, text) = bench.refusal(&["--www", "/nowhere"]).await;
+    assert_eq!(code, 2);
+    assert!(
+        text.contains("cannot read /nowhere/pkg/manifest.json") && text.contains("cargo xtask web"),
+        "{text}"
+    );
 }

@@ -2,7 +2,8 @@
 //!
 //! [`frame`] is what peers say to each other, [`signal`] what they say to the host ([`leases`]: a
 //! round's in short), [`report`] what the host tells everybody, [`chunk`] how frames fit into data channel messages,
-//! [`payload`] what a forward frame carries, [`number`] how a boundary's numbers are packed.
+//! [`payload`] what a forward frame carries, [`number`] how a boundary's numbers are packed,
+//! [`web`] what the host serves of the web client.
 //!
 //! Invariant: decoding any bytes never panics and allocates no more than its limit.
 
@@ -13,6 +14,7 @@ pub mod number;
 pub mod payload;
 pub mod report;
 pub mod signal;
+pub mod web;
 
 #[cfg(test)]
 mod tests;

@@ -5,38 +5,48 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use shared::wire::report::RunReport;
 
-use super::page::{WebLinks, render};
+use super::page::{Program, WebLinks, render};
+use super::web::checked;
 use crate::app::App;
 
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SVG: &str = "image/svg+xml";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub(super) async fn page(State(app): State<Arc<App>>) -> Html<String> {
+pub(super) async fn page(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let report = app.report.borrow().clone();
-    let links = WebLinks {
-        style: "/style.css",
-        icon: "/icon.svg",
-        program: None,
+    let built = app.web.addresses();
+    let asset = |name: &str| {
+        built
+            .and_then(|built| built.assets.get(name))
+            .map(String::as_str)
     };
-    Html(render(&report, &app.link, &links))
+    let links = WebLinks {
+        style: asset("style.css").unwrap_or("/style.css"),
+        icon: asset("icon.svg").unwrap_or("/icon.svg"),
+        program: built.zip(asset("boot.js")).map(|(built, boot)| Program {
+            boot,
+            page: &built.start,
+            module: &built.wasm,
+            worker: &built.worker,
+        }),
+    };
+    checked(&headers, HTML, render(&report, &app.link, &links).into())
 }
 
-pub(super) async fn style() -> Response {
-    let text = include_str!("../../../www/style.css");
-    typed("text/css; charset=utf-8", text)
+pub(super) async fn style(headers: HeaderMap) -> Response {
+    checked(&headers, CSS, include_str!("../../../www/style.css").into())
 }
 
-pub(super) async fn icon() -> Response {
-    typed("image/svg+xml", include_str!("../../../www/icon.svg"))
-}
-
-fn typed(content_type: &'static str, text: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+pub(super) async fn icon(headers: HeaderMap) -> Response {
+    checked(&headers, SVG, include_str!("../../../www/icon.svg").into())
 }
 
 /// Alive at all.
