@@ -51,6 +51,46 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Cargo's target folder.
+///
+/// # Errors
+/// As [`programs`].
+pub fn target() -> anyhow::Result<PathBuf> {
+    let programs = programs()?;
+    let target = programs.parent();
+    Ok(target
+        .context("programs lie in the target folder")?
+        .to_owned())
+}
+
+/// The folder with the page that shows what a browser derives from a seed; `cargo xtask web` fills it.
+///
+/// # Errors
+/// As [`programs`].
+pub fn seed_page() -> anyhow::Result<PathBuf> {
+    Ok(target()?.join("seed-page"))
+}
+
+/// The folder to give a host with `--www`.
+///
+/// # Errors
+/// The page has not been built; the message says how to.
+pub fn www() -> anyhow::Result<PathBuf> {
+    let folder = repository().join("www");
+    if !folder.join("pkg").join("manifest.json").is_file() {
+        bail!("the web client is not built; `cargo xtask web` builds it");
+    }
+    Ok(folder)
+}
+
+/// The folder for what tests leave for a person to look at, such as pictures of pages.
+///
+/// # Errors
+/// As [`programs`].
+pub fn pictures() -> anyhow::Result<PathBuf> {
+    Ok(target()?.join("pictures"))
+}
+
 /// A file: path from the repository's root, with `/`, and text.
 pub type File = (String, String);
 

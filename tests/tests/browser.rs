@@ -9,9 +9,9 @@ use tests::{paths, site::Site};
 
 #[test]
 fn chromium_derives_the_same_numbers_from_a_seed_as_native_code() {
-    let folder = paths::repository().join("www");
+    let folder = paths::seed_page().expect("tests lie in the target folder");
     assert!(
-        folder.join("pkg/client_web_bg.wasm").is_file(),
+        folder.join("client_web_bg.wasm").is_file(),
         "the web client is not built: `cargo xtask web` builds it"
     );
     let site = Site::serve(folder).expect("the page is served");

@@ -1,4 +1,4 @@
-//! Writes the JavaScript side of the web client: `bindgen MODULE.wasm FOLDER`.
+//! Writes the JavaScript side of a WASM module: `bindgen [--small] MODULE.wasm FOLDER`.
 //!
 //! The same library as wasm-bindgen's own program, in the version that `Cargo.lock` names: the two
 //! must be equal to the last digit, and nothing needs to be installed this way. It knows nothing
@@ -9,14 +9,19 @@ use wasm_bindgen_cli_support::Bindgen;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let [module, folder] = arguments.as_slice() else {
-        bail!("usage: bindgen MODULE.wasm FOLDER");
+    let is_small = arguments.iter().any(|argument| argument == "--small");
+    let [module, folder] = &arguments[usize::from(is_small)..] else {
+        bail!("usage: bindgen [--small] MODULE.wasm FOLDER");
     };
     Bindgen::new()
         .input_path(module)
         .web(true)?
         .omit_default_module_path(false)
         .typescript(false)
+        // Names of functions, for whoever reads a stack: half as much again as the code.
+        .keep_debug(false)
+        .remove_name_section(is_small)
+        .remove_producers_section(is_small)
         .generate(folder)
         .with_context(|| format!("the bindings of {} were not written", module.display()))
 }

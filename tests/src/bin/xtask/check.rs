@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::build::{self, EVERYTHING, cargo, native, web};
+use crate::build::{self, EVERYTHING, cargo, native};
 use crate::setup;
 use crate::steps::{Count, Ledger};
+use crate::web::{For, web};
 use tests::paths;
 
 /// Seeds that the simulation runs over in `ci`.
@@ -21,7 +22,7 @@ pub(crate) fn test() -> Ledger {
     let mut ledger = Ledger::default();
     ledger.call("setup", setup::setup);
     native(&mut ledger);
-    ledger.call("web client", web);
+    ledger.call("web client", || web(For::Tests));
     ledger.run(
         "tests",
         Count::Tests,
@@ -48,19 +49,23 @@ pub(crate) fn ci() -> Ledger {
             .args(EVERYTHING)
             .args(strict),
     );
+    // Both modules at once: what the tests' profile has compiled for them is not compiled again.
     let browser = [
         "clippy",
         "-p",
         "client-web",
         "-p",
         "shared",
-        "--target",
-        "wasm32-unknown-unknown",
+        "--bins",
+        "--lib",
     ];
     ledger.run(
         "clippy for browsers",
         Count::One,
-        cargo(&browser).args(strict),
+        cargo(&browser)
+            .args(["--target", "wasm32-unknown-unknown", "--profile", "web"])
+            .args(["--features", "client-web/page,client-web/worker"])
+            .args(strict),
     );
     ledger.run(
         "documentation",

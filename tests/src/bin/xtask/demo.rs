@@ -17,6 +17,8 @@ use tests::process::Program;
 use tests::run::{Host, HostOptions};
 
 use crate::build::programs;
+use crate::setup;
+use crate::web::{For, web};
 
 /// Who takes part.
 const VOLUNTEERS: [&str; 3] = ["anchovy", "herring", "sardine"];
@@ -50,6 +52,9 @@ pub(crate) struct Demo {
     /// Print JSON alone: an object a round, then a summary
     #[arg(long)]
     json: bool,
+    /// Don't build the part of the page with which a browser takes part
+    #[arg(long)]
+    no_web: bool,
     /// Device of each volunteer: auto, cpu, or a number
     #[arg(long, default_value = "auto")]
     gpu: String,
@@ -63,6 +68,15 @@ pub(crate) fn demo(asked: &Demo) -> anyhow::Result<()> {
     let say = Say { json: asked.json };
     say.line("building the host and the volunteer (minutes at first, seconds later)");
     programs()?;
+    let arguments = match page(asked, &say) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            say.line(&format!(
+                "the page will not be able to lend this browser: {error:#}"
+            ));
+            vec![]
+        }
+    };
 
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let (data, trained_on) = match &asked.data {
@@ -85,11 +99,11 @@ pub(crate) fn demo(asked: &Demo) -> anyhow::Result<()> {
         config: config.to_owned(),
         data,
         port,
-        arguments: vec![],
+        arguments,
     };
     let mut host = Host::start(options)?;
     say.line(&format!(
-        "training on {trained_on}; the run's page is http://localhost:{port}"
+        "training on {trained_on}; open http://localhost:{port} to watch, and to take part with a browser"
     ));
     let mut volunteers = Vec::new();
     for name in VOLUNTEERS {
@@ -103,6 +117,20 @@ pub(crate) fn demo(asked: &Demo) -> anyhow::Result<()> {
     let summary = Summary::of(&trained_on, &rounds, &host.api()?);
     say.summary(&summary, &sample);
     Ok(())
+}
+
+/// Builds what makes the page take part. Gives the host's arguments for it.
+fn page(asked: &Demo, say: &Say) -> anyhow::Result<Vec<String>> {
+    if asked.no_web {
+        return Ok(vec![]);
+    }
+    say.line("building the page (--no-web leaves it out)");
+    setup::target()?;
+    web(For::Tests)?;
+    Ok(vec![
+        "--www".to_owned(),
+        paths::www()?.display().to_string(),
+    ])
 }
 
 /// One committed round, as the host tells it.

@@ -15,6 +15,7 @@ mod demo;
 mod figures;
 mod setup;
 mod steps;
+mod web;
 
 use clap::{Parser, Subcommand};
 
@@ -49,8 +50,12 @@ enum Verb {
     },
     /// Measure, and write tests/figures/NAME.json
     Figures(figures::Figures),
-    /// Build the web client into www/pkg
-    Web,
+    /// Build the web client into www/pkg, for a host to serve
+    Web {
+        /// As people load it: small, and slow to build
+        #[arg(long)]
+        release: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -87,10 +92,14 @@ fn main() -> anyhow::Result<()> {
                 &first_seed.to_string(),
             ]),
         ),
-        Verb::Web => {
-            setup::setup()?;
-            build::bindgen()?;
-            build::web()
+        Verb::Web { release } => {
+            setup::target()?;
+            web::programs()?;
+            web::web(if release {
+                web::For::People
+            } else {
+                web::For::Tests
+            })
         }
     }
 }

@@ -62,7 +62,7 @@ const ITEMS: [Item; 3] = [
 /// Something is absent and cannot be installed from here; the message is what to type.
 pub(crate) fn setup() -> anyhow::Result<()> {
     let mut problems = Vec::new();
-    if let Err(error) = components() {
+    if let Err(error) = target().and_then(|()| components()) {
         problems.push(format!("{error:#}"));
     }
     let mut packages = Vec::new();
@@ -98,18 +98,22 @@ pub(crate) fn setup() -> anyhow::Result<()> {
 }
 
 fn report(name: &str, place: &str) {
-    println!("{name:<10} {place}");
+    // Not on the output: that of the demo may be JSON alone.
+    eprintln!("{name:<10} {place}");
 }
 
-/// The wasm target, rustfmt and clippy of the toolchain in use.
+/// What the web client is compiled for, in the toolchain in use.
+///
+/// # Errors
+/// It is absent and cannot be installed from here; the message is what to type.
+pub(crate) fn target() -> anyhow::Result<()> {
+    let wasm = sysroot()?.join("lib/rustlib").join(WASM);
+    ensure("wasm", &wasm, &["target", "add", WASM])
+}
+
+/// rustfmt and clippy of the toolchain in use.
 fn components() -> anyhow::Result<()> {
-    let root = Command::new("rustc")
-        .args(["--print", "sysroot"])
-        .output()
-        .context("rustc does not run")?;
-    let root = PathBuf::from(String::from_utf8_lossy(&root.stdout).trim().to_owned());
-    let wasm = root.join("lib/rustlib").join(WASM);
-    ensure("wasm", &wasm, &["target", "add", WASM])?;
+    let root = sysroot()?;
     ensure(
         "rustfmt",
         &root.join("bin/rustfmt"),
@@ -120,6 +124,17 @@ fn components() -> anyhow::Result<()> {
         &root.join("bin/cargo-clippy"),
         &["component", "add", "clippy"],
     )
+}
+
+/// The folder of the toolchain in use.
+fn sysroot() -> anyhow::Result<PathBuf> {
+    let root = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("rustc does not run")?;
+    Ok(PathBuf::from(
+        String::from_utf8_lossy(&root.stdout).trim().to_owned(),
+    ))
 }
 
 /// A file of the toolchain, which `rustup` with these arguments brings.
@@ -183,7 +198,7 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("installing needs root; type: sudo sh -c '{typed}'");
     }
-    println!("installing {} through apt", packages.join(", "));
+    eprintln!("installing {} through apt", packages.join(", "));
     let apt = |arguments: &[&str]| {
         let done = Command::new("apt-get")
             .args([

@@ -1,5 +1,5 @@
 // Fills the page's outputs with the hashes that the WebAssembly module computes here.
-import init, { seed_hash } from "./pkg/client_web.js";
+import init, { seed_hash } from "./client_web.js";
 
 const status = document.getElementById("status");
 try {
