@@ -50,6 +50,8 @@ pub const KEEPALIVE: Span = Span::from_secs(1);
 pub const LINK_OPEN_MAX: Span = Span::from_secs(8);
 /// Tries to open a link between the same two before they are placed apart.
 pub const LINK_TRIES_MAX: u32 = 3;
+/// How long two that could not connect are placed apart when there is no line-up without them as neighbours.
+pub const APART_MAX: Span = Span::from_secs(60);
 /// How long ICE may take to find a lost path again by itself, before the link is restarted: a busy machine stalls.
 pub const RESTART_GRACE: Span = Span::from_secs(1);
 /// How long the other end of a broken link has to answer through the host, before it is suspected.

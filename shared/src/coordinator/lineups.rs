@@ -9,8 +9,8 @@
 use super::history::{Row, SeatRow};
 use super::pipeline::{Phase, Pipeline};
 use super::{Awaited, Coordinator};
-use crate::limits::{BENCH, READY_MAX, STALL_MAX, TICK};
-use crate::schedule::placement::{self, Given, LineUp};
+use crate::limits::{APART_MAX, BENCH, READY_MAX, STALL_MAX, TICK};
+use crate::schedule::placement::{self, Given, LineUp, Links};
 use crate::units::{PeerId, PipelineId, Round, StageId, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::Down;
@@ -80,10 +80,11 @@ impl Coordinator {
             return false;
         };
         let now_seated = seats_of(pipeline);
-        self.place(now).is_ok_and(|line_up| line_up == now_seated)
+        self.place(now, &self.links)
+            .is_ok_and(|line_up| line_up == now_seated)
     }
 
-    fn place(&self, now: Time) -> Result<LineUp, String> {
+    fn place(&self, now: Time, links: &Links) -> Result<LineUp, String> {
         let newest = self.history.newest();
         let candidates: Vec<_> = self
             .roster
@@ -105,10 +106,29 @@ impl Coordinator {
         let given = Given {
             volunteers: &candidates,
             costs: &self.start.costs,
-            links: &self.links,
+            links,
             seats_min,
         };
         placement::assign(&given, old.as_ref()).map_err(|error| error.to_string())
+    }
+
+    /// Where only pairs that could not connect keep a line-up from being formed, they try again after a while: a
+    /// router that was in the way may be back. Gives what is waited for, if it is that.
+    fn reunite(&mut self, now: Time) -> Option<String> {
+        let mut links = self.links.clone();
+        links.reunite();
+        let (a, b) = *self.links.apart().first()?;
+        self.place(now, &links).ok()?;
+        if now >= *self.reunion.get_or_insert(now + APART_MAX) {
+            self.reunion = None;
+            self.links = links;
+            self.link_failures.clear();
+        }
+        let name = |peer| Some(self.roster.get(peer)?.name.as_str());
+        let (a, b) = (name(a)?, name(b)?);
+        Some(format!(
+            "{a} and {b} could not connect; they try again within a minute"
+        ))
     }
 
     /// Ends the line-up: its leases come again, its seats wait for a new one.
@@ -145,10 +165,14 @@ impl Coordinator {
         if let Some(name) = returning.map(|volunteer| volunteer.name.clone()) {
             return self.everyone_waits(&format!("waiting for {name}, who may return at once"));
         }
-        let line_up = match self.place(now) {
+        let line_up = match self.place(now, &self.links) {
             Ok(line_up) => line_up,
-            Err(reason) => return self.everyone_waits(&reason),
+            Err(reason) => {
+                let reason = self.reunite(now).unwrap_or(reason);
+                return self.everyone_waits(&reason);
+            }
         };
+        self.reunion = None;
         if let Some(stage) = self.lost_stage(self.history.newest()) {
             return self.wait_or_rewind(now, stage);
         }

@@ -146,6 +146,8 @@ pub struct Coordinator {
     /// The line-up that was given up last: who returns gets its seat again.
     given_up: Option<LineUp>,
     link_failures: BTreeMap<(PeerId, PeerId), u32>,
+    /// When those that are apart may try again, while nothing goes without them.
+    reunion: Option<Time>,
     /// Samples to lease before fresh ones.
     queue: VecDeque<SampleRange>,
     /// First sample that was never leased.
@@ -203,6 +205,7 @@ impl Coordinator {
             roster: Roster::default(),
             links: Links::default(),
             link_failures: BTreeMap::new(),
+            reunion: None,
             securing: None,
             manifest_tried: None,
             manifest_failed: None,

@@ -3,6 +3,7 @@
 use expect_test::expect;
 
 use super::*;
+use crate::limits::{APART_MAX, READY_MAX};
 use crate::units::StageId;
 use crate::wire::signal::Suspicion;
 
@@ -218,4 +219,21 @@ fn broken_frames_told_twice_by_a_neighbour_cost_a_volunteer_its_place_for_good()
     assert!(desk.refusal(a).is_some());
     let again = desk.join(1);
     assert!(desk.refusal(again).is_some(), "its key is known");
+}
+
+#[test]
+fn two_that_could_not_connect_try_again_when_nothing_goes_without_them() {
+    let (mut desk, a, b) = two_seats();
+    let accusation = Up::Suspect {
+        place: desk.place(),
+        peer: desk.host.roster.speaker(a).expect("it joined"),
+        suspicion: Suspicion::Unreachable,
+    };
+    desk.say(b, accusation);
+    desk.pass(READY_MAX + TICK);
+    expect!["volunteer 1 and volunteer 2 could not connect; they try again within a minute"]
+        .assert_eq(&desk.reason(a));
+    assert!(desk.host.pipeline.is_none());
+    desk.pass(APART_MAX);
+    assert!(desk.host.pipeline.is_some());
 }

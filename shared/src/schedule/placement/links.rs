@@ -65,6 +65,16 @@ impl Links {
         }
     }
 
+    /// All may try again to connect with each other.
+    pub fn reunite(&mut self) {
+        for (a, b) in self.apart() {
+            for key in [(a, b), (b, a)] {
+                self.pairs.entry(key).or_default().apart = false;
+            }
+            self.drop_if_unknown(a, b);
+        }
+    }
+
     /// Whether these two can't connect.
     #[must_use]
     pub fn are_apart(&self, a: PeerId, b: PeerId) -> bool {
