@@ -109,6 +109,7 @@ impl Coordinator {
             return Some(paused.to_owned());
         }
         match self.state_name() {
+            "waiting" if self.roster.iter().next().is_none() => None,
             "waiting" => self.waits_for.clone(),
             "forming" => self.named.clone(),
             _ => None,

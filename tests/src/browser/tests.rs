@@ -18,7 +18,7 @@ let count = 0;
 const shown = document.getElementById('shown');
 const seen = Number(localStorage.seen ?? 0) + 1;
 localStorage.seen = seen;
-function spin(ms) { const begun = performance.now(); while (performance.now() - begun < ms); }
+function spin(turns) { let sum = 0; for (let at = 0; at < turns; at++) sum += Math.sqrt(at); return sum; }
 console.info('loaded', seen);
 </script></body></html>"#;
 const WORKER: &str =
@@ -154,7 +154,7 @@ fn long_tasks_are_seen_in_cpu_time_and_by_the_clock() {
         page.wait_for(
             "a spin",
             LONG,
-            "new Promise((done) => setTimeout(() => { spin(400); done(true) }))",
+            "new Promise((done) => setTimeout(() => { done(spin(3e8) > 0) }))",
         )
         .map(drop)
     };
@@ -164,11 +164,11 @@ fn long_tasks_are_seen_in_cpu_time_and_by_the_clock() {
     assert!(longest(&quiet) < Duration::from_millis(50), "{quiet:?}");
     let found = longest(&busy);
     assert!(
-        found > Duration::from_millis(50) && found <= Duration::from_millis(450),
+        found > Duration::from_millis(50) && found < LONG,
         "{found:?}"
     );
     let by_clock = page.long_tasks_ms().expect("an answer");
-    assert!(by_clock.iter().any(|ms| *ms >= 400.0), "{by_clock:?}");
+    assert!(by_clock.iter().any(|ms| *ms > 50.0), "{by_clock:?}");
 }
 
 #[test]

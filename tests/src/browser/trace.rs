@@ -49,6 +49,8 @@ impl Page {
             .call(None, "Tracing.start", &params, ANSWER_WAIT_MAX)?;
         self.evaluate(&format!("performance.mark({}) && true", json!(MARK)))?;
         let done = work(self);
+        // The task that answered has ended once a later one answers.
+        self.evaluate("true")?;
         self.connection
             .lock()
             .call(None, "Tracing.end", &json!({}), ANSWER_WAIT_MAX)?;
