@@ -1,7 +1,7 @@
 //! The browser's side of Shoal: a page that shows, and a worker that is the volunteer.
 //!
 //! Two modules of one package. The **page**'s is small and loaded first; it draws, and holds the peer
-//! connections, because a worker cannot ([`volunteer`], from which a user interface begins). The
+//! connections, because a worker cannot (`volunteer`, from which a user interface begins). The
 //! **worker**'s is loaded after a click and holds everything else: [`shared::driver`] with compute, host connection, storage
 //! and clock (`worker`). They speak in [`messages`].
 //!

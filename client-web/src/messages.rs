@@ -6,7 +6,7 @@
 //! as a [`Parcel`]: a JavaScript array `[peer, link, channel, ArrayBuffer]` whose buffer is transferred,
 //! not copied.
 //!
-//! The page's side of the links and of the worker itself is [`crate::volunteer`]: a user interface needs
+//! The page's side of the links and of the worker itself is `volunteer`: a user interface needs
 //! [`Settings`], the commands of [`ToWorker`], [`Snapshot`], [`Preflight`] and [`Ended`], nothing of [`Rtc`].
 //!
 //! Invariant: a snapshot is whole. Whoever draws keeps the newest one and needs none of those before it.

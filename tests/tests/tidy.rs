@@ -275,6 +275,8 @@ fn pure(path: &str, text: &str) -> Vec<String> {
         return vec![];
     }
     let code = code(text);
+    // A test of a promised bound looks at a clock.
+    let is_test = path.contains("/tests/");
     let words = [
         "Instant",
         "SystemTime",
@@ -285,7 +287,7 @@ fn pure(path: &str, text: &str) -> Vec<String> {
     ];
     let mut found: Vec<String> = words
         .into_iter()
-        .filter(|word| has_word(&code, word))
+        .filter(|word| has_word(&code, word) && !(is_test && *word == "Instant"))
         .map(str::to_owned)
         .collect();
     if code.contains("rand::rng") {

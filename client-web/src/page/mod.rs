@@ -1,7 +1,7 @@
 //! What people see in a browser.
 //!
 //! The host's first answer holds the run as text; this module's program takes over from there. What is shown, and in
-//! which words, is decided in modules that know no browser and are tested natively: [`format`] writes numbers,
+//! which words, is decided in modules that know no browser and are tested natively: [`mod@format`] writes numbers,
 //! [`chart`] places the loss curve, [`markup`] writes what everybody sees, for the host as well as for the
 //! page, [`words`] makes sentences of what the worker tells. The program itself is `app`.
 //!
