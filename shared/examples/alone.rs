@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
-use shared::compute::{Compute, Done, Input, Job, StageState};
+use shared::compute::{Compute, Done, Input, Job, StageState, clip_scale};
 use shared::config::run::RunConfig;
 use shared::config::written;
 use shared::derive::samples::{Samples, Split};
@@ -198,18 +198,6 @@ fn slot(round: Round, step: u32, microbatch: u16) -> Slot {
         },
         step: Step(step),
         microbatch: Microbatch(microbatch),
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the optimizer multiplies in f32"
-)]
-fn clip_scale(clip: f64, norm: f64) -> f32 {
-    if norm > clip {
-        (clip / norm) as f32
-    } else {
-        1.0
     }
 }
 

@@ -15,6 +15,20 @@ use crate::transport::MaybeSend;
 use crate::units::{Digest, Round, StageId, StageRange, Step};
 use crate::wire::frame::{Mode, Slot};
 
+/// What gradients of that norm are multiplied by, so that their norm is at most `clip`.
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the optimizer multiplies in f32"
+)]
+pub fn clip_scale(clip: f64, norm: f64) -> f32 {
+    if norm > clip {
+        (clip / norm) as f32
+    } else {
+        1.0
+    }
+}
+
 /// Where a stage's weights and moments come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StageState {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Phase, Side, Work, WorkOutput, fresh_order};
-use crate::compute::{Done, Input, Job, Snapshot};
+use crate::compute::{Done, Input, Job, Snapshot, clip_scale};
 use crate::schedule::order::Action;
 use crate::units::{Digest, Round, Step, Time};
 use crate::wire::frame::{Header, Mode, Slot, StepEnd};
@@ -219,18 +219,5 @@ impl Work {
         self.holds = Some(holds.clone());
         self.outputs.push_back(WorkOutput::Keep(states));
         self.outputs.push_back(WorkOutput::Up(Up::Holds(holds)));
-    }
-}
-
-/// What a gradient of that norm is multiplied by, so that its norm is at most `clip`.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the optimizer multiplies in f32"
-)]
-fn clip_scale(clip: f64, norm: f64) -> f32 {
-    if norm > clip {
-        (clip / norm) as f32
-    } else {
-        1.0
     }
 }
