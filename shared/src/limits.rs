@@ -93,8 +93,10 @@ pub const SUSPECT_ANSWER_MAX: Span = Span::from_secs(3);
 pub const BENCH: Span = Span::from_secs(60);
 /// How long one copy of a stage may take before it is ordered anew.
 pub const COPY_MAX: Span = Span::from_secs(120);
-/// Strikes (NaN from finite input, malformed frames) after which a volunteer loses its seat for good.
+/// Strikes (NaN from finite input) after which a volunteer loses its seat for good.
 pub const STRIKES_MAX: u32 = 2;
+/// Neighbours that must have got malformed frames of a volunteer before it is removed: one alone may lie.
+pub const MALFORMED_ACCUSERS: usize = 2;
 /// Reports of state that cannot be fetched, before nobody is believed to hold it.
 pub const MISSING_MAX: u32 = 3;
 /// Rounds whose losses say what the next one may be.

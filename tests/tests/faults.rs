@@ -117,22 +117,34 @@ fn who_computes_nan_is_named_and_the_second_time_loses_its_seat() {
 }
 
 #[test]
-fn a_malformed_frame_closes_the_link_with_a_reason_and_its_sender_is_removed_the_second_time() {
-    let mut community =
-        Community::gather(&Small::default(), &["herring"]).expect("a community gathers");
+fn a_malformed_frame_closes_the_link_with_a_reason_and_two_neighbours_words_remove_its_sender() {
+    let small = Small {
+        seats_min: 3,
+        ..Small::default()
+    };
+    let honest = ["herring", "sprat"];
+    let mut community = Community::gather(&small, &honest).expect("a community gathers");
+    // Where the first two reach the same neighbour, the two are placed apart, and the third one reaches the other.
     community
-        .join_faulty("anchovy", "malformed-frame@20,malformed-frame@150")
+        .join_faulty(
+            "anchovy",
+            "malformed-frame@20,malformed-frame@150,malformed-frame@280",
+        )
         .expect("a faulty one joins");
     let first = community
         .hear_of("anchovy", "malformed_frame", ROUND_WAIT_MAX)
         .expect("it is named");
     assert!(
-        text(&first).contains("the next time it is removed"),
+        text(&first).contains("if a second neighbour says so, it is removed"),
         "{first}"
     );
+    let receiver = honest
+        .into_iter()
+        .find(|name| text(&first).contains(&format!("says {name}:")))
+        .expect("the neighbour is named");
     for (name, words) in [
         (
-            "herring",
+            receiver,
             "it sent what no correct build sends: message of 8 bytes",
         ),
         ("anchovy", "it closed the link: message of 8 bytes"),
@@ -146,9 +158,15 @@ fn a_malformed_frame_closes_the_link_with_a_reason_and_its_sender_is_removed_the
             .expect("both ends say why");
     }
     community.go_on(1).expect("the line-up is formed anew");
-    community
-        .hear_of("anchovy", "malformed_frame", ROUND_WAIT_MAX)
-        .expect("it is named again");
+    for _ in 0..2 {
+        let again = community
+            .hear_of("anchovy", "malformed_frame", ROUND_WAIT_MAX)
+            .expect("it is named again");
+        if text(&again).contains("it is removed") {
+            break;
+        }
+        assert!(text(&again).contains("neighbours no more"), "{again}");
+    }
     let removed = community.volunteer("anchovy").expect("it was started");
     check_refused(removed);
     // Nor is it let in again with the same key, even when nothing is wrong with it.

@@ -1,19 +1,19 @@
 //! What volunteers do that nobody should: silence, broken frames, NaN; and what the run does about it.
 //!
-//! Deeds are booked by key, not by session: whoever comes again is known. A neighbour's word alone costs nobody a seat
-//! for good: a suspect is asked, broken frames must be told twice and by a neighbour, and NaN is what a volunteer says
-//! of itself.
+//! Deeds are booked by key, not by session: whoever comes again is known. One neighbour's word costs nobody its place:
+//! a suspect is asked, broken frames must be told of by two neighbours (where one tells twice, the two are placed apart,
+//! for either may be the liar), and NaN is what a volunteer says of itself.
 //!
 //! Here the run pauses itself, too: where two unrelated volunteers compute NaN without a commit in between, or a loss
 //! jumps twice in a row, going on would only spoil more. A pause is journaled, so that it outlasts a restart that
 //! nobody meant as an answer; it ends when a person starts the host with the wish to go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Coordinator;
 use super::history::Row;
-use super::incident::What;
-use crate::limits::{LINK_TRIES_MAX, STRIKES_MAX, SUSPECT_ANSWER_MAX};
+use super::incident::{Sequel, What};
+use crate::limits::{LINK_TRIES_MAX, MALFORMED_ACCUSERS, STRIKES_MAX, SUSPECT_ANSWER_MAX};
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Suspicion};
@@ -30,15 +30,20 @@ pub(super) struct Conduct {
     non_finite: BTreeMap<Digest, u32>,
     /// ... since the newest commit.
     non_finite_lately: BTreeMap<Digest, u32>,
-    /// Times that a neighbour got what no correct build sends.
-    malformed: BTreeMap<Digest, u32>,
+    /// Neighbours that got what no correct build sends.
+    malformed: BTreeMap<Digest, BTreeSet<Digest>>,
+}
+
+/// What is remembered of `key`.
+fn of<T: Default>(deeds: &mut BTreeMap<Digest, T>, key: Digest) -> &mut T {
+    if deeds.len() >= KEYS_MAX && !deeds.contains_key(&key) {
+        deeds.pop_first();
+    }
+    deeds.entry(key).or_default()
 }
 
 fn count(times: &mut BTreeMap<Digest, u32>, key: Digest) -> u32 {
-    if times.len() >= KEYS_MAX && !times.contains_key(&key) {
-        times.pop_first();
-    }
-    let times = times.entry(key).or_default();
+    let times = of(times, key);
     *times += 1;
     *times
 }
@@ -55,7 +60,7 @@ impl Conduct {
     pub(super) fn is_refused(&self, key: &Digest) -> bool {
         self.malformed
             .get(key)
-            .is_some_and(|times| *times >= STRIKES_MAX)
+            .is_some_and(|accusers| accusers.len() >= MALFORMED_ACCUSERS)
     }
 
     /// A round was committed: the run itself is sound.
@@ -119,22 +124,29 @@ impl Coordinator {
         }
     }
 
-    /// A neighbour says that a volunteer sent what no correct build sends: it is removed the second time.
+    /// A neighbour says that a volunteer sent what no correct build sends.
     fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
-        let Some((key, connection)) = self.roster.get(suspect).map(|v| (v.key, v.connection))
-        else {
+        let (Some(accuser), Some(accused)) = (self.roster.get(by), self.roster.get(suspect)) else {
             return;
         };
-        let strikes = count(&mut self.conduct.malformed, key);
-        let accuser = self.roster.get(by).map(|volunteer| volunteer.name.clone());
-        let to = accuser.unwrap_or_default();
-        self.incident(suspect, What::MalformedFrame { to, strikes });
+        let (to, key, connection) = (accuser.name.clone(), accused.key, accused.connection);
+        let accusers = of(&mut self.conduct.malformed, key);
+        let sequel = match (accusers.insert(accuser.key), accusers.len()) {
+            (_, MALFORMED_ACCUSERS..) => Sequel::Removed,
+            (true, _) => Sequel::Again,
+            (false, _) => Sequel::Apart,
+        };
+        self.incident(suspect, What::MalformedFrame { to, sequel });
         self.break_pipeline();
-        if strikes >= STRIKES_MAX {
-            if let Some(connection) = connection {
-                self.refuse_for_conduct(connection);
+        match sequel {
+            Sequel::Again => {}
+            Sequel::Apart => self.links.separate(by, suspect),
+            Sequel::Removed => {
+                if let Some(connection) = connection {
+                    self.refuse_for_conduct(connection);
+                }
+                self.forget(suspect);
             }
-            self.forget(suspect);
         }
     }
 

@@ -49,9 +49,20 @@ pub enum What {
     MalformedFrame {
         /// The neighbour's name.
         to: String,
-        /// What it has done of such things, this included.
-        strikes: u32,
+        /// What follows.
+        sequel: Sequel,
     },
+}
+
+/// What follows when a neighbour tells of a broken frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sequel {
+    /// The round starts again, with the same neighbours perhaps.
+    Again,
+    /// The same neighbour told of another one: either may lie, so the two are placed apart.
+    Apart,
+    /// A second neighbour told of one.
+    Removed,
 }
 
 impl What {
@@ -105,15 +116,19 @@ impl std::fmt::Display for Incident {
                 f,
                 "{name} was given a number that is not finite for stage {stage}: the round starts again"
             ),
-            What::MalformedFrame { to, strikes } => {
+            What::MalformedFrame { to, sequel } => {
                 write!(
                     f,
                     "{name} sent {to} what no correct build sends, says {to}: "
                 )?;
-                f.write_str(if *strikes < STRIKES_MAX {
-                    "the round starts again; the next time it is removed"
-                } else {
-                    "it is removed"
+                f.write_str(match sequel {
+                    Sequel::Again => {
+                        "the round starts again; if a second neighbour says so, it is removed"
+                    }
+                    Sequel::Apart => {
+                        "the round starts again, and the two are neighbours no more for a while"
+                    }
+                    Sequel::Removed => "the second neighbour to say so: it is removed",
                 })
             }
         }
@@ -136,7 +151,7 @@ mod tests {
             What::NonFinite { stage, strikes: 2 },
             What::MalformedFrame {
                 to: "herring".to_owned(),
-                strikes: 2,
+                sequel: Sequel::Apart,
             },
         ]
         .map(|what| {
@@ -149,7 +164,7 @@ mod tests {
             sardine is gone: silent for 8 s, or for 3 s after a neighbour lost it
             sardine made a number that is not finite in stage 2, from finite input: nothing of it is applied, and the round starts again; the next time it loses its seat
             sardine made a number that is not finite in stage 2, from finite input: nothing of it is applied, and the round starts again; it gets no seat any more
-            sardine sent herring what no correct build sends, says herring: it is removed"#]]
+            sardine sent herring what no correct build sends, says herring: the round starts again, and the two are neighbours no more for a while"#]]
         .assert_eq(&told.join("\n"));
     }
 }

@@ -200,25 +200,69 @@ fn a_loss_that_is_no_number_is_not_committed() {
     assert_eq!(desk.newest(), Round(0));
 }
 
-#[test]
-fn broken_frames_told_twice_by_a_neighbour_cost_a_volunteer_its_place_for_good() {
-    let (mut desk, a, b) = two_seats();
-    let suspicion = Suspicion::Malformed;
-    let peer = desk.host.roster.speaker(a).expect("it joined");
-    for _ in 0..2 {
-        assert_eq!(desk.refusal(a), None);
-        let place = desk.place();
-        let accusation = Up::Suspect {
-            place,
-            peer,
-            suspicion,
-        };
-        desk.say(b, accusation);
-        desk.pass(TICK);
+/// `by` tells that it got a broken frame of the volunteer behind `of`.
+fn accuse(desk: &mut Desk, by: ConnectionId, of: ConnectionId) {
+    let accusation = Up::Suspect {
+        place: desk.place(),
+        peer: desk.host.roster.speaker(of).expect("it joined"),
+        suspicion: Suspicion::Malformed,
+    };
+    desk.say(by, accusation);
+    desk.pass(TICK);
+    desk.ready();
+}
+
+/// Volunteers are named by their order of joining, as connections are.
+fn name_of(connection: ConnectionId) -> u8 {
+    u8::try_from(connection.0).expect("few joined")
+}
+
+/// Three volunteers in three seats, in the order of the pipe.
+fn three_seats() -> (Desk, [ConnectionId; 3]) {
+    let mut config = config();
+    config.schedule.seats_min = 3;
+    let mut desk = Desk::new(config);
+    for key in 1..=3 {
+        desk.join(key);
     }
-    assert!(desk.refusal(a).is_some());
-    let again = desk.join(1);
+    desk.pass(TICK);
+    desk.ready();
+    let mut seats = desk.seats();
+    seats.sort_by_key(|(_, order)| order.stages.first);
+    let in_order: Vec<ConnectionId> = seats.iter().map(|(connection, _)| *connection).collect();
+    let in_order = in_order.try_into().expect("three seats");
+    (desk, in_order)
+}
+
+#[test]
+fn broken_frames_that_two_neighbours_got_cost_a_volunteer_its_place_for_good() {
+    let (mut desk, [first, middle, last]) = three_seats();
+    accuse(&mut desk, first, middle);
+    assert_eq!(desk.refusal(middle), None);
+    assert!(is_seated(&desk, middle));
+    accuse(&mut desk, last, middle);
+    assert!(desk.refusal(middle).is_some());
+    let again = desk.join(name_of(middle));
     assert!(desk.refusal(again).is_some(), "its key is known");
+}
+
+#[test]
+fn one_neighbours_word_on_broken_frames_never_removes_a_volunteer_but_parts_the_two() {
+    let (mut desk, a, b) = two_seats();
+    for _ in 0..2 {
+        assert!(is_seated(&desk, a));
+        accuse(&mut desk, b, a);
+    }
+    assert_eq!(desk.refusal(a), None);
+    assert!(
+        !is_seated(&desk, a) || !is_seated(&desk, b),
+        "they are apart"
+    );
+    // With nobody else, the run cannot do without them: they try again.
+    desk.pass(READY_MAX + TICK);
+    desk.pass(APART_MAX);
+    assert!(is_seated(&desk, a) && is_seated(&desk, b));
+    assert_eq!(desk.refusal(a), None);
 }
 
 #[test]
