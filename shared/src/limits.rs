@@ -34,14 +34,31 @@ pub const STATE_CHUNK_BYTES: usize = 256 << 10;
 pub const STATE_CHUNKS_AHEAD: u32 = 8;
 /// Largest blob of one stage: weights and both moments of 350 M parameters.
 pub const STATE_BYTES_MAX: u64 = 4 << 30;
-/// Microbatches a seat keeps unread per neighbour, beyond those the schedule needs.
-pub const CREDIT_SLACK: u32 = 2;
+/// Microbatches that a seat always has room for at a time: one at work, one that waits, one on the wire.
+pub const CREDIT_MIN: u16 = 3;
+/// ... and the most it takes unread for its neighbour, however much memory it lends: fewer than [`EARLY_FRAMES_MAX`], so that
+/// all of them may come early.
+pub const CREDIT_MAX: u16 = 48;
+/// A device is taken for hung when a microbatch's job takes so many times what a microbatch took...
+pub const HUNG_TIMES: u64 = 16;
+/// ... and at least this long: a machine that wakes up, or compiles a kernel anew, stalls too.
+pub const HUNG_MIN: Span = Span::from_secs(10);
 /// Frames of a future epoch that are kept unread until the host says it is current.
 pub const EARLY_FRAMES_MAX: usize = 64;
 /// Leases the head holds ahead, so that a round trip to the host costs no pause.
 pub const LEASES_AHEAD: usize = 2;
-/// Silence on a link before the neighbour is suspected: never sooner, a busy tab stalls this long.
-pub const SILENCE_MIN: Span = Span::from_secs(2);
+/// ... and while nothing was measured yet, or a seat is loaded or its weights are copied out.
+pub const HUNG_MAX: Span = Span::from_secs(60);
+/// Between two tellings of what links are like, if it changed.
+pub const LINKS_TOLD_EVERY: Span = Span::from_secs(10);
+/// Between two tellings of how fast a device is, if it changed: a line-up may be renewed for it.
+pub const SPEED_TOLD_EVERY: Span = Span::from_secs(60);
+/// Between two measurements of a spare's device: each takes a microbatch of one stage.
+pub const MEASURE_EVERY: Span = Span::from_secs(30);
+/// How long a frame of a line-up or round that the host has not told of is kept before the host is asked.
+pub const ASK_AFTER: Span = Span::from_secs(10);
+/// Silence on a link before the neighbour is suspected: never sooner, three keepalives may be late together.
+pub const SILENCE_MIN: Span = Span::from_secs(3);
 /// ... and never later, so that a loss is noticed within 10 s.
 pub const SILENCE_MAX: Span = Span::from_secs(8);
 /// Between keepalives on a link, and between the host's pings.
@@ -66,8 +83,11 @@ pub const RESTART_CALM: Span = Span::from_secs(60);
 pub const AWAY_MAX: Span = Span::from_secs(8);
 /// How long a line-up may take until all seats are ready.
 pub const READY_MAX: Span = Span::from_secs(60);
-/// How long a pipeline may go without a step before its line-up is renewed.
+/// How long a pipeline may go without a step before its line-up is renewed, where no step of it was timed yet or its
+/// result is waited for.
 pub const STALL_MAX: Span = Span::from_secs(120);
+/// ... where steps were timed: [`HUNG_TIMES`] of them, and at least this long. A broken link is mended or noticed before.
+pub const STALL_MIN: Span = Span::from_secs(30);
 /// How long the host waits after a restart for the pipelines it knew.
 pub const RESUME_MAX: Span = Span::from_secs(15);
 /// How long a ticket for an upload is good.

@@ -332,6 +332,12 @@ impl Coordinator {
         match (self.is_seated(peer), phase) {
             // Nothing is trained yet: nothing is lost.
             (true, Some(Phase::Forming)) => self.break_pipeline(),
+            // Nothing will be trained any more.
+            (true, _) if pause == Pause::Hung => {
+                self.incident(peer, What::Hung);
+                self.break_pipeline();
+                self.reason(peer, pause.words().to_owned());
+            }
             (true, _) => {
                 let text = "pausing: your seat is handed on once this round is committed";
                 self.reason(peer, text.to_owned());

@@ -31,6 +31,8 @@ pub enum What {
     Gone,
     /// Nothing was heard of it for too long.
     Silent,
+    /// Its device does not answer, says it: it gives up its seat.
+    Hung,
     /// It said what is no message.
     Malformed,
     /// It made a number that is not finite from finite input.
@@ -76,6 +78,7 @@ impl What {
             Self::Left => "left",
             Self::Gone => "gone",
             Self::Silent => "silent",
+            Self::Hung => "hung",
             Self::Malformed => "malformed",
             Self::NonFinite { .. } => "non_finite",
             Self::MetNonFinite { .. } => "met_non_finite",
@@ -98,6 +101,10 @@ impl std::fmt::Display for Incident {
             What::Silent => write!(
                 f,
                 "{name} is gone: silent for {silence} s, or for {answer} s after a neighbour lost it"
+            ),
+            What::Hung => write!(
+                f,
+                "{name} gives up its seat: its device does not answer; the round starts again"
             ),
             What::Malformed => write!(f, "{name} said what is no message, and is removed"),
             What::NonFinite { stage, strikes } => {

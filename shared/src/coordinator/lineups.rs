@@ -9,7 +9,7 @@
 use super::history::{Row, SeatRow};
 use super::pipeline::{Phase, Pipeline};
 use super::{Awaited, Coordinator};
-use crate::limits::{APART_MAX, BENCH, READY_MAX, STALL_MAX, TICK};
+use crate::limits::{APART_MAX, BENCH, READY_MAX, TICK};
 use crate::schedule::placement::{self, Given, LineUp, Links};
 use crate::units::{PeerId, PipelineId, Round, StageId, Time};
 use crate::wire::frame::Place;
@@ -317,7 +317,9 @@ impl Coordinator {
                 }
                 self.break_pipeline();
             }
-            Phase::Training | Phase::Evaluating if now.since(pipeline.progressed) > STALL_MAX => {
+            Phase::Training | Phase::Evaluating
+                if now.since(pipeline.progressed) > pipeline.stall_after() =>
+            {
                 self.break_pipeline();
             }
             Phase::Training if !pipeline.closing && now.since(pipeline.began) > round_max => {

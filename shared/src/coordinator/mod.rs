@@ -395,6 +395,7 @@ impl Coordinator {
             } => {
                 self.suspect(now, peer, place, suspect, suspicion);
             }
+            Up::Ask { place } => self.asked(peer, place),
             Up::NonFinite { place, stage, own } => self.non_finite(peer, place, stage, own),
             Up::Finish => {
                 if self.roster.finish(peer) {

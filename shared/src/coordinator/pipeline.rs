@@ -3,8 +3,10 @@
 //! Holds what seats said; decides nothing. Steps of a round are known by their leases, in order: a lease is
 //! done when the head's report counts it.
 
-use crate::limits::RESUME_MAX;
-use crate::units::{Attempt, PeerId, Round, SampleRange, Time};
+use std::collections::VecDeque;
+
+use crate::limits::{HUNG_TIMES, RESUME_MAX, STALL_MAX, STALL_MIN};
+use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Holds, Lease, Report};
 
@@ -72,7 +74,12 @@ pub struct Pipeline {
     pub began: Time,
     /// When anything last went forward.
     pub progressed: Time,
+    /// What the line-up's last steps took.
+    step_spans: VecDeque<Span>,
 }
+
+/// Steps whose median says what one takes.
+const STEPS_TIMED: usize = 16;
 
 impl Pipeline {
     /// A line-up that is about to be journaled.
@@ -99,6 +106,7 @@ impl Pipeline {
             broken: false,
             began: now,
             progressed: now,
+            step_spans: VecDeque::new(),
         }
     }
 
@@ -165,10 +173,29 @@ impl Pipeline {
         let is_news = report.steps > self.steps_done()
             && usize::try_from(report.steps).is_ok_and(|steps| steps <= self.leases.len());
         if is_news {
+            if self.step_spans.len() == STEPS_TIMED {
+                self.step_spans.pop_front();
+            }
+            let new_steps = u64::from(report.steps - self.steps_done());
+            let span = now.since(self.progressed).as_micros() / new_steps;
+            self.step_spans.push_back(Span::from_micros(span));
             self.report = Some(report);
             self.progressed = now;
         }
         is_news
+    }
+
+    /// How long nothing may go forward before the line-up is renewed: where a step is due, by what steps took.
+    pub fn stall_after(&self) -> Span {
+        let steps_done = usize::try_from(self.steps_done()).expect("a round's steps fit usize");
+        let is_step_due =
+            self.phase == Phase::Training && !self.closing && steps_done < self.leases.len();
+        let mut spans: Vec<Span> = self.step_spans.iter().copied().collect();
+        spans.sort_unstable();
+        match spans.get(spans.len() / 2) {
+            Some(median) if is_step_due => median.times(HUNG_TIMES).max(STALL_MIN),
+            Some(_) | None => STALL_MAX,
+        }
     }
 
     /// The number of steps in the round's result, when all seats hold one and agree with the report.

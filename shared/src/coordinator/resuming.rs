@@ -6,7 +6,8 @@
 use super::Coordinator;
 use super::pipeline::Phase;
 use crate::units::{PeerId, Time};
-use crate::wire::signal::Resume;
+use crate::wire::frame::Place;
+use crate::wire::signal::{Down, Resume};
 
 impl Coordinator {
     /// Whether its seat goes on: the same line-up, at this round or just before its commit.
@@ -86,6 +87,30 @@ impl Coordinator {
             }
         }
         self.resume_pipeline(now);
+        self.say_round_again(peer);
+    }
+
+    /// A volunteer sees its neighbours at something it was not told of: it is told again. Nothing of it acts twice.
+    pub(super) fn asked(&mut self, peer: PeerId, at: Option<Place>) {
+        let Some(pipeline) = &self.pipeline else {
+            return;
+        };
+        if let Phase::Journaling | Phase::Resuming { .. } = pipeline.phase {
+            // It is told once the line-up is synced, or back.
+            return;
+        }
+        let place = pipeline.place;
+        let seat = pipeline.seats.iter().position(|seat| seat.row.peer == peer);
+        let Some(index) = seat else {
+            return self.tell(peer, Down::Spare { place });
+        };
+        if at.is_none_or(|at| at.epoch != place.epoch) {
+            let order = self.seat_order(pipeline, index);
+            return self.tell(peer, Down::Seat(Box::new(order)));
+        }
+        if at.is_some_and(|at| at.round != place.round) {
+            self.say_commit(peer, place.round);
+        }
         self.say_round_again(peer);
     }
 

@@ -1,4 +1,5 @@
-//! How fast a device is: forward and backward of a block of the run's model, measured before a volunteer joins.
+//! How fast a device is: forward and backward of a block of the run's model, measured before a volunteer joins, and
+//! now and then while it has nothing else to do.
 
 use super::Clock;
 use crate::compute::{Compute, Done, Input, Job, StageState};
@@ -8,6 +9,8 @@ use crate::wire::frame::{Mode, Place, Slot};
 
 /// Most time to spend on measuring; a first try, which compiles kernels and fills caches, comes before.
 const MEASURE_MAX: Span = Span::from_secs(2);
+/// Most time that a whole microbatch may be expected to take, where a device is measured again.
+const AGAIN_MAX: Span = Span::from_millis(250);
 /// Measurements of which the fastest counts: the others met something else on the machine.
 const TRIES: usize = 5;
 
@@ -42,6 +45,28 @@ pub async fn block_us<C: Compute, K: Clock>(
     }
     let fastest = fastest.expect("at least one try").as_micros();
     Ok((fastest / (blocks * u64::from(sequences))).max(1))
+}
+
+/// Microseconds of forward and backward of one block for one sequence, measured once more: as short as it can be, so that
+/// a seat's order does not wait for it. `None` when the device cannot do it now; its next job will tell why.
+pub async fn again<C: Compute, K: Clock>(
+    mut compute: C,
+    clock: &K,
+    config: RunConfig,
+) -> (C, Option<u64>) {
+    let blocks = config.model.blocks_of(0).len() as u64;
+    let mut sequences = 1;
+    let mut took = once(&mut compute, clock, &config, sequences).await;
+    let whole = config.microbatch_sequences();
+    // What a whole microbatch takes is what a seat waits for; one sequence alone costs more than its share.
+    if let Ok(one) = took
+        && one.times(u64::from(whole)) <= AGAIN_MAX
+    {
+        sequences = whole;
+        took = once(&mut compute, clock, &config, sequences).await;
+    }
+    let block_us = took.map(|took| (took.as_micros() / (blocks * u64::from(sequences))).max(1));
+    (compute, block_us.ok())
 }
 
 /// Forward and backward of stage 0 over that many sequences, from a fresh seat.

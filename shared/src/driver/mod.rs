@@ -254,6 +254,8 @@ struct Loop<T, H: Host, C> {
     job: Option<Job>,
     requests: Vec<Request>,
     prepare: Option<RunConfig>,
+    /// Whether the device is to be measured again.
+    measure: bool,
 }
 
 /// Runs one volunteer until it is over; tells `watch` what a person may want to know.
@@ -292,8 +294,10 @@ where
         job: None,
         requests: Vec::new(),
         prepare: None,
+        measure: false,
     };
     let mut computing = FuturesUnordered::new();
+    let mut measuring = FuturesUnordered::new();
     let mut filing = FuturesUnordered::new();
     let mut shelving = FuturesUnordered::new();
     let mut preparing = pin!(Fuse::terminated());
@@ -322,6 +326,12 @@ where
         {
             computing.push(compute(free, job));
         }
+        if let (true, Some(config)) = (state.measure && state.idle.is_some(), peer.config())
+            && let Some(free) = state.idle.take()
+        {
+            state.measure = false;
+            measuring.push(measure::again(free, &clock, config.clone()));
+        }
         for request in state.requests.drain(..) {
             let (config, data) = (peer.config().cloned(), peer.data().cloned());
             filing.push(file(state.host.files(), config, data, request));
@@ -334,6 +344,7 @@ where
                 command = commands.select_next_some() => Happened::Command(command),
                 event = said => Happened::Host(event),
                 done = computing.select_next_some() => Happened::Done(done),
+                (free, block_us) = measuring.select_next_some() => Happened::Measured(free, block_us),
                 event = net => Happened::Net(event?),
                 filed = filing.select_next_some() => Happened::Filed(filed),
                 changed = shelving.select_next_some() => Happened::Shelved(changed),
@@ -350,6 +361,10 @@ where
             Happened::Done((free, done)) => {
                 state.idle = Some(free);
                 peer.handle_done(now, done);
+            }
+            Happened::Measured(free, block_us) => {
+                state.idle = Some(free);
+                peer.handle_measured(now, block_us);
             }
             Happened::Net(event) => state.handle_net(&mut peer, now, event),
             Happened::Filed(filed) => handle_filed(&mut peer, now, filed),
@@ -376,6 +391,7 @@ enum Happened<C> {
     Command(Command),
     Host(HostEvent),
     Done((C, Done)),
+    Measured(C, Option<u64>),
     Net(NetEvent),
     Filed(Filed),
     Prepared(Result<Ready<C>, String>),
@@ -440,6 +456,7 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             }
             Output::Prepare(config) => self.prepare = Some(*config),
             Output::Compute(job) => self.job = Some(job),
+            Output::Measure => self.measure = true,
             Output::Tokens { mode, samples } => {
                 self.requests.push(Request::Tokens { mode, samples });
             }

@@ -82,8 +82,9 @@ impl Outbox {
             | Header::Apply { .. }
             | Header::StateRequest { .. }
             | Header::Credit { .. }
-            | Header::Keepalive
-            | Header::Bye { .. } => &mut self.control,
+            | Header::Keepalive { .. }
+            | Header::Bye { .. }
+            | Header::Received { .. } => &mut self.control,
         };
         lane.frames.push_back(Queued {
             purpose: Purpose::of(&frame.header),

@@ -49,8 +49,9 @@ impl Purpose {
             | Header::Apply { .. }
             | Header::StateRequest { .. }
             | Header::Credit { .. }
-            | Header::Keepalive
-            | Header::Bye { .. } => Self::Control,
+            | Header::Keepalive { .. }
+            | Header::Bye { .. }
+            | Header::Received { .. } => Self::Control,
         }
     }
 }

@@ -6,6 +6,7 @@ use ed25519_dalek::Signer;
 
 use super::fetch::Transfer;
 use super::link::Link;
+use super::rhythm::Rhythm;
 use super::work::{Begun, Work};
 use super::{Event, Exit, Gathering, Leaving, Output, Peer};
 use crate::compute::{Job, StageState};
@@ -60,7 +61,7 @@ impl Peer {
             name: identity.name.clone(),
             seed_hash,
             capabilities: identity.capabilities.clone(),
-            paused: self.paused,
+            paused: self.pause_now(),
             kept: self.kept.list(),
             resume: self.me.map(|peer| self.resumption(peer)),
             invite: None,
@@ -206,6 +207,7 @@ impl Peer {
             self.close_links();
         }
         self.me = Some(welcome.peer);
+        self.figures.forget_told();
         self.newest = welcome.round;
         self.data = Some(welcome.data);
         self.ice_servers(welcome.ice_servers);
@@ -233,6 +235,7 @@ impl Peer {
 
     fn close_links(&mut self) {
         self.tally.forget_links();
+        self.figures.forget_links();
         for (peer, _) in std::mem::take(&mut self.links) {
             self.out(Output::Link(peer, LinkStep::Close));
         }
@@ -256,6 +259,7 @@ impl Peer {
     }
 
     fn seat(&mut self, now: Time, order: SeatOrder) {
+        self.told_of(order.place);
         let current = self.order().map(|order| order.place);
         if current.is_some_and(|place| place.epoch >= order.place.epoch) {
             return;
@@ -329,6 +333,7 @@ impl Peer {
     }
 
     fn spare(&mut self, place: Place) {
+        self.told_of(place);
         let current = self.order().map(|order| order.place);
         if current.is_some_and(|current| current.epoch <= place.epoch) {
             self.leave_seat();
@@ -443,15 +448,22 @@ impl Peer {
 
     fn begin_work(&mut self, order: SeatOrder, config: &crate::config::run::RunConfig) {
         let (place, stages) = (order.place, self.held_for(&order));
-        let mut work = Work::new(order.clone(), config);
+        self.rhythm = Rhythm::default();
+        self.count_blocks(&order);
+        let mut work = Work::new(order.clone(), config, self.memory_bytes());
+        #[cfg(any(test, feature = "sim"))]
+        if self.broken.blind {
+            work.be_blind();
+        }
+        work.set_pace(self.pace(&order));
         work.open();
-        if let Some((pipeline, epoch, granted)) = order
+        if let Some((pipeline, epoch, granted, behind)) = order
             .next
             .and_then(|next| self.credits.get(&next.peer))
             .copied()
             && (pipeline, epoch) == (place.pipeline, place.epoch)
         {
-            work.handle_credit(granted);
+            work.handle_credit(granted, behind);
         }
         self.work = Some(work);
         self.early.retain(|(_, frame)| {

@@ -16,10 +16,12 @@ use std::collections::VecDeque;
 
 use ed25519_dalek::{Signer, SigningKey};
 
+use super::meter::Meter;
 use super::pulse::Pulse;
 use crate::limits::{CANDIDATES_EARLY_MAX, KEEPALIVE, LINK_OPEN_MAX, LINK_TRIES_MAX};
 use crate::transport::{LinkEvent, LinkSignal, LinkStep};
 use crate::units::{Digest, PeerId, Time};
+use crate::wire::frame::{Echo, Header};
 use crate::wire::signal::{Suspicion, hello_message, verifies};
 use restart::{Restarts, Trouble};
 
@@ -32,7 +34,7 @@ pub enum LinkOutput {
     Signal(LinkSignal),
     /// Send a `Hello` frame with this signature, on `control`.
     Hello(Vec<u8>),
-    /// Send a `Keepalive` frame, on `control`.
+    /// Send a `Keepalive` frame, on `control`: what [`Link::keepalive`] gives.
     Keepalive,
     /// Send a `Bye` frame with this reason, on `control`.
     Bye(String),
@@ -94,6 +96,10 @@ pub struct Link {
     described: bool,
     pulse: Pulse,
     next_keepalive: Time,
+    /// The other end's newest keepalive that is not answered: its stamp, and when it came.
+    unanswered: Option<(u64, Time)>,
+    /// What the open connection is like, on its present path.
+    meter: Meter,
     outputs: VecDeque<LinkOutput>,
 }
 
@@ -120,6 +126,8 @@ impl Link {
             described: false,
             pulse: Pulse::default(),
             next_keepalive: Time::ZERO,
+            unanswered: None,
+            meter: Meter::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -361,6 +369,8 @@ impl Link {
                     self.try_ends = None;
                     self.pulse = Pulse::beginning(now);
                     self.next_keepalive = now + KEEPALIVE;
+                    self.unanswered = None;
+                    self.meter = Meter::default();
                     self.outputs.push_back(LinkOutput::Up { relayed });
                 } else {
                     self.refuse("the signature in `hello` does not fit key and certificates");
@@ -377,6 +387,45 @@ impl Link {
     pub fn heard(&mut self, now: Time) {
         self.pulse.beat(now);
         self.recover_if_heard(now);
+    }
+
+    /// The other end is there, and may answer our keepalive.
+    pub fn handle_keepalive(&mut self, now: Time, stamp_us: u64, echo: Option<Echo>) {
+        self.unanswered = Some((stamp_us, now));
+        if let Some(Echo { stamp_us, held_us }) = echo
+            && let Some(sent_us) = stamp_us.checked_add(held_us)
+            && sent_us <= now.as_micros()
+        {
+            let took = now.since(Time::from_micros(sent_us));
+            self.meter.round_trip(now, took);
+        }
+    }
+
+    /// The keepalive to send now.
+    pub fn keepalive(&mut self, now: Time) -> Header {
+        let echo = self.unanswered.take().map(|(stamp_us, came)| Echo {
+            stamp_us,
+            held_us: now.since(came).as_micros(),
+        });
+        Header::Keepalive {
+            stamp_us: now.as_micros(),
+            echo,
+        }
+    }
+
+    /// What the connection is like.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// What the connection is like, to be told what went over it.
+    pub fn meter_mut(&mut self) -> &mut Meter {
+        &mut self.meter
+    }
+
+    /// Whether packets of the open connection go through a TURN server.
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
     }
 
     /// The other end sent what no correct build sends: tells it what, and closes.

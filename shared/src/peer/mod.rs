@@ -14,14 +14,18 @@ pub mod duty;
 pub mod fetch;
 pub mod kept;
 pub mod link;
+pub mod meter;
 pub mod tally;
 pub mod work;
 
+mod behind;
 mod evaluation;
+mod figures;
 mod host;
 mod net;
 mod person;
 mod pulse;
+mod rhythm;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,14 +36,17 @@ use crate::compute::{Done, Job};
 use crate::config::run::RunConfig;
 use crate::transport::LinkStep;
 use crate::units::{Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, Time};
-use crate::wire::frame::{Frame, Mode, Place};
+use crate::wire::frame::{Behind, Frame, Mode, Place};
 use crate::wire::payload;
 use crate::wire::signal::{Capabilities, DataInfo, Held, IceServer, Pause, SeatOrder, Up};
 
+use behind::Ahead;
 use duty::Duty;
 use fetch::Transfer;
+use figures::Figures;
 use kept::Kept;
 use link::Link;
+use rhythm::Rhythm;
 use tally::{Stats, Tally};
 use work::Work;
 
@@ -69,6 +76,9 @@ pub enum Output {
     Prepare(Box<RunConfig>),
     /// Do a job. There is never more than one under way.
     Compute(Job),
+    /// Measure the device again, in as short a time as will do; then say [`Peer::handle_measured`]. A job that is asked
+    /// for meanwhile comes after it.
+    Measure,
     /// Get samples' tokens from the host's data.
     Tokens {
         /// Training or held-out data.
@@ -198,6 +208,8 @@ pub struct BrokenRules {
     pub ignore_epoch: bool,
     /// Applies a step with the clip scale of the one before.
     pub stale_scale: bool,
+    /// Runs no further ahead the slower the links are.
+    pub blind: bool,
 }
 
 /// How a volunteer wants to leave.
@@ -236,7 +248,7 @@ pub struct Peer {
     /// Whether the host named a TURN server.
     relays: bool,
     /// Credit that came before the seat it is for was known.
-    credits: BTreeMap<PeerId, (PipelineId, Epoch, u64)>,
+    credits: BTreeMap<PeerId, (PipelineId, Epoch, u64, Behind)>,
     kept: Kept,
     transfers: BTreeMap<(Round, StageId), Transfer>,
     /// Copies that the host asked for, among the transfers.
@@ -253,6 +265,10 @@ pub struct Peer {
     job: Option<(Epoch, Job, Time)>,
     computed_in: Option<Epoch>,
     duty: Duty,
+    /// Of the seat's microbatches.
+    rhythm: Rhythm,
+    figures: Figures,
+    ahead: Ahead,
     tally: Tally,
 
     outputs: VecDeque<Output>,
@@ -267,6 +283,9 @@ impl Peer {
     pub fn new(identity: Identity) -> Self {
         Self {
             duty: Duty::new(identity.capabilities.throttle_percent),
+            rhythm: Rhythm::default(),
+            figures: Figures::default(),
+            ahead: Ahead::default(),
             tally: Tally::default(),
             identity,
             config: None,
@@ -373,7 +392,9 @@ impl Peer {
     /// A job is done.
     pub fn handle_done(&mut self, now: Time, done: Done) {
         let (epoch, job, began) = self.job.take().expect("a result follows a job");
+        self.device_answered();
         self.worked(now, &job, began);
+        self.update_pace();
         if let Done::Failed { reason } = done {
             self.up(Up::Leave { may_return: false });
             return self.exit(Exit::Device { reason });
@@ -439,10 +460,12 @@ impl Peer {
 
     /// Carries everything on as far as it goes: outputs of the parts, the next job.
     fn pump(&mut self, now: Time) {
-        while self.pump_links(now) || self.pump_transfers(now) || self.pump_work() {}
+        while self.pump_links(now) || self.pump_transfers(now) || self.pump_work(now) {}
         self.pump_gathering(now);
         self.pump_jobs(now);
         self.pump_shelf();
+        self.pump_ahead(now);
+        self.pump_figures(now);
         self.tell_stats(now);
     }
 
@@ -453,6 +476,7 @@ impl Peer {
             Job::Backward { .. } => self.tally.microbatch(),
             Job::Seat { .. } | Job::Snapshot { .. } => return,
         }
+        self.rhythm.took(job, now.since(began));
         self.duty.worked(now, now.since(began));
     }
 
@@ -478,7 +502,12 @@ impl Peer {
     pub fn poll_timeout(&self) -> Option<Time> {
         let links = self.links.values().filter_map(Link::poll_timeout);
         let transfers = self.transfers.values().filter_map(Transfer::poll_timeout);
-        links.chain(transfers).chain(self.duty.rests_until()).min()
+        links
+            .chain(transfers)
+            .chain(self.duty.rests_until())
+            .chain(self.figures_timeout())
+            .chain(self.ahead_timeout())
+            .min()
     }
 
     /// Time has come.
@@ -489,6 +518,7 @@ impl Peer {
         for transfer in self.transfers.values_mut() {
             transfer.handle_timeout(now);
         }
+        self.check_device(now);
         self.pump(now);
     }
 

@@ -48,6 +48,11 @@ impl Peer {
         if let Header::Hello { signature, .. } = &frame.header {
             link.handle_hello(now, signature);
         } else if link.is_up() {
+            if let Header::Forward { slot, mode, .. } | Header::Backward { slot, mode, .. } =
+                frame.header
+            {
+                self.send(now, peer, Frame::from(Header::Received { slot, mode }));
+            }
             self.frame(now, peer, frame);
         }
         self.pump(now);
@@ -55,7 +60,17 @@ impl Peer {
 
     fn frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
         match &frame.header {
-            Header::Hello { .. } | Header::Keepalive => {}
+            Header::Hello { .. } => {}
+            Header::Keepalive { stamp_us, echo } => {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.handle_keepalive(now, *stamp_us, *echo);
+                }
+            }
+            Header::Received { slot, mode } => {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.meter_mut().received(now, *slot, *mode);
+                }
+            }
             Header::Forward { slot, .. } | Header::Backward { slot, .. } => {
                 self.place_frame(peer, slot.place, frame);
             }
@@ -64,14 +79,17 @@ impl Peer {
                 pipeline,
                 epoch,
                 granted,
+                behind,
             } => {
-                self.credits.insert(peer, (*pipeline, *epoch, *granted));
+                self.credits
+                    .insert(peer, (*pipeline, *epoch, *granted, *behind));
                 let (pipeline, epoch, granted) = (*pipeline, *epoch, *granted);
+                self.seen_at(epoch, None);
                 if let Some(work) = &mut self.work
                     && (work.place().pipeline, work.place().epoch) == (pipeline, epoch)
                     && work.order().next.is_some_and(|next| next.peer == peer)
                 {
-                    work.handle_credit(granted);
+                    work.handle_credit(granted, *behind);
                 }
             }
             Header::StateRequest {
@@ -87,7 +105,7 @@ impl Peer {
                     offset: *offset,
                     total,
                 };
-                self.send(peer, Frame { header, payload });
+                self.send(now, peer, Frame { header, payload });
             }
             Header::StateChunk {
                 round,
@@ -119,9 +137,11 @@ impl Peer {
             self.current_frame(peer, frame);
         } else if current
             .is_none_or(|current| (place.epoch, place.round) > (current.epoch, current.round))
-            && self.early.len() < EARLY_FRAMES_MAX
         {
-            self.early.push_back((peer, frame));
+            self.seen_at(place.epoch, Some(place.round));
+            if self.early.len() < EARLY_FRAMES_MAX {
+                self.early.push_back((peer, frame));
+            }
         }
     }
 
@@ -194,12 +214,19 @@ impl Peer {
             | Header::StateRequest { .. }
             | Header::StateChunk { .. }
             | Header::Credit { .. }
-            | Header::Keepalive
-            | Header::Bye { .. } => {}
+            | Header::Keepalive { .. }
+            | Header::Bye { .. }
+            | Header::Received { .. } => {}
         }
     }
 
-    fn send(&mut self, to: PeerId, frame: Frame) {
+    fn send(&mut self, now: Time, to: PeerId, frame: Frame) {
+        if let Header::Forward { slot, mode, .. } | Header::Backward { slot, mode, .. } =
+            frame.header
+            && let Some(link) = self.links.get_mut(&to)
+        {
+            link.meter_mut().sent(now, slot, mode, frame.payload.len());
+        }
         self.tally.frame(to, &frame, true, self.config.as_ref());
         self.out(Output::Frame(to, frame));
     }
@@ -237,10 +264,14 @@ impl Peer {
                     peer: me,
                     signature,
                 };
-                self.send(peer, Frame::from(header));
+                self.send(now, peer, Frame::from(header));
             }
-            LinkOutput::Keepalive => self.send(peer, Frame::from(Header::Keepalive)),
-            LinkOutput::Bye(reason) => self.send(peer, Frame::from(Header::bye(&reason))),
+            LinkOutput::Keepalive => {
+                if let Some(header) = self.links.get_mut(&peer).map(|link| link.keepalive(now)) {
+                    self.send(now, peer, Frame::from(header));
+                }
+            }
+            LinkOutput::Bye(reason) => self.send(now, peer, Frame::from(Header::bye(&reason))),
             LinkOutput::Up { relayed } => {
                 self.tally.link_up(peer, relayed);
                 self.out(Output::Event(Event::LinkUp { peer, relayed }));
@@ -325,7 +356,7 @@ impl Peer {
                     stage,
                     offset,
                 };
-                self.send(peer, Frame::from(header));
+                self.send(now, peer, Frame::from(header));
             }
             FetchOutput::Download(path) => self.out(Output::Download { held, path }),
             FetchOutput::Complete(blob) => {
@@ -344,7 +375,7 @@ impl Peer {
     }
 
     /// Carries out what the seat wants. Returns whether there was anything.
-    pub(super) fn pump_work(&mut self) -> bool {
+    pub(super) fn pump_work(&mut self, now: Time) -> bool {
         let Some(work) = &mut self.work else {
             return false;
         };
@@ -359,7 +390,7 @@ impl Peer {
         match output {
             WorkOutput::Frame(side, frame) => {
                 if let Some(to) = neighbour(side) {
-                    self.send(to.peer, frame);
+                    self.send(now, to.peer, frame);
                 }
             }
             WorkOutput::Refuse(side, reason) => {

@@ -74,13 +74,18 @@ impl Peer {
         }
     }
 
+    /// Why there can be no seat now: what a person wants, or that the device does not answer.
+    pub(super) fn pause_now(&self) -> Option<Pause> {
+        self.figures.pause().or(self.paused)
+    }
+
     /// Tells the host what is lent now. Before it has let us in, `join` will tell.
-    fn tell_update(&mut self) {
+    pub(super) fn tell_update(&mut self) {
         if self.me.is_some() && self.nonce.is_none() {
             let capabilities = self.identity.capabilities.clone();
             self.up(Up::Update {
                 capabilities,
-                paused: self.paused,
+                paused: self.pause_now(),
             });
         }
     }

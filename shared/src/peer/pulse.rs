@@ -48,9 +48,7 @@ impl Pulse {
         let median = median(self.gaps_us.iter().copied());
         let deviation = median_deviation(&self.gaps_us, median);
         let latest_us = SILENCE_MAX.as_micros() - RESTART_ANSWER_MAX.as_micros();
-        let allowed = (median + 8 * deviation)
-            .max(3 * KEEPALIVE.as_micros())
-            .clamp(SILENCE_MIN.as_micros(), latest_us);
+        let allowed = (median + 8 * deviation).clamp(SILENCE_MIN.as_micros(), latest_us);
         self.last + Span::from_micros(allowed)
     }
 }

@@ -222,8 +222,9 @@ impl Tally {
             | Header::Apply { .. }
             | Header::StateRequest { .. }
             | Header::Credit { .. }
-            | Header::Keepalive
-            | Header::Bye { .. } => {}
+            | Header::Keepalive { .. }
+            | Header::Bye { .. }
+            | Header::Received { .. } => {}
         }
     }
 

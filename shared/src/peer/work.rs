@@ -9,6 +9,7 @@
 //!
 //! Begin reading at [`Work::next_job`] (in `jobs`) and [`Work::handle_done`] (in `results`).
 
+mod flow;
 mod jobs;
 mod results;
 
@@ -19,12 +20,15 @@ use bytes::Bytes;
 use super::evaluation::Evaluation;
 use crate::compute::Input;
 use crate::config::run::RunConfig;
-use crate::limits::CREDIT_SLACK;
+use crate::limits::CREDIT_MAX;
 use crate::schedule::order::Order;
 use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Step, Time};
-use crate::wire::frame::{Frame, Header, Mode, Place, Slot, StepEnd};
+use crate::wire::frame::{Behind, Frame, Header, Mode, Place, Slot, StepEnd};
 use crate::wire::leases::Leases;
 use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Up};
+use flow::Flow;
+
+pub use flow::Pace;
 
 /// Which neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +121,9 @@ pub struct Work {
     credit: u64,
     /// Forwards that the previous seat may send in this epoch in all.
     granted: u64,
+    flow: Flow,
+    /// Microbatches that there is memory for.
+    room: u16,
 
     head: Head,
     evaluation: Evaluation,
@@ -138,8 +145,10 @@ struct Head {
 
 impl Work {
     /// A seat whose states are in place and whose links are up.
-    pub fn new(order: SeatOrder, config: &RunConfig) -> Self {
-        Self {
+    ///
+    /// `memory_bytes` is what the volunteer lends, for all it holds.
+    pub fn new(order: SeatOrder, config: &RunConfig, memory_bytes: u64) -> Self {
+        let mut work = Self {
             microbatches: config.training.microbatches,
             sequences: config.microbatch_sequences(),
             batch: config.training.batch,
@@ -150,7 +159,7 @@ impl Work {
             begun: None,
             applied: 0,
             step: Step(0),
-            order_in_step: fresh_order(&order, config.training.microbatches),
+            order_in_step: Order::new(0, 0, config.training.microbatches),
             inputs: BTreeMap::new(),
             gradients: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -160,11 +169,47 @@ impl Work {
             sent: 0,
             credit: 0,
             granted: 0,
+            flow: Flow::default(),
+            room: flow::room(config, order.stages, memory_bytes),
             head: Head::default(),
             evaluation: Evaluation::new(config.schedule.eval_microbatches),
             outputs: VecDeque::new(),
             order,
+        };
+        work.order_in_step = work.fresh_order();
+        work
+    }
+
+    /// The beginning of a step: how far this seat runs ahead in it.
+    fn fresh_order(&self) -> Order {
+        let most = self.room - 1;
+        let seats_behind = self.order.seats_behind.min(most);
+        let extra = self.flow.extra(self.order.seats_behind);
+        Order::new(
+            seats_behind,
+            extra.min(most - seats_behind),
+            self.microbatches,
+        )
+    }
+
+    /// What this seat has measured of itself and its links. It counts from the next step on.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.flow.pace = pace;
+        self.refresh_order();
+    }
+
+    /// A step that has not begun begins with what is known now.
+    fn refresh_order(&mut self) {
+        if self.order_in_step.forwards() == 0 {
+            self.order_in_step = self.fresh_order();
         }
+    }
+
+    /// Goes by the rule that knows no links, for comparison.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn be_blind(&mut self) {
+        self.flow.blind = true;
+        self.refresh_order();
     }
 
     /// Line-up and round.
@@ -201,8 +246,7 @@ impl Work {
     /// Grants the previous seat its first microbatches. Once, when the seat is ready.
     pub fn open(&mut self) {
         if !self.is_head() {
-            let window = u64::from(self.in_flight_max()) + u64::from(CREDIT_SLACK);
-            self.grant(window);
+            self.grant(u64::from(self.room.min(CREDIT_MAX)));
         }
     }
 
@@ -215,13 +259,16 @@ impl Work {
             pipeline,
             epoch,
             granted: self.granted,
+            behind: self.flow.told(),
         };
         self.send(Side::Previous, header, Bytes::new());
     }
 
-    /// How many forwards the next seat takes in all, in this epoch.
-    pub fn handle_credit(&mut self, granted: u64) {
+    /// How many forwards the next seat takes in all, in this epoch, and what is behind this one.
+    pub fn handle_credit(&mut self, granted: u64, behind: Behind) {
         self.credit = self.credit.max(granted);
+        self.flow.behind = behind;
+        self.refresh_order();
     }
 
     /// The host says go.
@@ -239,6 +286,13 @@ impl Work {
             }
             Mode::Train | Mode::Evaluate => {}
         }
+    }
+
+    /// Whether microbatches come though the host has not said `begin`.
+    pub fn lacks_begin(&self) -> bool {
+        let is_at_work =
+            self.step.0 > 0 || self.order_in_step.forwards() > 0 || !self.inputs.is_empty();
+        self.begun.is_none() && !self.is_head() && is_at_work
     }
 
     /// Samples for one step, for the head. A lease that comes again has no effect.
@@ -413,7 +467,7 @@ impl Work {
         self.begun = None;
         self.applied = 0;
         self.step = Step(0);
-        self.order_in_step = fresh_order(&self.order, self.microbatches);
+        self.order_in_step = self.fresh_order();
         self.inputs.clear();
         self.gradients.clear();
         self.ends.clear();
@@ -451,9 +505,4 @@ impl Work {
     pub fn poll_output(&mut self) -> Option<WorkOutput> {
         self.outputs.pop_front()
     }
-}
-
-/// The beginning of a step: every seat behind may have one microbatch at work and one on the wire.
-fn fresh_order(order: &SeatOrder, microbatches: u16) -> Order {
-    Order::new(order.seats_behind, order.seats_behind, microbatches)
 }

@@ -4,10 +4,13 @@ use super::network::ProcessId;
 use super::world::{Event, World};
 use crate::peer::Peer;
 use crate::units::{Span, Time};
-use crate::wire::signal::Pause;
+use crate::wire::signal::{Down, Pause};
 
 /// Volunteers that a world may have at most.
 const VOLUNTEERS_MAX: usize = 10;
+
+/// Tells messages of one kind from others.
+pub(super) type OfKind = fn(&Down) -> bool;
 
 impl World {
     /// One fault, and the next one later.
@@ -17,7 +20,7 @@ impl World {
         }
         self.summary.faults += 1;
         let alive = self.alive();
-        match self.dice.below(16) {
+        match self.dice.below(18) {
             0 | 1 => self.kill(),
             2 => self.kill_silently(),
             3 | 4 => self.freeze(),
@@ -40,6 +43,8 @@ impl World {
                 }
             }
             15 => self.power_cut(),
+            16 => self.hang(),
+            17 => self.lose_message(),
             _ => {}
         }
         while self.processes.len() < 2
@@ -49,6 +54,18 @@ impl World {
         }
         let wait = self.dice.millis(1_000, 25_000);
         self.after(wait, Event::Fault);
+    }
+
+    /// Processes that run now.
+    pub(super) fn alive(&self) -> Vec<ProcessId> {
+        self.processes.keys().copied().collect()
+    }
+
+    /// Whether this message to a process is the one that gets lost.
+    pub(super) fn is_lost(&mut self, process: ProcessId, message: &Down) -> bool {
+        self.lost
+            .take_if(|(whose, is_it)| *whose == process && is_it(message))
+            .is_some()
     }
 
     fn anyone(&mut self) -> Option<ProcessId> {
@@ -81,6 +98,27 @@ impl World {
         {
             process.frozen_until = Some(until);
         }
+    }
+
+    /// A device does not answer, while its process and its links live.
+    fn hang(&mut self) {
+        let until = self.now + self.dice.millis(5_000, 90_000);
+        if let Some(id) = self.anyone()
+            && let Some(process) = self.processes.get_mut(&id)
+        {
+            process.hung_until = Some(until);
+        }
+    }
+
+    /// Something that a seat must hear of does not reach it.
+    fn lose_message(&mut self) {
+        let is_of_a_seat: OfKind = |message| {
+            matches!(
+                message,
+                Down::Seat(_) | Down::Begin { .. } | Down::Commit { .. }
+            )
+        };
+        self.lost = self.anyone().map(|id| (id, is_of_a_seat));
     }
 
     fn cut(&mut self) {
@@ -155,9 +193,11 @@ impl World {
     /// Faults are over: links connect, enough volunteers are there.
     pub(super) fn make_peace(&mut self) {
         self.network.heal();
+        self.lost = None;
         let now = self.now;
         for process in self.processes.values_mut() {
             process.peer.resume();
+            process.hung_until = None;
             process.peer.throttle(now, 100);
         }
         while self.processes.len() < 5 {

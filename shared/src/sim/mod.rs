@@ -23,6 +23,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod volunteer;
+#[cfg(test)]
+mod wires;
 mod world;
 
 pub use world::{Failure, Sabotage, Summary, World};

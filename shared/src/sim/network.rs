@@ -17,6 +17,10 @@ pub(super) struct Network {
     cut: BTreeMap<(ProcessId, ProcessId), Time>,
     /// When the last frame on an ordered channel arrives, by direction.
     ordered: BTreeMap<(ProcessId, ProcessId), Time>,
+    /// Delay and bytes a second of every link, each way, where they do not come from the dice.
+    wire: Option<(Span, u64)>,
+    /// When a link has carried what was sent over it, by direction.
+    busy: BTreeMap<(ProcessId, ProcessId), Time>,
     /// Pairs that can never connect.
     apart: BTreeSet<(ProcessId, ProcessId)>,
 }
@@ -29,6 +33,12 @@ impl Network {
     /// Lets nothing through between two until `until`.
     pub(super) fn cut(&mut self, a: ProcessId, b: ProcessId, until: Time) {
         self.cut.insert(pair(a, b), until);
+    }
+
+    #[cfg(test)]
+    /// From now on all links have this delay one way, and carry so many bytes a second each way.
+    pub(super) fn set_wire(&mut self, delay: Span, bytes_per_second: u64) {
+        self.wire = Some((delay, bytes_per_second));
     }
 
     /// These two can never connect.
@@ -63,7 +73,20 @@ impl Network {
         from: ProcessId,
         to: ProcessId,
         channel: Channel,
+        bytes: usize,
     ) -> Time {
+        if let Some((delay, bytes_per_second)) = self.wire {
+            let busy = self.busy.entry((from, to)).or_default();
+            let transfer = Span::from_micros(bytes as u64 * 1_000_000 / bytes_per_second);
+            // What is small and urgent does not wait for tensors.
+            return match channel {
+                Channel::Tensors => {
+                    *busy = (*busy).max(now) + transfer;
+                    *busy + delay
+                }
+                Channel::Control => now + delay,
+            };
+        }
         let at = now + dice.millis(10, 60);
         match channel {
             // Now and then a frame waits for a lost packet to be sent again: past its epoch, perhaps.
@@ -88,7 +111,8 @@ pub(super) fn channel(header: &Header) -> Channel {
         | Header::Apply { .. }
         | Header::StateRequest { .. }
         | Header::Credit { .. }
-        | Header::Keepalive
-        | Header::Bye { .. } => Channel::Control,
+        | Header::Keepalive { .. }
+        | Header::Bye { .. }
+        | Header::Received { .. } => Channel::Control,
     }
 }

@@ -64,16 +64,27 @@ impl World {
                 let states = shelf.iter().map(|(held, blob)| (*held, blob.clone()));
                 process.peer.handle_kept(states.collect());
                 process.compute = Some(FakeCompute::new(self.config.clone()));
-                let block_us = 1_000 * process.pace_ms;
+                let block_us = process.block_us() * process.busy_times;
                 process
                     .peer
                     .handle_prepared(now, Digest::default(), block_us);
+            }
+            // A device that hangs answers later; everything else goes on.
+            Event::Done { .. } | Event::Measured { .. }
+                if process.hung_until.is_some_and(|until| now < until) =>
+            {
+                let until = process.hung_until.unwrap_or(now);
+                self.at(until, event);
             }
             Event::Done { .. } => {
                 if let (Some(job), Some(compute)) = (process.job.take(), &mut process.compute) {
                     let done = compute.run(&job);
                     process.peer.handle_done(now, done);
                 }
+            }
+            Event::Measured { .. } => {
+                let block_us = process.block_us() * process.busy_times;
+                process.peer.handle_measured(now, Some(block_us));
             }
             Event::Tokens { mode, samples, .. } => {
                 let tokens = tokens(&self.config, mode, samples);
@@ -172,9 +183,14 @@ impl World {
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
-        let pace_ms = process.pace_ms;
+        let sequences = u64::from(self.config.microbatch_sequences());
         match output {
             peer::Output::Host(message) => {
+                #[cfg(test)]
+                if let crate::wire::signal::Up::Links { links, .. } = &message {
+                    let told = self.links_told.entry(id).or_default();
+                    *told = (told.0 + 1, links.clone());
+                }
                 if let Some(connection) = process.connection {
                     let wait = self.one_way();
                     let message = Box::new(message);
@@ -193,14 +209,25 @@ impl World {
                 self.after(Span::from_millis(300), Event::Prepared { process: id });
             }
             peer::Output::Compute(job) => {
-                let units = match &job {
-                    Job::Backward { .. } => 2,
-                    Job::Forward { .. } | Job::Apply { .. } => 1,
-                    Job::Seat { .. } | Job::Snapshot { .. } => 4,
+                if let Job::Seat { stages, .. } = &job {
+                    process.seat_stages = stages.count() as u64;
+                }
+                // A block takes twice as long backward as forward.
+                let third_us = process.block_us() * sequences * process.seat_stages / 3;
+                let wait = match &job {
+                    Job::Backward { .. } => Span::from_micros(2 * third_us),
+                    Job::Forward { .. } => Span::from_micros(third_us),
+                    Job::Apply { .. } => Span::from_millis(process.pace_ms),
+                    Job::Seat { .. } | Job::Snapshot { .. } => {
+                        Span::from_millis(4 * process.pace_ms)
+                    }
                 };
                 process.job = Some(job);
-                let wait = Span::from_millis(units * pace_ms);
                 self.after(wait, Event::Done { process: id });
+            }
+            peer::Output::Measure => {
+                let wait = Span::from_micros(process.block_us() * sequences);
+                self.after(wait, Event::Measured { process: id });
             }
             peer::Output::Tokens { mode, samples } => {
                 let wait = self.dice.millis(5, 80);
@@ -313,9 +340,14 @@ impl World {
             return;
         };
         let channel = channel(&frame.header);
-        let at = self
-            .network
-            .arrival(leaves, &mut self.dice, from, receiver, channel);
+        let at = self.network.arrival(
+            leaves,
+            &mut self.dice,
+            from,
+            receiver,
+            channel,
+            frame.payload.len(),
+        );
         // What was sent is what arrives, byte for byte: through the real codec.
         let frame = Box::new(Frame::decode(&frame.encode()).expect("a peer sends valid frames"));
         self.at(

@@ -1,17 +1,35 @@
 //! Worlds without faults, for tests that bring their own.
 
 use super::audit::Auditor;
+use super::network::ProcessId;
 use super::world::{Failure, Sabotage, World};
+use crate::config::run::RunConfig;
 use crate::units::{Span, Time};
 
 impl World {
     /// A world without faults, whose host stores only its first rounds.
     pub(super) fn quiet(seed: u64) -> Self {
-        let mut world = Self::new(seed, Sabotage::default());
+        Self::quiet_with(seed, Sabotage::default(), |_| ())
+    }
+
+    /// ... whose configuration is another one.
+    pub(super) fn quiet_with(
+        seed: u64,
+        sabotage: Sabotage,
+        edit: impl FnOnce(&mut RunConfig),
+    ) -> Self {
+        let mut world = Self::new(seed, sabotage);
+        edit(&mut world.config);
         world.config.schedule.checkpoint = Span::from_secs(3_600);
         world.auditor = Auditor::new(world.config.clone());
         world.faults_until = Time::ZERO;
         world
+    }
+
+    /// Who sits at a seat, the head being the first.
+    pub(super) fn seated(&self, seat: usize) -> Option<ProcessId> {
+        let (_, seats) = self.host.as_ref()?.history().line_up()?;
+        self.numbers.get(&seats.get(seat)?.peer).copied()
     }
 
     /// Runs until `is_done`.

@@ -30,12 +30,18 @@ pub(super) struct Process {
     pub(super) job: Option<Job>,
     pub(super) links: BTreeMap<PeerId, LinkEnd>,
     pub(super) frozen_until: Option<Time>,
+    /// Until when its device does not answer.
+    pub(super) hung_until: Option<Time>,
     /// When its next timer event comes: an older one is out of date.
     pub(super) timer: Option<Time>,
     /// Milliseconds that a unit of work takes.
     pub(super) pace_ms: u64,
     /// What its person keeps when its page is loaded again.
     pub(super) session: u64,
+    /// How many times as long as it should a measurement takes: the machine does something else, too.
+    pub(super) busy_times: u64,
+    /// Stages of the seat that its compute holds.
+    pub(super) seat_stages: u64,
     /// When its disk has done what it was told.
     pub(super) disk_free: Time,
 }
@@ -44,6 +50,11 @@ impl Process {
     /// Whether it stands still now.
     pub(super) fn is_frozen(&self, now: Time) -> bool {
         self.frozen_until.is_some_and(|until| now < until)
+    }
+
+    /// Microseconds of a block and a sequence.
+    pub(super) fn block_us(&self) -> u64 {
+        750 * self.pace_ms
     }
 
     /// A process of `session`, with the session's key.
@@ -71,9 +82,12 @@ impl Process {
             job: None,
             links: BTreeMap::new(),
             frozen_until: None,
+            hung_until: None,
             timer: None,
             pace_ms,
             session,
+            busy_times: 1,
+            seat_stages: 1,
             disk_free: Time::ZERO,
         }
     }

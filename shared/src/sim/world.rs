@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Dice;
 use super::audit::{Auditor, Objection};
+use super::faults::OfKind;
 use super::network::{Network, ProcessId};
 use super::setup;
 use super::volunteer::Process;
@@ -113,6 +114,9 @@ pub(super) enum Event {
     Done {
         process: ProcessId,
     },
+    Measured {
+        process: ProcessId,
+    },
     Tokens {
         process: ProcessId,
         mode: Mode,
@@ -148,6 +152,7 @@ impl Event {
             | Self::Prepared { process }
             | Self::Shelved { process, .. }
             | Self::Done { process }
+            | Self::Measured { process }
             | Self::Tokens { process, .. }
             | Self::Downloaded { process, .. }
             | Self::Link { process, .. }
@@ -194,6 +199,11 @@ pub struct World {
     /// Which process a number belongs to, dead ones included.
     pub(super) numbers: BTreeMap<PeerId, ProcessId>,
     pub(super) network: Network,
+    /// The next message of the host to this process that is of this kind is lost.
+    pub(super) lost: Option<(ProcessId, OfKind)>,
+    /// How often each process told of its links, and what it said last.
+    #[cfg(test)]
+    pub(super) links_told: BTreeMap<ProcessId, (u32, Vec<crate::wire::signal::LinkFigures>)>,
     pub(super) faults_until: Time,
     pub(super) summary: Summary,
 }
@@ -225,6 +235,9 @@ impl World {
             spawned: 0,
             numbers: BTreeMap::new(),
             network: Network::default(),
+            lost: None,
+            #[cfg(test)]
+            links_told: BTreeMap::new(),
             faults_until: Time::ZERO + Span::from_secs(dice.between(120, 300)),
             summary: Summary::default(),
             dice,
@@ -397,6 +410,7 @@ impl World {
             | Event::Prepared { .. }
             | Event::Shelved { .. }
             | Event::Done { .. }
+            | Event::Measured { .. }
             | Event::Tokens { .. }
             | Event::Downloaded { .. }
             | Event::Link { .. }
@@ -499,6 +513,9 @@ impl World {
                         .map_err(|objection| self.failure(objection))?;
                 }
                 if let Some(&process) = self.connections.get(&connection) {
+                    if self.is_lost(process, &message) {
+                        return Ok(());
+                    }
                     let wait = self.one_way();
                     let message = Box::new(message);
                     self.after(
@@ -564,16 +581,6 @@ impl World {
     /// To the host and back messages keep their order, as in a WebSocket.
     pub(super) fn one_way(&self) -> Span {
         Span::from_millis(20)
-    }
-
-    /// Processes that run now.
-    pub(super) fn alive(&self) -> Vec<ProcessId> {
-        self.processes
-            .keys()
-            .copied()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
     }
 }
 

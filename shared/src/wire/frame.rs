@@ -17,7 +17,7 @@ use crate::limits::{
 use crate::units::{Epoch, Microbatch, PeerId, PipelineId, Round, StageId, Step};
 
 /// First byte of every frame and of every hello to the host.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// What a microbatch is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -58,6 +58,25 @@ pub struct StepEnd {
     pub scale: f32,
     /// Samples done before that step: those committed before the round plus this pipeline's in it.
     pub samples_done: u64,
+}
+
+/// An answer to a keepalive, with the next one the other way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Echo {
+    /// The stamp of the keepalive that is answered.
+    pub stamp_us: u64,
+    /// Microseconds from its arrival until this answer left.
+    pub held_us: u64,
+}
+
+/// What a seat must know of those behind it, to run as far ahead as hides their links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Microseconds that a microbatch is on the wire on its way back to the seat that is told, and behind the one that
+    /// tells, both ways: delay and transfer.
+    pub wire_us: u64,
+    /// Microseconds of the slowest seat's microbatch, from the seat that tells on: forward and backward, rests included.
+    pub slowest_us: u64,
 }
 
 /// The first part of a frame: what it is about.
@@ -133,13 +152,27 @@ pub enum Header {
         epoch: Epoch,
         /// Cumulative number of microbatches granted.
         granted: u64,
+        /// What is behind the seat before.
+        behind: Behind,
     },
     /// I am here. Each second on `control`.
-    Keepalive,
+    Keepalive {
+        /// Microseconds of the sender's clock, to be sent back.
+        stamp_us: u64,
+        /// Answer to the other end's newest keepalive that is not answered.
+        echo: Option<Echo>,
+    },
     /// I close this link on purpose.
     Bye {
         /// Why, in words for a log.
         reason: String,
+    },
+    /// The whole of a `forward` or `backward` is here. At once, on `control`: the sender measures the link by it.
+    Received {
+        /// The microbatch.
+        slot: Slot,
+        /// Training or evaluation.
+        mode: Mode,
     },
 }
 
@@ -223,8 +256,9 @@ impl Header {
             | Self::StateRequest { .. }
             | Self::StateChunk { .. }
             | Self::Credit { .. }
-            | Self::Keepalive
-            | Self::Bye { .. } => None,
+            | Self::Keepalive { .. }
+            | Self::Bye { .. }
+            | Self::Received { .. } => None,
         }
     }
 
@@ -239,8 +273,9 @@ impl Header {
             Self::StateRequest { .. } => "state request",
             Self::StateChunk { .. } => "state chunk",
             Self::Credit { .. } => "credit",
-            Self::Keepalive => "keepalive",
+            Self::Keepalive { .. } => "keepalive",
             Self::Bye { .. } => "bye",
+            Self::Received { .. } => "received",
         }
     }
 
@@ -316,7 +351,9 @@ impl Header {
                     "the chunk lies within the blob",
                 ),
             ],
-            Self::Credit { .. } | Self::Keepalive => &[(payload_bytes == 0, "has no payload")],
+            Self::Credit { .. } | Self::Keepalive { .. } | Self::Received { .. } => {
+                &[(payload_bytes == 0, "has no payload")]
+            }
             Self::Bye { reason } => &[
                 (
                     reason.len() <= REASON_BYTES_MAX,

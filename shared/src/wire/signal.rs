@@ -245,6 +245,11 @@ pub enum Up {
         /// Links to other volunteers; at most [`LINKS_MAX`](crate::limits::LINKS_MAX) are read.
         links: Vec<LinkFigures>,
     },
+    /// My neighbours are at a line-up or round that I was not told of, or I was not told to begin: please tell me again.
+    Ask {
+        /// Where I am, if I have a seat.
+        place: Option<Place>,
+    },
     /// A stage made NaN or infinity, from finite input if `own`.
     NonFinite {
         /// My seat.

@@ -11,6 +11,7 @@
 
 use super::{Link, LinkOutput, State};
 use crate::limits::{RESTART_ANSWER_MAX, RESTART_CALM, RESTART_GRACE, RESTART_MAX, RESTARTS_MAX};
+use crate::peer::meter::Meter;
 use crate::transport::{LinkSignal, LinkStep, certificate};
 use crate::units::Time;
 
@@ -200,6 +201,9 @@ impl Link {
         }
         let moved = self.relayed != relayed;
         self.relayed = relayed;
+        if moved {
+            self.meter = Meter::default();
+        }
         if self.trouble.is_some() {
             self.recover(now);
         } else if moved {

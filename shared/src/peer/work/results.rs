@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Phase, Side, Work, WorkOutput, fresh_order};
+use super::{Phase, Side, Work, WorkOutput};
 use crate::compute::{Done, Input, Job, Snapshot, clip_scale};
 use crate::schedule::order::Action;
 use crate::units::{Digest, Round, Step, Time};
@@ -129,7 +129,7 @@ impl Work {
             }
             if self.phase == Phase::Steps {
                 self.step.0 += 1;
-                self.order_in_step = fresh_order(&self.order, self.microbatches);
+                self.order_in_step = self.fresh_order();
             }
         }
     }

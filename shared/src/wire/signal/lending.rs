@@ -41,6 +41,8 @@ pub enum Pause {
     Battery,
     /// It has moved as much data today as its person allows.
     DataCap,
+    /// Its device does not answer, while everything else does: it gives up its seat at once.
+    Hung,
 }
 
 impl Pause {
@@ -51,6 +53,7 @@ impl Pause {
             Self::Asked => "paused: by choice",
             Self::Battery => "paused: on battery",
             Self::DataCap => "paused: the day's data is used up",
+            Self::Hung => "paused: the device does not answer",
         }
     }
 }

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, REASON_BYTES_MAX};
 use crate::units::{Issue, Microbatch, PeerId, PipelineId, Round, StageId, Step};
-use crate::wire::frame::{DecodeError, Frame, Header, Mode, Place, Slot, StepEnd, VERSION};
+use crate::wire::frame::{
+    Behind, DecodeError, Echo, Frame, Header, Mode, Place, Slot, StepEnd, VERSION,
+};
 
 fn place() -> Place {
     Place {
@@ -53,7 +55,7 @@ fn hello_is_version_kind_peer_and_64_bytes_of_signature() {
         header,
         b"",
         expect![
-            "01000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
+            "02000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
         ],
     );
 }
@@ -74,7 +76,7 @@ fn forward_carries_slot_and_how_the_step_before_ended() {
     check(
         header,
         b"tensor",
-        expect!["01010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
+        expect!["02010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
     );
 }
 
@@ -89,12 +91,12 @@ fn backward_carries_loss_and_on_the_last_microbatch_the_norm() {
     check(
         header(Mode::Train, Some(0.25)),
         b"gradient",
-        expect!["01020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
+        expect!["02020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
     );
     check(
         header(Mode::Evaluate, None),
         b"",
-        expect!["01020102ac0211040501000000000000f83f00"],
+        expect!["02020102ac0211040501000000000000f83f00"],
     );
 }
 
@@ -108,7 +110,7 @@ fn apply_names_the_last_step_of_a_round() {
             samples_done: 1_000,
         },
     };
-    check(header, b"", expect!["01030102ac0211130000803fe807"]);
+    check(header, b"", expect!["02030102ac0211130000803fe807"]);
 }
 
 #[test]
@@ -118,7 +120,7 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
         stage: StageId(3),
         offset: 262_144,
     };
-    check(request, b"", expect!["01041103808010"]);
+    check(request, b"", expect!["02041103808010"]);
     let chunk = |offset, total| Header::StateChunk {
         round: Round(17),
         stage: StageId(3),
@@ -128,21 +130,39 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
     check(
         chunk(262_144, 262_149),
         b"state",
-        expect!["010511038080108580107374617465"],
+        expect!["020511038080108580107374617465"],
     );
-    check(chunk(262_144, 0), b"", expect!["0105110380801000"]);
+    check(chunk(262_144, 0), b"", expect!["0205110380801000"]);
 }
 
 #[test]
-fn credit_keepalive_and_bye_are_small() {
+fn credit_keepalive_bye_and_received_are_small() {
     let credit = Header::Credit {
         pipeline: PipelineId(1),
         epoch: place().epoch,
         granted: 12,
+        behind: Behind {
+            wire_us: 300,
+            slowest_us: 7,
+        },
     };
-    check(credit, b"", expect!["01060102ac020c"]);
-    check(Header::Keepalive, b"", expect!["0107"]);
-    check(Header::bye("over"), b"", expect!["0108046f766572"]);
+    check(credit, b"", expect!["02060102ac020cac0207"]);
+    let keepalive = |echo| Header::Keepalive {
+        stamp_us: 300,
+        echo,
+    };
+    check(keepalive(None), b"", expect!["0207ac0200"]);
+    let echo = Echo {
+        stamp_us: 200,
+        held_us: 5,
+    };
+    check(keepalive(Some(echo)), b"", expect!["0207ac0201c80105"]);
+    let received = Header::Received {
+        slot: slot(),
+        mode: Mode::Train,
+    };
+    check(received, b"", expect!["02090102ac0211040500"]);
+    check(Header::bye("over"), b"", expect!["0208046f766572"]);
 }
 
 /// Encodes without looking, as a faulty peer would, and tells what the reader says.
@@ -215,7 +235,20 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
             },
             b"",
         ),
-        refusal(Header::Keepalive, b"x"),
+        refusal(
+            Header::Keepalive {
+                stamp_us: 0,
+                echo: None,
+            },
+            b"x",
+        ),
+        refusal(
+            Header::Received {
+                slot: slot(),
+                mode: Mode::Train,
+            },
+            b"x",
+        ),
     ];
     expect![[r#"
         hello frame: a signature has 64 bytes
@@ -235,7 +268,8 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
         state chunk frame: a blob is no longer than agreed
         bye frame: a reason is no longer than agreed
         no header can be read: Hit the end of buffer, expected more data
-        keepalive frame: has no payload"#]]
+        keepalive frame: has no payload
+        received frame: has no payload"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -370,13 +404,21 @@ fn any_header() -> impl Strategy<Value = Header> {
                 total: offset + after,
             }
         ),
-        any::<u64>().prop_map(|granted| Header::Credit {
+        any::<[u64; 3]>().prop_map(|[granted, wire_us, slowest_us]| Header::Credit {
             pipeline: PipelineId(1),
             epoch: place().epoch,
-            granted
+            granted,
+            behind: Behind {
+                wire_us,
+                slowest_us
+            },
         }),
-        Just(Header::Keepalive),
+        (any::<u64>(), proptest::option::of(any::<[u64; 2]>())).prop_map(|(stamp_us, echo)| {
+            let echo = echo.map(|[stamp_us, held_us]| Echo { stamp_us, held_us });
+            Header::Keepalive { stamp_us, echo }
+        }),
         ".*".prop_map(|reason| Header::bye(&reason)),
+        (any_slot(), any_mode()).prop_map(|(slot, mode)| Header::Received { slot, mode }),
     ]
 }
 

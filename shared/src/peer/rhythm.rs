@@ -1,0 +1,69 @@
+//! How long a seat's microbatches take on this device, measured while it trains.
+//!
+//! Forward and backward are kept apart, the last few of each: their medians together are a microbatch. What compiles
+//! kernels or meets something else on the machine now and then is left out so; a machine that is busy all the time
+//! is not.
+
+use std::collections::VecDeque;
+
+use crate::compute::Job;
+use crate::limits::{HUNG_MIN, HUNG_TIMES};
+use crate::units::Span;
+use crate::wire::frame::Mode;
+
+/// Jobs of one kind that a median is taken over.
+const WINDOW: usize = 32;
+/// Jobs of one kind that say enough.
+const ENOUGH: usize = 8;
+
+/// What a seat's device takes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rhythm {
+    forwards: VecDeque<Span>,
+    backwards: VecDeque<Span>,
+}
+
+impl Rhythm {
+    /// A job took so long.
+    pub(super) fn took(&mut self, job: &Job, span: Span) {
+        let Some(window) = self.window_mut(job) else {
+            return;
+        };
+        if window.len() == WINDOW {
+            window.pop_front();
+        }
+        window.push_back(span);
+    }
+
+    fn window_mut(&mut self, job: &Job) -> Option<&mut VecDeque<Span>> {
+        match job {
+            Job::Forward {
+                mode: Mode::Train, ..
+            } => Some(&mut self.forwards),
+            Job::Backward { .. } => Some(&mut self.backwards),
+            Job::Forward {
+                mode: Mode::Evaluate,
+                ..
+            }
+            | Job::Seat { .. }
+            | Job::Apply { .. }
+            | Job::Snapshot { .. } => None,
+        }
+    }
+
+    /// Forward and backward of a microbatch, without rests; `None` until there were enough.
+    pub(super) fn microbatch(&self) -> Option<Span> {
+        (self.backwards.len() >= ENOUGH).then(|| median(&self.forwards) + median(&self.backwards))
+    }
+
+    /// How long a microbatch's job may take before the device is taken for hung.
+    pub(super) fn hung_after(&self) -> Option<Span> {
+        Some(self.microbatch()?.times(HUNG_TIMES).max(HUNG_MIN))
+    }
+}
+
+fn median(window: &VecDeque<Span>) -> Span {
+    let mut spans: Vec<Span> = window.iter().copied().collect();
+    spans.sort_unstable();
+    spans.get(spans.len() / 2).copied().unwrap_or(Span::ZERO)
+}

@@ -1,0 +1,216 @@
+//! Slow links, slow messages and devices that hang: what the pipe makes of them.
+
+use super::World;
+use super::network::ProcessId;
+use super::world::Sabotage;
+use crate::peer;
+use crate::units::Span;
+use crate::wire::frame::Mode;
+use crate::wire::signal::Down;
+
+/// Milliseconds of a microbatch at each seat: one stage of two sequences.
+const MICROBATCH_MS: u64 = 30;
+/// Microbatches a step: many, so that filling and draining the pipe costs little of it.
+const MICROBATCHES: u16 = 192;
+
+/// Four seats of one stage each that are equally fast, over links of that delay and rate.
+fn pipe(delay: Span, bytes_per_second: u64, blind: bool) -> World {
+    let broken = peer::BrokenRules {
+        blind,
+        ..Default::default()
+    };
+    let sabotage = Sabotage {
+        peer: broken,
+        ..Sabotage::default()
+    };
+    let mut world = World::quiet_with(3, sabotage, |config| {
+        config.training.microbatches = MICROBATCHES;
+        config.training.batch = 2 * u32::from(MICROBATCHES);
+        config.schedule.seats_min = 4;
+        config.schedule.round_steps = 4;
+        config.schedule.eval_rounds = 0;
+    });
+    world.network.set_wire(delay, bytes_per_second);
+    while world.processes.len() < 4 {
+        world.spawn();
+    }
+    world.processes.retain(|id, _| *id < 4);
+    for process in world.processes.values_mut() {
+        process.pace_ms = 20;
+        assert_eq!(process.block_us() * 2, 1_000 * MICROBATCH_MS);
+    }
+    world
+}
+
+/// Microseconds of a step in the steady state, as the host's rows say.
+fn step_us(mut world: World) -> u64 {
+    let rounds = |world: &World| world.summary.rounds;
+    world
+        .run_until(Span::from_secs(3_600), |world| rounds(world) >= 3)
+        .unwrap();
+    let newest = world.host.as_ref().unwrap().history().newest_first().next();
+    let commit = newest.unwrap();
+    commit.elapsed_us / commit.steps.len() as u64
+}
+
+/// 25 ms one way, and 20 ms for the bytes of a microbatch: with four seats a microbatch is on the wire for nine times
+/// as long as a seat computes it.
+fn slow() -> (Span, u64) {
+    let config = pipe(Span::ZERO, u64::MAX, false).config;
+    let bytes = config.forward_payload_bytes() as u64;
+    (Span::from_millis(25), bytes * 1_000 / 20)
+}
+
+#[test]
+fn slow_links_hide_behind_compute() {
+    let computed_us = u64::from(MICROBATCHES) * MICROBATCH_MS * 1_000;
+    let (delay, bytes_per_second) = slow();
+    let percent = |blind| 100 * computed_us / step_us(pipe(delay, bytes_per_second, blind));
+    let (hidden, blind) = (percent(false), percent(true));
+    assert!(
+        hidden >= 90,
+        "{hidden} % of what compute alone would allow; {blind} % without regard to links"
+    );
+    assert!(blind < 75, "the link is not slow enough to tell: {blind} %");
+}
+
+/// A world over quick links that has trained for a while, and the process that sits behind the head.
+fn training(seed: u64) -> (World, ProcessId) {
+    let mut world = World::quiet_with(seed, Sabotage::default(), |config| {
+        config.schedule.seats_min = 2;
+    });
+    world.network.set_wire(Span::from_millis(20), u64::MAX);
+    world
+        .run_until(Span::from_secs(600), |world| world.summary.rounds >= 12)
+        .unwrap();
+    let id = world.seated(1).unwrap();
+    (world, id)
+}
+
+#[test]
+fn a_device_that_hangs_while_its_links_live_costs_its_seat_in_bounded_time() {
+    for seed in 1..=8 {
+        let (mut world, second) = training(seed);
+        let id = match seed % 2 {
+            0 => second,
+            _ => world.seated(0).unwrap(),
+        };
+        if world.processes.len() < 3 {
+            continue; // too few would be left
+        }
+        let peer = world.processes[&id].peer.id().unwrap();
+        let hung = world.processes.get_mut(&id).unwrap();
+        hung.hung_until = Some(world.now + Span::from_secs(3_600));
+        let rounds = world.summary.rounds;
+        // It is noticed after 10 s; a stall would be after 30 s, and cost the next line-up, too.
+        world
+            .run_until(Span::from_secs(20), |world| {
+                let line_up = world.host.as_ref().unwrap().history().line_up();
+                let (_, seats) = line_up.unwrap();
+                world.summary.rounds >= rounds + 2 && seats.iter().all(|seat| seat.peer != peer)
+            })
+            .unwrap();
+    }
+}
+
+/// Loses the next message of a kind to one seat, and expects rounds again long before a stall would be noticed.
+fn check_lost(is_it: fn(&Down) -> bool) {
+    for seed in 1..=8 {
+        let (mut world, id) = training(seed);
+        world.lost = Some((id, is_it));
+        world
+            .run_until(Span::from_secs(10), |world| world.lost.is_none())
+            .unwrap();
+        let rounds = world.summary.rounds;
+        world
+            .run_until(Span::from_secs(20), |world| {
+                world.summary.rounds >= rounds + 3
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_commit_that_is_lost_is_asked_for() {
+    check_lost(|message| matches!(message, Down::Commit { .. }));
+}
+
+#[test]
+fn a_begin_that_is_lost_is_asked_for() {
+    check_lost(|message| {
+        matches!(
+            message,
+            Down::Begin {
+                mode: Mode::Train,
+                ..
+            }
+        )
+    });
+}
+
+#[test]
+fn a_seat_that_is_lost_is_asked_for() {
+    let (mut world, id) = training(2);
+    // Whoever sits there leaves its seat when the head does.
+    world.lost = Some((id, |message| matches!(message, Down::Seat(_))));
+    let head = world.seated(0).unwrap();
+    world.bury(head);
+    world
+        .run_until(Span::from_secs(20), |world| world.lost.is_none())
+        .unwrap();
+    let rounds = world.summary.rounds;
+    world
+        .run_until(Span::from_secs(25), |world| {
+            world.summary.rounds >= rounds + 2
+        })
+        .unwrap();
+}
+
+#[test]
+fn links_are_told_as_they_are_and_seldom() {
+    let (delay, bytes_per_second) = slow();
+    let mut world = pipe(delay, bytes_per_second, false);
+    world
+        .run_until(Span::from_secs(3_600), |world| world.summary.rounds >= 4)
+        .unwrap();
+    assert_eq!(world.summary.line_ups, 1, "nothing flaps");
+    assert_eq!(world.links_told.len(), 4);
+    let mut rates = 0;
+    for (times, links) in world.links_told.values() {
+        assert!(*times <= 3, "told {times} times");
+        for link in links {
+            assert_eq!(link.delay_us, delay.as_micros());
+            // A link that only copies went over has no rate.
+            let Some(found) = link.bytes_per_second else {
+                continue;
+            };
+            rates += 1;
+            let off = found.abs_diff(bytes_per_second) * 100 / bytes_per_second;
+            assert!(off <= 15, "{found} instead of {bytes_per_second}");
+        }
+    }
+    assert_eq!(rates, 6, "three borders, both ways");
+}
+
+#[test]
+fn whoever_was_measured_while_its_machine_was_busy_gets_a_seat_once_it_is_not() {
+    let mut world = World::quiet_with(1, Sabotage::default(), |config| {
+        config.schedule.seats_min = 1;
+    });
+    world.network.set_wire(Span::from_millis(1), u64::MAX);
+    world.processes.retain(|id, _| *id < 2);
+    for (id, process) in &mut world.processes {
+        process.pace_ms = 20;
+        process.busy_times = if *id == 1 { 20 } else { 1 };
+    }
+    world
+        .run_until(Span::from_secs(60), |world| world.summary.rounds >= 4)
+        .unwrap();
+    assert_eq!(world.seated(1), None, "so slow it is of no use");
+    for process in world.processes.values_mut() {
+        process.busy_times = 1;
+    }
+    world
+        .run_until(Span::from_secs(60), |world| world.seated(1).is_some())
+        .unwrap();
+}
