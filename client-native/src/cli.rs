@@ -23,7 +23,7 @@ use crate::host::HostLink;
     propagate_version = true
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 2 wrong usage, 10 another version, 11 refused by the host, \
+    after_help = "Exit codes: 0 done, 1 something on this machine, 2 wrong usage, 10 another version, 11 refused by the host, \
     12 no usable device, 13 network, 14 the run is over, 130 stopped by a second Ctrl-C."
 )]
 pub struct Cli {
@@ -116,6 +116,13 @@ pub struct DoctorArgs {
     /// Which device computes.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Memory to lend, as for join
+    #[arg(long, env = "SHOAL_MEMORY", value_name = "SIZE")]
+    pub memory: Option<Memory>,
+    /// Connect through relays only, as for join
+    #[arg(long, env = "SHOAL_RELAY_ONLY", value_parser = BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub relay_only: Option<bool>,
     /// Who we are.
     #[command(flatten)]
     pub identity: IdentityArgs,

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use shared::wire::signal::RefuseCode;
+
 /// The exit codes of `shoal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -48,6 +50,22 @@ impl Failure {
         }
     }
 
+    /// The host's refusal.
+    pub fn refused(code: RefuseCode, text: impl fmt::Display, remedy: impl Into<String>) -> Self {
+        let code = match code {
+            RefuseCode::Version => Code::Version,
+            RefuseCode::Over => Code::Over,
+            RefuseCode::SeedHash
+            | RefuseCode::Proof
+            | RefuseCode::Session
+            | RefuseCode::Full
+            | RefuseCode::Invite
+            | RefuseCode::Removed
+            | RefuseCode::Malformed => Code::Refused,
+        };
+        Self::new(code, text, remedy)
+    }
+
     /// The code for the operating system.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code as u8)
@@ -70,6 +88,13 @@ impl From<crate::host::HostError> for Failure {
     fn from(error: crate::host::HostError) -> Self {
         use crate::host::HostError as E;
         let remedy = match &error {
+            E::Unreachable { reason, .. } if reason.contains("certificate") => {
+                "Check this machine's clock, and open the host's page in a browser: if that complains, too, its \
+                 certificate must be replaced."
+            }
+            E::Unreachable { reason, .. } if reason.contains("corrupt message") => {
+                "Something answers there without encryption: try the link with http:// instead of https://."
+            }
             E::Unreachable { .. } => {
                 "Check the link, and that the host is up: its page should open in a browser."
             }

@@ -2,7 +2,7 @@
 //!
 //! [`rtc`] moves messages between volunteers, [`host`] talks to the host, [`identity`] is who we
 //! are. [`cli`] and [`settings`] say what a person wants, [`commands`] do it, [`report`] tells what
-//! happens and [`failure`] why it ended. [`volunteer`] is what takes part in a run.
+//! happens and [`failure`] why it ended. [`memory`] settles what is lent, [`volunteer`] is what takes part in a run.
 
 pub mod cli;
 pub mod commands;
@@ -11,6 +11,7 @@ pub mod host;
 pub mod identity;
 pub mod llama;
 pub mod log;
+pub mod memory;
 pub mod pace;
 pub mod report;
 pub mod rtc;

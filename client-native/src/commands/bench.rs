@@ -18,8 +18,15 @@ pub(super) async fn bench(args: BenchArgs, file: &FileSettings, json: bool) -> R
         .or_else(|| file.gpu.clone().map(Text::into_string));
     let devices = match asked {
         Some(name) => vec![open(&name).await?],
-        None => std::iter::once(device::cpu())
-            .chain(device::adapters())
+        None => std::iter::once(Ok(device::cpu()))
+            .chain(device::adapters().iter().map(device::Adapter::open))
+            .filter_map(|opened| match opened {
+                Ok(opened) => Some(opened),
+                Err(error) => {
+                    print_line(&failed("an adapter", &error.to_string(), json));
+                    None
+                }
+            })
             .collect(),
     };
     let text = format!("[run]\npreset = \"{}\"\n", args.preset.name);
@@ -27,7 +34,9 @@ pub(super) async fn bench(args: BenchArgs, file: &FileSettings, json: bool) -> R
     let mut any = false;
     for opened in devices {
         let config = config.clone();
-        let Opened { device, name, kind } = opened;
+        let Opened {
+            device, name, kind, ..
+        } = opened;
         let measured = tokio::task::spawn_blocking(move || {
             let mut engine = Engine::new(config.clone(), device);
             measure_block(&mut engine, &config).map(|micros| (micros, config))

@@ -106,8 +106,8 @@ fn introduction(message: Down) -> Result<Option<RunConfig>, Failure> {
             "Use the build that the host's page names.",
         ));
     }
-    if let Down::Refuse { text, remedy, .. } = message {
-        return Err(Failure::new(Code::Refused, text, remedy));
+    if let Down::Refuse { code, text, remedy } = message {
+        return Err(Failure::refused(code, text, remedy));
     }
     tracing::debug!(?message, "not an introduction");
     Ok(None)

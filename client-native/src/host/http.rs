@@ -5,17 +5,17 @@
 //!
 //! Invariant: no more bytes are kept than the caller asked for.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::RANGE;
+use reqwest::header::{DATE, RANGE};
 use reqwest::{Body, Client, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use shared::limits::STATE_BYTES_MAX;
 use shared::units::Digest;
 use std::sync::Arc;
 
-use super::{HostError, HostLink, chain, prepare_tls};
+use super::{HostError, HostLink, cause, prepare_tls};
 use crate::pace::Pacer;
 
 /// How long opening a connection may take.
@@ -68,6 +68,34 @@ impl HostFiles {
             url: self.link.to_string(),
             reason: error.to_string(),
         })
+    }
+
+    /// A JSON document, asked for once, and how far this machine's clock is ahead of the host's, in seconds; `None`
+    /// where the host does not say the time. Right to about a second: an answer's date has no parts of it.
+    ///
+    /// # Errors
+    /// As [`Self::json`], also when the first try fails.
+    pub async fn look<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<(T, Option<f64>), HostError> {
+        let url = self.link.at(path)?;
+        let asked = SystemTime::now();
+        let request = self.client.get(url.clone()).send();
+        let response = request.await.map_err(|error| unreachable(&url, error))?;
+        let answered = SystemTime::now();
+        let response = accept(response, false).await?;
+        let date = response.headers().get(DATE);
+        let date = date.and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let ahead = date.map(|date| ahead_seconds(asked, answered, date));
+        let mut got = BytesMut::new();
+        receive(response, &url, JSON_BYTES_MAX, &mut got).await?;
+        let read = serde_json::from_slice(&got);
+        let document = read.map_err(|error| HostError::Format {
+            url: self.link.to_string(),
+            reason: error.to_string(),
+        })?;
+        Ok((document, ahead))
     }
 
     /// A whole file of at most `bytes_max`.
@@ -199,7 +227,7 @@ impl HostFiles {
             .send()
             .await
             .map_err(|error| unreachable(url, error))?;
-        let mut response = accept(response, partial).await?;
+        let response = accept(response, partial).await?;
         if partial && response.status() != StatusCode::PARTIAL_CONTENT {
             // The host sends all of it again.
             got.clear();
@@ -210,23 +238,42 @@ impl HostFiles {
                 });
             }
         }
-        while let Some(piece) = response
-            .chunk()
-            .await
-            .map_err(|error| unreachable(url, error))?
-        {
-            let len = (got.len() + piece.len()) as u64;
-            if len > wanted {
-                return Err(HostError::Length {
-                    url: url.to_string(),
-                    got: len,
-                    wanted,
-                });
-            }
-            got.extend_from_slice(&piece);
-        }
-        Ok(())
+        receive(response, url, wanted, got).await
     }
+}
+
+/// Adds an answer's body to what is there; together at most `wanted` bytes.
+async fn receive(
+    mut response: Response,
+    url: &Url,
+    wanted: u64,
+    got: &mut BytesMut,
+) -> Result<(), HostError> {
+    while let Some(piece) = response
+        .chunk()
+        .await
+        .map_err(|error| unreachable(url, error))?
+    {
+        let len = (got.len() + piece.len()) as u64;
+        if len > wanted {
+            return Err(HostError::Length {
+                url: url.to_string(),
+                got: len,
+                wanted,
+            });
+        }
+        got.extend_from_slice(&piece);
+    }
+    Ok(())
+}
+
+/// How far our clock is ahead of one that showed `date`, cut to whole seconds, at some time between our two.
+fn ahead_seconds(asked: SystemTime, answered: SystemTime, date: SystemTime) -> f64 {
+    let unix = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => after.as_secs_f64(),
+        Err(before) => -before.duration().as_secs_f64(),
+    };
+    f64::midpoint(unix(asked), unix(answered)) - (unix(date) + 0.5)
 }
 
 /// The answer if it is a good one, else what the host said instead.
@@ -269,7 +316,7 @@ async fn accept(response: Response, partial: bool) -> Result<Response, HostError
 fn unreachable(url: &Url, error: reqwest::Error) -> HostError {
     HostError::Unreachable {
         url: url.to_string(),
-        reason: chain(&error.without_url()),
+        reason: cause(&error.without_url()),
     }
 }
 

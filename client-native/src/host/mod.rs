@@ -99,6 +99,11 @@ impl HostLink {
         url
     }
 
+    /// Whether what is said to the host and by it can be read and changed on the way.
+    pub fn is_encrypted(&self) -> bool {
+        self.base.scheme() == "https"
+    }
+
     /// Whether the host runs on this machine, so that peers may do so too.
     pub fn is_loopback(&self) -> bool {
         let host = self.base.host_str().unwrap_or_default();
@@ -180,6 +185,15 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// What is behind an error: the last of its causes, which says what a person can act on.
+pub(crate) fn cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(inner) = last.source() {
+        last = inner;
+    }
+    last.to_string()
 }
 
 #[cfg(test)]

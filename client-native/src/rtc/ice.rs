@@ -17,9 +17,9 @@ use tokio::net::{UdpSocket, lookup_host};
 use tokio::time::timeout;
 use webrtc::peer_connection::RTCIceServer;
 
-/// How long a server may take to answer, an allocation's two questions included.
-const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// How long its name may take to be looked up.
+/// How long a server may take to answer, the lookup of its name and an allocation's two questions included.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long its name may take to be looked up, before that is what is wrong.
 pub(super) const LOOKUP_MAX: Duration = Duration::from_secs(1);
 /// A STUN message is never longer.
 const DATAGRAM_BYTES_MAX: usize = 2_048;
@@ -121,12 +121,14 @@ async fn try_server(server: &IceServer) -> Result<Answer, IceError> {
     if url.is_secure() || url.proto.to_string() != "udp" {
         return Err(IceError::Transport);
     }
-    let to = look_up(url).await?;
-    let socket = connected(to).await.map_err(system)?;
-    match timeout(ANSWER_MAX, ask(&socket, url, to)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(IceError::Silent),
-    }
+    let answer = async {
+        let to = look_up(url).await?;
+        let socket = connected(to).await.map_err(system)?;
+        ask(&socket, url, to).await
+    };
+    timeout(ANSWER_MAX, answer)
+        .await
+        .unwrap_or(Err(IceError::Silent))
 }
 
 async fn look_up(url: &Url) -> Result<SocketAddr, IceError> {
@@ -306,7 +308,7 @@ mod tests {
             "the run has no TURN server",
             "turn:a: it refuses the run's credentials (error 401): the host's --turn-secret is not that server's: no \
              link can be opened with --relay-only; tell the host",
-            "turn:a: no answer within 3 s: it is down, or a firewall keeps UDP from it: only direct links can be \
+            "turn:a: no answer within 2 s: it is down, or a firewall keeps UDP from it: only direct links can be \
              opened; tell the host",
             "other relays work",
         ]) {

@@ -13,17 +13,18 @@ use std::time::{Duration, Instant};
 
 use shared::driver::sent::Sent;
 use shared::driver::{self, World};
-use shared::model::device::{DeviceKind, Opened};
+use shared::model::device::Opened;
 use shared::peer::{Event, Exit, Identity as PeerIdentity, Peer};
 use shared::transport::TransportStopped;
 use shared::units::Time;
-use shared::wire::signal::{Capabilities, RefuseCode, VolunteerKind};
+use shared::wire::signal::{Capabilities, VolunteerKind};
 use tokio::sync::mpsc;
 
 use crate::failure::{Code, Failure};
 use crate::host::http::HostFiles;
 use crate::host::socket::HostSocket;
 use crate::identity::Identity;
+use crate::memory;
 use crate::pace::Pacer;
 use crate::report::{Carried, Note, Reporter};
 use crate::rtc::traffic::Traffic;
@@ -41,8 +42,6 @@ const TROUBLES_MAX: usize = 4;
 const TICK: Duration = Duration::from_millis(250);
 /// How long connections may take to say goodbye at the end.
 const GOODBYE_MAX: Duration = Duration::from_millis(600);
-/// Memory that is lent where a device does not say what it has.
-const GPU_MEMORY_BYTES: u64 = 2_000_000_000;
 
 /// Where notes go. Never waits; a terminal that does not keep up loses some.
 #[derive(Clone)]
@@ -142,7 +141,8 @@ async fn take_part(
     counters: &Counters,
 ) -> Result<&'static str, Failure> {
     let identity = Identity::open(&settings.identity_path)?;
-    let capabilities = capabilities(&settings, &opened);
+    let lent = memory::settle(&opened, settings.memory).await?;
+    let capabilities = capabilities(&settings, &opened, lent.bytes);
     let shelf = if identity.exclusive {
         FolderShelf::beside(&settings.identity_path, capabilities.memory_bytes)
     } else {
@@ -161,6 +161,9 @@ async fn take_part(
         memory_bytes: capabilities.memory_bytes,
         throttle_percent: settings.throttle.0,
     });
+    if let Some(text) = lent.trouble {
+        notes.tell(Note::Trouble { text });
+    }
     let peer = Peer::new(PeerIdentity {
         key: identity.signing_key(),
         session: identity.session,
@@ -218,10 +221,7 @@ async fn take_part(
 }
 
 /// What this machine offers.
-fn capabilities(settings: &Settings, opened: &Opened) -> Capabilities {
-    let memory_bytes = settings
-        .memory
-        .map_or_else(|| careful_memory(opened.kind), |memory| memory.0);
+fn capabilities(settings: &Settings, opened: &Opened, memory_bytes: u64) -> Capabilities {
     Capabilities {
         kind: VolunteerKind::Native,
         device: opened.name.clone(),
@@ -232,26 +232,6 @@ fn capabilities(settings: &Settings, opened: &Opened) -> Capabilities {
         relay_only: settings.relay_only,
         hidden: false,
     }
-}
-
-/// Memory to lend when nobody said how much: half of what is free, or little where that is unknown.
-pub fn careful_memory(kind: DeviceKind) -> u64 {
-    match kind {
-        DeviceKind::Gpu => GPU_MEMORY_BYTES,
-        DeviceKind::Cpu | DeviceKind::SoftwareGpu => {
-            available_memory().map_or(GPU_MEMORY_BYTES, |bytes| bytes / 2)
-        }
-    }
-}
-
-/// Bytes of memory that programs could still take, where the system tells (Linux).
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1_024)
 }
 
 fn stopped_at_once() -> Failure {
@@ -268,20 +248,7 @@ fn outcome(exit: Result<Exit, TransportStopped>) -> Result<&'static str, Failure
             "the run is over; its model can be had with `shoal export`",
             "",
         )),
-        Ok(Exit::Refused { code, text, remedy }) => {
-            let exit = match code {
-                RefuseCode::Version => Code::Version,
-                RefuseCode::Over => Code::Over,
-                RefuseCode::SeedHash
-                | RefuseCode::Proof
-                | RefuseCode::Session
-                | RefuseCode::Full
-                | RefuseCode::Invite
-                | RefuseCode::Removed
-                | RefuseCode::Malformed => Code::Refused,
-            };
-            Err(Failure::new(exit, text, remedy))
-        }
+        Ok(Exit::Refused { code, text, remedy }) => Err(Failure::refused(code, text, remedy)),
         Ok(Exit::Device { reason }) => Err(Failure::new(
             Code::NoDevice,
             format!("the device failed: {reason}"),

@@ -3,6 +3,7 @@
 use shared::compute::{Compute, Done, Job, StageState};
 use shared::driver::Workshop;
 use shared::units::{Round, StageRange};
+use shared::wire::signal::RefuseCode;
 
 use super::compute::NativeWorkshop;
 use super::*;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use burn::tensor::Device;
 use checks::Tolerances;
-use shared::model::device::{DeviceKind, adapters, cpu};
+use shared::model::device::{Adapter, DeviceKind, adapters, cpu};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -72,14 +72,11 @@ fn device(name: &str) -> Option<(Device, String, Tolerances)> {
         let cpu = cpu();
         return Some((cpu.device, cpu.name, Tolerances::FLEX));
     }
-    let mut adapters = adapters();
-    adapters.sort_by_key(|adapter| adapter.kind != DeviceKind::Gpu);
-    let adapter = adapters.into_iter().next()?;
-    Some((
-        adapter.device,
-        format!("wgpu {}", adapter.name),
-        Tolerances::WGPU,
-    ))
+    let by_kind = |adapter: &&Adapter| adapter.kind != DeviceKind::Gpu;
+    let adapter = adapters().iter().min_by_key(by_kind)?;
+    let opened = adapter.open().ok()?;
+    let label = format!("wgpu {}", opened.name);
+    Some((opened.device, label, Tolerances::WGPU))
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are this program's output")]

@@ -4,9 +4,18 @@
 //! than flex on the same CPU, so it is used only when somebody asks for it by name: tests do,
 //! to run the GPU's path where there is no GPU.
 //!
-//! Begin with [`open`]. Natively [`adapters`] lists what there is; a browser shows a page only the
-//! adapter that it picked itself.
+//! Begin with [`open`]. Natively [`adapters`] lists what there is, and [`Opened::try_memory`] finds out how much
+//! memory a GPU gives; a browser shows a page only the adapter that it picked itself.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod adapters;
+#[cfg(not(target_arch = "wasm32"))]
+mod trial;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use self::adapters::{Adapter, adapters, will_look};
+#[cfg(not(target_arch = "wasm32"))]
+pub use self::trial::Trial;
 use burn::tensor::Device;
 
 /// What a person asked for.
@@ -30,6 +39,9 @@ pub struct Opened {
     pub name: String,
     /// What kind of processor it is.
     pub kind: DeviceKind,
+    /// Its handles, where it is a GPU that says when it has no memory left.
+    #[cfg(not(target_arch = "wasm32"))]
+    gpu: Option<trial::Handles>,
 }
 
 /// What kind of processor a device is.
@@ -54,6 +66,14 @@ pub enum DeviceError {
         asked: String,
         /// What there is, with numbers.
         known: String,
+    },
+    /// The adapter is there and gives no device.
+    #[error("{name} cannot be opened: {reason}")]
+    Closed {
+        /// The adapter.
+        name: String,
+        /// What its driver said.
+        reason: String,
     },
     /// The browser gave no WebGPU device.
     #[error("this browser gave no WebGPU device: {reason}")]
@@ -83,75 +103,9 @@ pub fn cpu() -> Opened {
         device: Device::flex(),
         name: "CPU (flex)".to_owned(),
         kind: DeviceKind::Cpu,
+        #[cfg(not(target_arch = "wasm32"))]
+        gpu: None,
     }
-}
-
-/// Every adapter that wgpu finds, hardware or not, in the order of their numbers.
-///
-/// Opens each of them to learn its name: call it once.
-#[cfg(not(target_arch = "wasm32"))]
-#[must_use]
-pub fn adapters() -> Vec<Opened> {
-    use burn::tensor::DeviceType;
-    let devices = Device::enumerate(DeviceType::Wgpu).into_vec().into_iter();
-    let opened = devices.filter_map(|device| {
-        let identity = device.identity()?;
-        // A card sits on a bus; a rasteriser on the CPU sits nowhere.
-        let hardware = identity.physical.is_some() && !is_software(&identity.name);
-        let kind = if hardware {
-            DeviceKind::Gpu
-        } else {
-            DeviceKind::SoftwareGpu
-        };
-        Some(Opened {
-            device,
-            name: identity.name,
-            kind,
-        })
-    });
-    opened.collect()
-}
-
-/// Where Linux shows its devices.
-#[cfg(not(target_arch = "wasm32"))]
-const DEVICES: &str = "/dev";
-
-/// Beginnings of the names that Linux gives to what a GPU's driver opens; `dri` is a folder of them.
-#[cfg(not(target_arch = "wasm32"))]
-const GPU_FILES: [&str; 6] = ["dri", "nvidia", "dxg", "kfd", "kgsl", "mali"];
-
-/// Whether this system may have a GPU at all.
-///
-/// Looking for adapters loads every graphics library there is, which takes time and lets some of them complain on
-/// standard error about displays that a server does not have. On Linux a GPU that can be opened has a file.
-#[cfg(not(target_arch = "wasm32"))]
-fn may_have_gpu(devices: &std::path::Path) -> bool {
-    if !cfg!(target_os = "linux") {
-        return true;
-    }
-    let Ok(files) = std::fs::read_dir(devices) else {
-        return true;
-    };
-    files.flatten().any(|file| {
-        let name = file.file_name();
-        let name = name.to_string_lossy();
-        GPU_FILES.iter().any(|known| name.starts_with(known))
-    })
-}
-
-/// Whether an adapter of this name is known to compute on the CPU.
-#[cfg(not(target_arch = "wasm32"))]
-fn is_software(name: &str) -> bool {
-    let name = name.to_lowercase();
-    [
-        "llvmpipe",
-        "swiftshader",
-        "lavapipe",
-        "softpipe",
-        "basic render",
-    ]
-    .iter()
-    .any(|software| name.contains(software))
 }
 
 /// Opens what was asked for.
@@ -165,31 +119,13 @@ fn is_software(name: &str) -> bool {
 )]
 pub async fn open(choice: &DeviceChoice) -> Result<Opened, DeviceError> {
     match choice {
-        DeviceChoice::Cpu => Ok(cpu()),
-        DeviceChoice::Auto if !may_have_gpu(std::path::Path::new(DEVICES)) => Ok(cpu()),
-        DeviceChoice::Auto => {
-            let hardware = adapters()
-                .into_iter()
-                .find(|found| found.kind == DeviceKind::Gpu);
-            Ok(hardware.unwrap_or_else(cpu))
+        DeviceChoice::Auto if will_look(choice) => {
+            let mut found = adapters().iter();
+            let hardware = found.find(|one| one.kind == DeviceKind::Gpu);
+            hardware.map_or_else(|| Ok(cpu()), Adapter::open)
         }
-        DeviceChoice::Named(asked) => {
-            let found = adapters();
-            let number = asked.parse::<usize>().ok();
-            let matches = |(index, opened): &(usize, &Opened)| match number {
-                Some(number) => *index == number,
-                None => opened.name.to_lowercase().contains(&asked.to_lowercase()),
-            };
-            let chosen = found
-                .iter()
-                .enumerate()
-                .find(matches)
-                .map(|(_, opened)| opened.clone());
-            chosen.ok_or_else(|| DeviceError::Unknown {
-                asked: asked.clone(),
-                known: list(&found),
-            })
-        }
+        DeviceChoice::Cpu | DeviceChoice::Auto => Ok(cpu()),
+        DeviceChoice::Named(asked) => adapters::named(asked)?.open(),
     }
 }
 
@@ -219,18 +155,6 @@ pub async fn open(choice: &DeviceChoice) -> Result<Opened, DeviceError> {
     }
 }
 
-/// Numbers and names, for a message.
-#[cfg(not(target_arch = "wasm32"))]
-fn list(found: &[Opened]) -> String {
-    let gpus = found
-        .iter()
-        .enumerate()
-        .map(|(index, opened)| format!("{index} {}", opened.name));
-    gpus.chain(["cpu".to_owned()])
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,21 +169,6 @@ mod tests {
         assert_ne!(
             open_now("auto").expect("there is always a CPU").kind,
             DeviceKind::SoftwareGpu
-        );
-    }
-
-    #[test]
-    fn adapters_are_looked_for_only_where_a_gpu_has_a_file() {
-        let folder = std::env::temp_dir().join(format!("shoal-devices-{}", std::process::id()));
-        std::fs::create_dir_all(folder.join("pts")).expect("a folder");
-        let without = may_have_gpu(&folder);
-        std::fs::create_dir(folder.join("dri")).expect("a folder");
-        let with = may_have_gpu(&folder);
-        std::fs::remove_dir_all(&folder).expect("it was made above");
-        assert_eq!((without, with), (!cfg!(target_os = "linux"), true));
-        assert!(
-            may_have_gpu(&folder),
-            "a folder that cannot be read tells nothing"
         );
     }
 

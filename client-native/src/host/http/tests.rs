@@ -5,6 +5,15 @@ use tokio::net::TcpListener;
 
 use super::*;
 
+#[test]
+fn clocks_are_compared_by_the_middle_of_what_is_known() {
+    let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+    let ahead = |asked, answered, date| ahead_seconds(at(asked), at(answered), at(date));
+    assert!((ahead(10_200, 10_800, 10_000)).abs() < 1e-9);
+    assert!((ahead(110_400, 110_600, 10_000) - 100.0).abs() < 1e-9);
+    assert!((ahead(10_400, 10_600, 70_000) + 60.0).abs() < 1e-9);
+}
+
 /// A host that serves `content` under any path, breaks each answer off after `cut` bytes, and
 /// returns the ranges it was asked for and the bodies it was sent.
 struct Host {
