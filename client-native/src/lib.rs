@@ -13,6 +13,7 @@ pub mod llama;
 pub mod log;
 pub mod memory;
 pub mod pace;
+pub mod quiet;
 pub mod report;
 pub mod rtc;
 pub mod settings;

@@ -7,6 +7,7 @@ use client_native::cli::{Cli, Command, LogFormat};
 use client_native::commands;
 use client_native::failure::{Code, Failure};
 use client_native::log;
+use client_native::quiet;
 use client_native::report::Reporter;
 use client_native::settings::FileSettings;
 
@@ -41,6 +42,9 @@ fn begin(cli: Cli) -> Result<ExitCode, (Failure, LogFormat)> {
     #[cfg(feature = "faults")]
     arm_faults().map_err(|failure| (failure, typed))?;
     let file = FileSettings::load(cli.config.as_deref()).map_err(|failure| (failure, typed))?;
+    if commands::looks_for_adapters(&cli, &file) {
+        quiet::leave_out_display_layer();
+    }
     let format = commands::log_format(&cli, &file);
     let with_format = |failure| (failure, format);
     // Only a volunteer has a status line; the results of other commands stand alone.

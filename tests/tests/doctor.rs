@@ -318,3 +318,21 @@ fn limited(folder: &Path, kilobytes: u32, memory: &str) -> String {
     assert_eq!(ended.code(), Some(12), "{said}");
     said
 }
+
+#[test]
+fn looking_for_adapters_without_a_desktop_writes_nothing_but_findings() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = Command::new(paths::program("shoal").expect("it is built"))
+        .args(["doctor", "--gpu", "cpu", "--identity-path"])
+        .arg(folder.path().join("key"))
+        .env_remove("XDG_RUNTIME_DIR")
+        .env_remove("NODEVICE_SELECT")
+        .output()
+        .expect("it runs");
+    let findings = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        findings.contains("llvmpipe"),
+        "no adapter was looked for: {findings}"
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

@@ -22,7 +22,7 @@ use crate::failure::{Code, Failure};
 use crate::host::HostLink;
 use crate::host::socket::{HostSocket, SocketEvent};
 use crate::report::Reporter;
-use crate::settings::{FileSettings, Settings};
+use crate::settings::{self, FileSettings, Settings};
 use crate::volunteer;
 
 /// How long a host may take to introduce its run.
@@ -47,6 +47,20 @@ pub async fn run(cli: Cli, file: FileSettings, reporter: Reporter) -> Result<Exi
         Command::Generate(args) => generate::generate(args, &file).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether what was typed looks for the adapters of this machine, which loads its graphics drivers.
+pub fn looks_for_adapters(cli: &Cli, file: &FileSettings) -> bool {
+    let asked = match &cli.command {
+        Command::Doctor(_) => return true,
+        Command::Bench(args) if args.device.gpu.is_none() && file.gpu.is_none() => return true,
+        Command::Join(args) => &args.device,
+        Command::Bench(args) => &args.device,
+        Command::Generate(args) => &args.device,
+        Command::Status(_) | Command::Export(_) => return false,
+    };
+    let Ok(choice) = settings::gpu(asked.gpu.clone(), file).parse::<DeviceChoice>();
+    device::will_look(&choice)
 }
 
 /// How to report: as typed, else from the file, else as text.
