@@ -43,6 +43,8 @@ pub struct Small {
     pub round_steps: u32,
     /// Samples after which the run is over.
     pub samples: u64,
+    /// How long a volunteer that may return is waited for, in seconds.
+    pub rewind_wait_seconds: u32,
 }
 
 impl Default for Small {
@@ -52,6 +54,7 @@ impl Default for Small {
             checkpoint_minutes: 5.0,
             round_steps: 10,
             samples: 40_000,
+            rewind_wait_seconds: 3,
         }
     }
 }
@@ -91,9 +94,13 @@ round_steps = {}
 seats_min = {}
 eval_rounds = 0
 checkpoint_minutes = {}
-rewind_wait_seconds = 3
+rewind_wait_seconds = {}
 "#,
-            self.samples, self.round_steps, self.seats_min, self.checkpoint_minutes,
+            self.samples,
+            self.round_steps,
+            self.seats_min,
+            self.checkpoint_minutes,
+            self.rewind_wait_seconds,
         )
     }
 }

@@ -1,7 +1,7 @@
 //! What the end-to-end tests and `cargo xtask` share: finding programs, starting and watching them.
 //!
 //! Begin with [`community`] for a small run and its volunteers, with [`judge`] for what must hold after a fault, with [`browser`] for a page in headless
-//! Chromium. Nothing here knows how Shoal works inside: it sees processes, their output, and HTTP.
+//! Chromium, with [`tab`] for one that lends. Nothing here knows how Shoal works inside: it sees processes, their output, and HTTP.
 
 pub mod browser;
 pub mod community;
@@ -13,4 +13,5 @@ pub mod process;
 pub mod run;
 pub mod site;
 pub mod source;
+pub mod tab;
 pub mod turn;

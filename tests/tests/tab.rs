@@ -1,99 +1,219 @@
-//! Tabs of real headless Chromium as volunteers, by the page that the host serves, on the processor's path.
+//! Tabs of real headless Chromium as volunteers, in every place that a tab can have beside others.
 //!
 //! A person opens the page, looks at what it would cost, and lends; then the run is held against one of headless
-//! volunteers. Needs the built web client (`cargo xtask web`).
+//! volunteers. Who sits where follows from the memory that they lend. On the processor's path, and with
+//! `cargo xtask e2e --all` on WebGPU's, too. Needs the built web client (`cargo xtask web`).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use serde_json::Value;
+use shared::schedule::placement::StageCosts;
+use shared::units::StageRange;
+use tests::community::{Community, ROUND_WAIT_MAX, Small};
+use tests::judge;
+use tests::tab::{Device, LOAD_MAX, Lend, Tab, devices, gather, turn};
 
-use tests::browser::{Browser, Options, Page};
-use tests::community::{Community, Small};
-use tests::{judge, paths};
-
-/// For a module to load and compile, with other tests beside it on a slow machine.
-const LOAD_MAX: Duration = Duration::from_secs(90);
 /// A tab's losses are those of headless volunteers, within this share.
 const LOSS_SHARE_MAX: f64 = 1e-3;
 
-/// One test at a time: each has several browsers, and two cores are few for one.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// How much somebody lends of its memory, which decides where it sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// For everything.
+    All,
+    /// For one stage, whichever but the last.
+    Head,
+    /// For one stage that is neither the first nor the last.
+    Inner,
 }
 
-/// A browser with one tab that contributes. Its fields end in this order.
-struct Tab {
-    page: Page,
-    browser: Browser,
-}
-
-impl Tab {
-    /// Opens the run's page, looks and lends, as a person does.
-    fn lend(community: &Community) -> Self {
-        let browser = Browser::start(&Options::default()).expect("Chromium starts");
-        let url = format!("{}?device=cpu", community.host.url());
-        let mut page = browser.open(&url).expect("the page loads");
-        for button in ["Check this computer", "Contribute"] {
-            page.wait_for_role("button", button, LOAD_MAX)
-                .expect("the page offers it");
-            page.click("button", button).expect("it can be clicked");
+impl Room {
+    fn bytes(self) -> Option<u64> {
+        let run = shared::config::written::read(&Small::default().config(), &[]);
+        let costs = StageCosts::new(&run.expect("the small run is a run"));
+        let of = |stage| {
+            costs.memory_of(StageRange {
+                first: stage,
+                end: stage + 1,
+            })
+        };
+        let [first, inner, last] = [of(0), of(1), of(3)];
+        assert!(inner < first && first < last && last < 2 * inner);
+        match self {
+            Self::All => None,
+            Self::Head => Some(first),
+            Self::Inner => Some(inner),
         }
-        page.wait_for_role("button", "Stop", LOAD_MAX)
-            .expect("the tab contributes");
-        Self { page, browser }
-    }
-
-    fn check(&mut self) {
-        let errors = self.page.errors().expect("an answer");
-        assert!(errors.is_empty(), "{errors:?}");
     }
 }
 
-/// A run of that many seats at least, with a page for tabs.
-fn gather(seats_min: u16, names: &[&str]) -> Community {
-    let small = Small {
+fn small(seats_min: u16) -> Small {
+    Small {
         seats_min,
         ..Small::default()
+    }
+}
+
+fn lend(community: &Community, device: Device, room: Room) -> Tab {
+    let how = Lend {
+        device,
+        memory_bytes: room.bytes(),
+        ..Lend::default()
     };
-    let www = paths::www().expect("the web client is built");
-    let arguments = vec!["--www".to_owned(), www.display().to_string()];
-    Community::gather_with(&small, arguments, names).expect("a community gathers")
+    Tab::lend(community, &how).expect("a tab lends")
+}
+
+fn join(community: &mut Community, name: &str, room: Room) {
+    let memory = room.bytes().map(|bytes| bytes.to_string());
+    let arguments: Vec<&str> = memory
+        .iter()
+        .flat_map(|bytes| ["--memory", bytes])
+        .collect();
+    community
+        .join_with(name, &arguments)
+        .expect("a volunteer starts");
 }
 
 fn recovered(community: &mut Community) {
     judge::recovered_within(community, LOSS_SHARE_MAX).expect("the run is as if all were headless");
 }
 
+/// Who sits from the head to the end: `browser` or `native`.
+fn kinds(run: &Value) -> Vec<String> {
+    let listed = run["volunteers"].as_array().into_iter().flatten();
+    let mut seats: Vec<(u64, String)> = listed
+        .filter_map(|one| {
+            let first = one["stages"]["first"].as_u64()?;
+            Some((first, one["kind"].as_str()?.to_owned()))
+        })
+        .collect();
+    seats.sort();
+    seats.into_iter().map(|(_, kind)| kind).collect()
+}
+
+/// Holds a run to its seats' kinds, from head to end, and to a headless run's losses; then each tab to its silence.
+fn check(community: &mut Community, tabs: Vec<Tab>, seats: &[&str]) {
+    let run = community.reach(1).expect("they train");
+    assert_eq!(kinds(&run), seats, "{run:#}");
+    recovered(community);
+    assert_eq!(kinds(&community.host.api().expect("an answer")), seats);
+    for mut tab in tabs {
+        let page = tab.page.wait_for_text("accepted", LOAD_MAX);
+        page.expect("the page shows what was accepted");
+        tab.check().expect("it says nothing wrong");
+    }
+}
+
+#[test]
+fn a_tab_at_the_head_of_a_headless_volunteer_trains_as_two_such_do() {
+    let _turn = turn();
+    for device in devices() {
+        let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+        let tab = lend(&community, *device, Room::Head);
+        check(&mut community, vec![tab], &["browser", "native"]);
+    }
+}
+
+#[test]
+fn a_tab_behind_a_headless_volunteer_trains_as_two_such_do() {
+    let _turn = turn();
+    for device in devices() {
+        let mut community = gather(&small(2), &[]).expect("a community gathers");
+        join(&mut community, "anchovy", Room::Head);
+        let tab = lend(&community, *device, Room::All);
+        check(&mut community, vec![tab], &["native", "browser"]);
+    }
+}
+
 #[test]
 fn a_tab_between_headless_volunteers_trains_as_they_do() {
     let _turn = turn();
-    let mut community = gather(3, &["anchovy", "herring"]);
-    let mut tab = Tab::lend(&community);
-    recovered(&mut community);
-    tab.page
-        .wait_for_text("accepted", LOAD_MAX)
-        .expect("the page shows what was accepted");
-    tab.check();
+    for device in devices() {
+        let mut community =
+            gather(&small(3), &["anchovy", "herring"]).expect("a community gathers");
+        let tab = lend(&community, *device, Room::Inner);
+        check(&mut community, vec![tab], &["native", "browser", "native"]);
+    }
+}
+
+#[test]
+fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
+    let _turn = turn();
+    for device in devices() {
+        let mut community = gather(&small(3), &[]).expect("a community gathers");
+        join(&mut community, "anchovy", Room::Inner);
+        let tabs = [(); 2].map(|()| lend(&community, *device, Room::All));
+        check(
+            &mut community,
+            tabs.into(),
+            &["browser", "native", "browser"],
+        );
+    }
 }
 
 #[test]
 fn two_tabs_train_alone() {
     let _turn = turn();
-    let mut community = gather(2, &[]);
-    let mut tabs = [Tab::lend(&community), Tab::lend(&community)];
-    recovered(&mut community);
-    tabs.iter_mut().for_each(Tab::check);
+    for device in devices() {
+        let mut community = gather(&small(2), &[]).expect("a community gathers");
+        let tabs = [(); 2].map(|()| lend(&community, *device, Room::All));
+        check(&mut community, tabs.into(), &["browser", "browser"]);
+    }
+}
+
+#[test]
+fn a_tab_on_webgpu_trains_with_a_headless_volunteer() {
+    let _turn = turn();
+    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    let mut tab = lend(&community, Device::WebGpu, Room::Head);
+    let device = tab.stands("now.device.startsWith('WebGPU')", LOAD_MAX);
+    device.expect("it computes on WebGPU");
+    check(&mut community, vec![tab], &["browser", "native"]);
 }
 
 #[test]
 fn a_tab_that_is_gone_in_mid_round_is_replaced() {
     let _turn = turn();
-    let mut community = gather(2, &["anchovy"]);
-    let tab = Tab::lend(&community);
+    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    let tab = lend(&community, Device::Cpu, Room::All);
     community.reach(2).expect("they train");
     community.join("herring").expect("a spare starts");
     tab.browser.kill();
     drop(tab.page);
     recovered(&mut community);
+}
+
+#[test]
+fn weights_that_a_tab_trained_are_in_the_manifest() {
+    let _turn = turn();
+    let small = Small {
+        checkpoint_minutes: 0.05,
+        ..small(2)
+    };
+    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
+    let mut tab = lend(&community, Device::Cpu, Room::Head);
+    let stored = |run: &Value| run["checkpoint_round"].as_u64() >= Some(2);
+    let run = community
+        .host
+        .wait_until("checkpoint", ROUND_WAIT_MAX, stored)
+        .expect("the host stores one");
+    // Since its beginning the tab alone has had the first stage: nobody else could have trained it.
+    assert_eq!(kinds(&run), ["browser", "native"]);
+    let round = run["checkpoint_round"].as_u64().expect("it is stored");
+    let file = format!("manifests/{round}.json");
+    let text = std::fs::read_to_string(community.host.store().join(file)).expect("a manifest");
+    let manifest: Value = serde_json::from_str(&text).expect("JSON");
+    let listed = manifest["manifest"]["stages"].as_array().expect("a list");
+    let of_stage = |held: &&Value| held["stage"] == 0;
+    let committed = listed.iter().find(of_stage).expect("the first stage");
+    let holds = tab.sent("holds").expect("an answer");
+    let told: Vec<&Value> = holds
+        .iter()
+        .flat_map(|one| one["stages"].as_array().into_iter().flatten())
+        .collect();
+    assert!(told.iter().all(of_stage), "it trained no other: {told:?}");
+    assert!(
+        told.contains(&committed),
+        "{committed} is none of what the tab reported: {told:?}"
+    );
+    let others = told.iter().filter(|held| held["blob"] != committed["blob"]);
+    assert!(others.count() > 0, "each round has weights of its own");
 }

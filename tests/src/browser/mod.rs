@@ -4,7 +4,9 @@
 //! is a tab: it is opened, looked at, clicked by role and name, and everything that it says, loads
 //! and breaks is kept. Every wait has a limit. Nothing here knows what Shoal's page is.
 
+mod axe;
 mod devtools;
+mod hands;
 mod page;
 mod trace;
 
@@ -15,6 +17,7 @@ use anyhow::Context;
 use serde_json::json;
 use tempfile::TempDir;
 
+pub use axe::{AXE_VERSION, axe_file, axe_folder};
 pub use page::{Page, Said};
 pub use trace::Task;
 

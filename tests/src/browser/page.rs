@@ -1,7 +1,7 @@
 //! One tab: where it goes, what it shows, what it says, and a person's hands on it.
 //!
 //! What a person sees is found by role and name, as a screen reader finds it: what cannot be found
-//! here cannot be found by everybody. A page's workers count as the page in what is said, loaded
+//! here cannot be found by everybody (`hands`). A page's workers count as the page in what is said, loaded
 //! and broken. Begin with [`Page::wait_for`], [`Page::click`] and [`Page::errors`].
 
 use std::path::{Path, PathBuf};
@@ -17,10 +17,8 @@ use super::devtools::{ANSWER_WAIT_MAX, Event};
 
 /// For a page of this machine to load.
 const LOAD_WAIT_MAX: Duration = Duration::from_secs(60);
-/// For something to click to appear.
-const FIND_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at a page while it says nothing.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// Runs in every document before its own scripts: keeps what the browser calls long tasks.
 const BEFORE_SCRIPTS: &str = "(() => {
   const kept = [];
@@ -38,6 +36,7 @@ pub struct Page {
     pub(super) session: String,
     said: Vec<Said>,
     requests: Vec<String>,
+    sent: Vec<String>,
 }
 
 /// Something that a page, or a worker of it, said or broke.
@@ -72,15 +71,23 @@ impl Page {
             session,
             said: vec![],
             requests: vec![],
+            sent: vec![],
         };
         for domain in ["Page", "DOM", "Accessibility", "Log", "Performance"] {
             page.call(&format!("{domain}.enable"), &json!({}))?;
         }
-        page.call(
-            "Page.addScriptToEvaluateOnNewDocument",
-            &json!({ "source": BEFORE_SCRIPTS }),
-        )?;
+        page.before_scripts(BEFORE_SCRIPTS)?;
         Ok(page)
+    }
+
+    /// From now on `script` runs in every document of this tab, before the document's own scripts.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn before_scripts(&self, script: &str) -> anyhow::Result<()> {
+        let params = json!({ "source": script });
+        self.call("Page.addScriptToEvaluateOnNewDocument", &params)
+            .map(drop)
     }
 
     /// Goes to `url` and waits until it is loaded.
@@ -144,15 +151,28 @@ impl Page {
     /// # Errors
     /// As [`Page::evaluate`], or it has no worker.
     pub fn evaluate_in_worker(&self, script: &str) -> anyhow::Result<Value> {
-        let worker = {
-            let mut held = self.connection.lock();
-            let family = held.family(&self.session);
-            family.into_iter().find(|name| {
-                let session = held.session(name);
-                session.kind == "worker" && !session.is_gone
-            })
-        };
+        let worker = self.workers().into_iter().next();
         self.evaluate_in(&worker.context("the page has no worker")?, script)
+    }
+
+    /// The workers that live, those of the page before those of its workers.
+    fn workers(&self) -> Vec<String> {
+        let mut held = self.connection.lock();
+        let mut family = held.family(&self.session);
+        family.retain(|name| {
+            let session = held.session(name);
+            session.kind == "worker" && !session.is_gone
+        });
+        family
+    }
+
+    /// How many workers the page and its workers have now.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn worker_count(&mut self) -> anyhow::Result<usize> {
+        self.listen()?;
+        Ok(self.workers().len())
     }
 
     fn evaluate_in(&self, session: &str, script: &str) -> anyhow::Result<Value> {
@@ -212,27 +232,6 @@ impl Page {
             .map(drop)
     }
 
-    /// Waits until something with this role and name is there to be used.
-    ///
-    /// # Errors
-    /// It is not within `wait_max`.
-    pub fn wait_for_role(
-        &mut self,
-        role: &str,
-        name: &str,
-        wait_max: Duration,
-    ) -> anyhow::Result<()> {
-        self.find(role, name, wait_max).map(drop)
-    }
-
-    /// Whether something with this role and name is there to be used now.
-    ///
-    /// # Errors
-    /// Chromium does not answer.
-    pub fn has(&self, role: &str, name: &str) -> anyhow::Result<bool> {
-        Ok(!self.nodes(role, name)?.is_empty())
-    }
-
     /// All text that the page shows.
     ///
     /// # Errors
@@ -240,90 +239,6 @@ impl Page {
     pub fn text(&self) -> anyhow::Result<String> {
         let text = self.evaluate("document.body.innerText")?;
         Ok(text.as_str().unwrap_or_default().to_owned())
-    }
-
-    /// Clicks what has this role and accessible name, with the mouse, once it is there and enabled.
-    ///
-    /// # Errors
-    /// It does not appear, or several have that name.
-    pub fn click(&mut self, role: &str, name: &str) -> anyhow::Result<()> {
-        let node = self.find(role, name, FIND_WAIT_MAX)?;
-        let (x, y) = self
-            .middle_of(&node)
-            .with_context(|| format!("{role} '{name}'"))?;
-        for (kind, buttons) in [("mouseMoved", 0), ("mousePressed", 1), ("mouseReleased", 0)] {
-            let mut params = json!({ "type": kind, "x": x, "y": y, "buttons": buttons });
-            if kind != "mouseMoved" {
-                params["button"] = json!("left");
-                params["clickCount"] = json!(1);
-            }
-            self.call("Input.dispatchMouseEvent", &params)?;
-        }
-        Ok(())
-    }
-
-    /// Sets a field, a slider or a list to `value`, as typing or dragging does.
-    ///
-    /// # Errors
-    /// It does not appear, or several have that name.
-    pub fn set(&mut self, role: &str, name: &str, value: &str) -> anyhow::Result<()> {
-        let node = self.find(role, name, FIND_WAIT_MAX)?;
-        let script = "function (value) {
-          this.focus();
-          this.value = value;
-          this.dispatchEvent(new Event('input', { bubbles: true }));
-          this.dispatchEvent(new Event('change', { bubbles: true }));
-        }";
-        let held = self.call("DOM.resolveNode", &json!({ "backendNodeId": node }))?;
-        let params = json!({
-            "objectId": held["object"]["objectId"],
-            "functionDeclaration": script,
-            "arguments": [{ "value": value }],
-        });
-        self.call("Runtime.callFunctionOn", &params).map(drop)
-    }
-
-    /// Presses a key: `Tab`, `Enter`, `Escape`, an arrow, or one character.
-    ///
-    /// # Errors
-    /// Chromium does not answer.
-    pub fn press(&self, key: &str) -> anyhow::Result<()> {
-        let (code, text) = match key {
-            "Tab" => (9, None),
-            "Enter" => (13, Some("\r")),
-            "Escape" => (27, None),
-            " " => (32, Some(" ")),
-            "ArrowLeft" => (37, None),
-            "ArrowUp" => (38, None),
-            "ArrowRight" => (39, None),
-            "ArrowDown" => (40, None),
-            other => (0, Some(other)),
-        };
-        for kind in ["keyDown", "keyUp"] {
-            let mut params = json!({ "type": kind, "key": key, "windowsVirtualKeyCode": code });
-            if let (Some(text), "keyDown") = (text, kind) {
-                params["text"] = json!(text);
-            }
-            self.call("Input.dispatchKeyEvent", &params)?;
-        }
-        Ok(())
-    }
-
-    /// Role and name of what has the keyboard's focus; none where it is nowhere.
-    ///
-    /// # Errors
-    /// Chromium does not answer.
-    pub fn focused(&self) -> anyhow::Result<Option<(String, String)>> {
-        let active = self.call(
-            "Runtime.evaluate",
-            &json!({ "expression": "document.activeElement" }),
-        )?;
-        let params = json!({ "objectId": active["result"]["objectId"], "fetchRelatives": false });
-        let tree = self.call("Accessibility.getPartialAXTree", &params)?;
-        let node = &tree["nodes"][0];
-        let told = |part: &str| node[part]["value"].as_str().unwrap_or_default().to_owned();
-        let role = told("role");
-        Ok((!role.is_empty() && role != "RootWebArea").then(|| (role, told("name"))))
     }
 
     /// Everything that the page and its workers said so far.
@@ -356,6 +271,15 @@ impl Page {
     pub fn requests(&mut self) -> anyhow::Result<&[String]> {
         self.listen()?;
         Ok(&self.requests)
+    }
+
+    /// Texts that the page and its workers sent over WebSockets so far.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn sent(&mut self) -> anyhow::Result<&[String]> {
+        self.listen()?;
+        Ok(&self.sent)
     }
 
     /// Durations by the clock of the main thread's tasks over 50 ms since the document began, in milliseconds.
@@ -425,6 +349,25 @@ impl Page {
     pub fn sleep(&self, is_asleep: bool) -> anyhow::Result<()> {
         let state = if is_asleep { "frozen" } else { "active" };
         self.call("Page.setWebLifecycleState", &json!({ "state": state }))
+            .map(drop)
+    }
+
+    /// Puts the tab before the browser's others: what a hidden one shows, no screen reader is told.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn bring_to_front(&self) -> anyhow::Result<()> {
+        self.call("Page.bringToFront", &json!({})).map(drop)
+    }
+
+    /// Leaves the page so many bytes of the browser's storage.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn limit_storage(&self, bytes: u64) -> anyhow::Result<()> {
+        let origin = self.evaluate("location.origin")?;
+        let params = json!({ "origin": origin, "quotaSize": bytes });
+        self.call("Storage.overrideQuotaForOrigin", &params)
             .map(drop)
     }
 
@@ -505,66 +448,13 @@ impl Page {
                 level: "exception".to_owned(),
                 text: "the tab crashed".to_owned(),
             }),
+            "Network.webSocketFrameSent" => {
+                self.sent.push(text(&params["response"]["payloadData"]))
+            }
             "Network.requestWillBeSent" => self.requests.push(text(&params["request"]["url"])),
             _ => {}
         }
     }
-
-    /// The one thing with that role and name, once it is there and enabled, by Chromium's number.
-    fn find(&mut self, role: &str, name: &str, wait_max: Duration) -> anyhow::Result<Value> {
-        let deadline = Instant::now() + wait_max;
-        loop {
-            // A document that is being replaced answers nothing; the next one will.
-            let mut nodes = self.nodes(role, name).unwrap_or_default();
-            match nodes.len() {
-                1 => return Ok(nodes.remove(0)),
-                0 => {}
-                several => bail!("{several} have the role {role} and the name '{name}'"),
-            }
-            if Instant::now() >= deadline {
-                bail!("no {role} '{name}' in {wait_max:?}\n{}", self.state());
-            }
-            let look = deadline.min(Instant::now() + LOOK);
-            let mut held = self.connection.lock();
-            while held.hear(look)? {}
-        }
-    }
-
-    fn nodes(&self, role: &str, name: &str) -> anyhow::Result<Vec<Value>> {
-        let document = self.call("DOM.getDocument", &json!({ "depth": 0 }))?;
-        let params = json!({
-            "nodeId": document["root"]["nodeId"],
-            "role": role,
-            "accessibleName": name,
-        });
-        let found = self.call("Accessibility.queryAXTree", &params)?;
-        let usable = |node: &&Value| node["ignored"] == false && !has_property(node, "disabled");
-        let nodes = found["nodes"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(usable);
-        Ok(nodes.map(|node| node["backendDOMNodeId"].clone()).collect())
-    }
-
-    fn middle_of(&self, node: &Value) -> anyhow::Result<(f64, f64)> {
-        let params = json!({ "backendNodeId": node });
-        self.call("DOM.scrollIntoViewIfNeeded", &params)?;
-        let quads = self.call("DOM.getContentQuads", &params)?;
-        let corners: Vec<f64> = quads["quads"][0]
-            .as_array()
-            .context("it takes no room on the page")?
-            .iter()
-            .filter_map(Value::as_f64)
-            .collect();
-        let mean = |first: usize| corners.iter().skip(first).step_by(2).sum::<f64>() / 4.0;
-        Ok((mean(0), mean(1)))
-    }
-}
-
-fn has_property(node: &Value, name: &str) -> bool {
-    let mut properties = node["properties"].as_array().into_iter().flatten();
-    properties.any(|one| one["name"] == name && one["value"]["value"] == true)
 }
 
 /// As JavaScript sees it.

@@ -1,0 +1,223 @@
+//! A tab that lends, in a browser of its own: what a person clicks, and what its worker tells the page.
+//!
+//! What passes between page and worker is heard by a script that runs before the page's own, so nothing in the
+//! page is there for tests. Begin with [`Tab::lend`].
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+
+use crate::browser::{Browser, Options, Page, WebGpu};
+use crate::community::{Community, Small};
+use crate::paths;
+
+/// For a module to load and compile, with other tests beside it on a slow machine.
+pub const LOAD_MAX: Duration = Duration::from_secs(90);
+
+/// Keeps what the worker tells the page: the newest message of each kind, and when each kind, each phase and the first
+/// microbatch was first told, in milliseconds of the page.
+const HEAR: &str = "(() => {
+  const told = { at: {} };
+  Object.defineProperty(globalThis, '__told', { value: told });
+  const note = (name) => { told.at[name] ??= performance.now(); };
+  const Own = globalThis.Worker;
+  globalThis.Worker = class extends Own {
+    constructor(...rest) {
+      super(...rest);
+      note('asked');
+      this.addEventListener('message', ({ data }) => {
+        if (typeof data !== 'string') return;
+        const message = JSON.parse(data);
+        if (typeof message === 'string') return note(message);
+        for (const [name, value] of Object.entries(message)) {
+          told[name] = value;
+          note(name);
+          if (name !== 'snapshot') continue;
+          note(value.phase);
+          if (value.microbatches > 0) note('microbatch');
+        }
+      });
+    }
+  };
+})()";
+
+/// In the page: keeps when jobs were handed over, and how long each took, in milliseconds; and when Stop was clicked.
+const COUNT: &str = "(() => {
+  globalThis.__jobs = { handed: [], busy: 0, stopped: null };
+  new BroadcastChannel('jobs').onmessage = ({ data }) => {
+    if (data.handed) __jobs.handed.push(data.handed);
+    else __jobs.busy += data.busy;
+  };
+  document.addEventListener('click', ({ target }) => {
+    if (target.closest('button')?.textContent === 'Stop') __jobs.stopped = performance.timeOrigin + performance.now();
+  }, true);
+  return true;
+})()";
+
+/// In the worker: tells of each message to the device's worker, and of each answer.
+const TELL_JOBS: &str = "(() => {
+  const told = new BroadcastChannel('jobs');
+  const now = () => performance.timeOrigin + performance.now();
+  const post = Worker.prototype.postMessage;
+  const heard = new WeakSet();
+  let since = 0;
+  Worker.prototype.postMessage = function (...rest) {
+    if (!heard.has(this)) {
+      heard.add(this);
+      this.addEventListener('message', () => told.postMessage({ busy: now() - since }));
+    }
+    since = now();
+    told.postMessage({ handed: since });
+    return post.apply(this, rest);
+  };
+  return true;
+})()";
+
+/// What computes in a tab.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU, in WebAssembly.
+    #[default]
+    Cpu,
+    /// WebGPU, which SwiftShader computes on the CPU.
+    WebGpu,
+}
+
+/// How a tab is set up before it goes anywhere.
+#[derive(Clone, Debug, Default)]
+pub struct Lend {
+    /// What computes.
+    pub device: Device,
+    /// Memory that the person lends, in bytes, if not the usual amount.
+    pub memory_bytes: Option<u64>,
+    /// More switches for the browser.
+    pub arguments: Vec<String>,
+}
+
+/// A browser with one tab on a run's page. Its fields end in this order.
+#[derive(Debug)]
+pub struct Tab {
+    /// The tab.
+    pub page: Page,
+    /// Its browser.
+    pub browser: Browser,
+}
+
+/// Devices that every topology is tried on: the CPU, and with `cargo xtask e2e --all` WebGPU, too.
+#[must_use]
+pub fn devices() -> &'static [Device] {
+    if std::env::var_os("SHOAL_E2E_ALL").is_some() {
+        &[Device::Cpu, Device::WebGpu]
+    } else {
+        &[Device::Cpu]
+    }
+}
+
+/// One test of a program at a time: each has several browsers, and two cores are few for one.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A run with a page for tabs.
+///
+/// # Errors
+/// The web client is not built, or as [`Community::gather`].
+pub fn gather(small: &Small, names: &[&str]) -> anyhow::Result<Community> {
+    let www = paths::www()?;
+    let arguments = vec!["--www".to_owned(), www.display().to_string()];
+    Community::gather_with(small, arguments, names)
+}
+
+impl Tab {
+    /// Opens the run's page in a new browser; nothing is clicked.
+    ///
+    /// # Errors
+    /// Chromium does not start, or the page does not load.
+    pub fn visit(community: &Community, how: &Lend) -> anyhow::Result<Self> {
+        let (webgpu, device) = match how.device {
+            Device::Cpu => (WebGpu::Absent, "cpu"),
+            Device::WebGpu => (WebGpu::SwiftShader, "webgpu"),
+        };
+        let options = Options {
+            webgpu,
+            arguments: how.arguments.clone(),
+            ..Options::default()
+        };
+        let browser = Browser::start(&options)?;
+        let mut page = browser.blank()?;
+        page.before_scripts(HEAR)?;
+        if let Some(bytes) = how.memory_bytes {
+            let settings = json!({ "memory_bytes": bytes }).to_string();
+            // An empty tab has no storage.
+            page.before_scripts(&format!(
+                "try {{ localStorage['shoal-settings'] ??= {}; }} catch {{}}",
+                json!(settings)
+            ))?;
+        }
+        page.goto(&format!("{}?device={device}", community.host.url()))?;
+        Ok(Self { page, browser })
+    }
+
+    /// Opens the run's page, looks and lends, as a person does.
+    ///
+    /// # Errors
+    /// The page does not offer it.
+    pub fn lend(community: &Community, how: &Lend) -> anyhow::Result<Self> {
+        let mut tab = Self::visit(community, how)?;
+        tab.contribute()?;
+        Ok(tab)
+    }
+
+    /// Looks and lends, as a person does.
+    ///
+    /// # Errors
+    /// The page does not offer it.
+    pub fn contribute(&mut self) -> anyhow::Result<()> {
+        for button in ["Check this computer", "Contribute"] {
+            self.page.wait_for_role("button", button, LOAD_MAX)?;
+            self.page.click("button", button)?;
+        }
+        self.page.wait_for_role("button", "Stop", LOAD_MAX)
+    }
+
+    /// Waits until the worker's last word on how it stands, `now`, is as `holds` asks, and gives that.
+    ///
+    /// # Errors
+    /// It is not within `wait_max`.
+    pub fn stands(&mut self, holds: &str, wait_max: Duration) -> anyhow::Result<Value> {
+        let script = format!("((now) => now && ({holds}) && now)(__told.snapshot)");
+        self.page.wait_for(holds, wait_max, &script)
+    }
+
+    /// From now on counts, in the page, the jobs that the worker hands to its device, and how long the device was busy.
+    ///
+    /// # Errors
+    /// There is no worker yet.
+    pub fn count_jobs(&self) -> anyhow::Result<()> {
+        self.page.evaluate(COUNT)?;
+        self.page.evaluate_in_worker(TELL_JOBS).map(drop)
+    }
+
+    /// Messages of one kind that this tab sent to the host, in order.
+    ///
+    /// # Errors
+    /// Chromium has ended.
+    pub fn sent(&mut self, kind: &str) -> anyhow::Result<Vec<Value>> {
+        let sent = self.page.sent()?.iter();
+        let messages = sent.filter_map(|text| serde_json::from_str::<Value>(text).ok());
+        Ok(messages.filter(|one| one["type"] == kind).collect())
+    }
+
+    /// Holds the tab to having said and loaded nothing wrong.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        let errors = self.page.errors()?;
+        ensure!(errors.is_empty(), "the tab says {errors:?}");
+        Ok(())
+    }
+}
