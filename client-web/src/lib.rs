@@ -16,6 +16,7 @@ pub mod lending;
 pub mod messages;
 pub mod meter;
 pub mod page;
+pub mod shelf;
 
 #[cfg(target_arch = "wasm32")]
 pub mod broken;

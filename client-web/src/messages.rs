@@ -112,8 +112,11 @@ pub enum ToWorker {
         /// Whether it runs on mains.
         on_mains: bool,
     },
-    /// The page goes away: a reload, a closed tab, a page put aside.
-    PageHide,
+    /// The page goes away: a reload, a closed tab, a page put aside. No browser tells which.
+    PageHide {
+        /// Whether it would contribute again if it came back: then its seat is kept for a moment.
+        may_return: bool,
+    },
     /// Of a peer connection.
     Rtc(Rtc<LinkEvent>),
     /// How far a data channel has got.

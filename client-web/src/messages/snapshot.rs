@@ -66,6 +66,8 @@ pub struct Snapshot {
     pub hidden: bool,
     /// Jobs handed to the device since the start: stands still within one microbatch of a stop.
     pub jobs: u64,
+    /// Why the browser did not keep a state that a reload would need, the last time that happened.
+    pub not_kept: Option<String>,
 }
 
 /// A volunteer's seat.

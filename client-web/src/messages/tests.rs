@@ -45,7 +45,7 @@ fn what_the_page_says_survives_its_json() {
         ToWorker::Settings { settings },
         ToWorker::Visibility { hidden: true },
         ToWorker::Power { on_mains: false },
-        ToWorker::PageHide,
+        ToWorker::PageHide { may_return: true },
         ToWorker::Rtc(Rtc {
             at: at(),
             what: LinkEvent::Open {

@@ -400,6 +400,17 @@ pub fn saved(traffic: &Traffic) -> Option<String> {
     ))
 }
 
+/// What a browser that keeps nothing means.
+#[must_use]
+pub fn not_kept(reason: &str) -> String {
+    format!(
+        "{} The work goes on; but after a reload this tab has to fetch its stages anew.",
+        sentence(&format!(
+            "no copy of your stages is kept on this computer: {reason}"
+        ))
+    )
+}
+
 /// How asked and measured share compare.
 #[must_use]
 pub fn share(snapshot: &Snapshot) -> String {

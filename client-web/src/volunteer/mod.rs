@@ -11,7 +11,7 @@ mod links;
 mod reach;
 mod surroundings;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use wasm_bindgen::{JsCast, JsValue};
@@ -38,6 +38,8 @@ struct Inner {
     early: RefCell<Option<Vec<ToWorker>>>,
     surroundings: RefCell<Option<Surroundings>>,
     listeners: RefCell<Vec<Listener>>,
+    /// Whether the page would contribute again if it were loaded again.
+    may_return: Cell<bool>,
 }
 
 impl Volunteer {
@@ -56,6 +58,7 @@ impl Volunteer {
             early: RefCell::new(Some(Vec::new())),
             surroundings: RefCell::new(None),
             listeners: RefCell::new(Vec::new()),
+            may_return: Cell::new(false),
         });
         let tell = Tell(Rc::downgrade(&inner));
         inner
@@ -82,6 +85,11 @@ impl Volunteer {
     /// Tells the worker. What is told before it listens waits.
     pub fn tell(&self, message: ToWorker) {
         self.0.tell(message);
+    }
+
+    /// Says whether the page would contribute again if it were loaded again: what becomes of the seat when it goes.
+    pub fn expect_return(&self, may_return: bool) {
+        self.0.may_return.set(may_return);
     }
 
     /// Keeps the screen from sleeping while `awake`, where the browser allows it.
@@ -124,7 +132,8 @@ impl Tell {
     /// The page goes away: the other ends should notice now, not by silence.
     fn leave(&self) {
         if let Some(inner) = self.0.upgrade() {
-            inner.tell(ToWorker::PageHide);
+            let may_return = inner.may_return.get();
+            inner.tell(ToWorker::PageHide { may_return });
             inner.links.borrow_mut().close_all();
         }
     }

@@ -76,11 +76,13 @@ impl Board {
             }
             Event::HostLost => self.host_away = true,
             Event::Reason(text) => self.snapshot.reason = text,
+            Event::NothingKept(reason) => self.snapshot.not_kept = Some(reason),
+            // The next figures count it, too; this one is told at once.
+            Event::FirstMicrobatch => {
+                self.snapshot.microbatches = self.snapshot.microbatches.max(1);
+            }
             Event::Seated(_)
             | Event::Spare
-            | Event::FirstMicrobatch
-            // A browser that keeps nothing helps as well; only a reload costs more.
-            | Event::NothingKept(_)
             | Event::LinkUp { .. }
             | Event::LinkDisturbed { .. }
             | Event::LinkLost { .. } => {}

@@ -2,7 +2,7 @@
 //!
 //! One module, two threads. The volunteer's own worker is told what to do by the page: [`session`] binds
 //! [`shared::driver`] to what a browser gives, [`transport`] (through the page), [`host`] with its [`socket`] and [`files`],
-//! [`storage`], [`clock`]; [`preflight`] looks at the machine and the run without joining; [`board`] tells the page how
+//! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without joining; [`board`] tells the page how
 //! things stand. It starts the **device's** worker ([`remote`], [`device`]), which does nothing but compute: however long a
 //! job takes, neighbours and host are answered meanwhile, and when a device fails nothing else does.
 //!
@@ -18,6 +18,7 @@ mod port;
 mod preflight;
 mod remote;
 mod session;
+mod shelf;
 mod socket;
 mod storage;
 mod transport;
@@ -199,7 +200,7 @@ impl Volunteer<'_> {
             select_biased! {
                 () = over => return ControlFlow::Continue(()),
                 message = heard.next() => match message {
-                    None | Some(ToWorker::Stop | ToWorker::Finish | ToWorker::PageHide) => {
+                    None | Some(ToWorker::Stop | ToWorker::Finish | ToWorker::PageHide { .. }) => {
                         return ControlFlow::Break(());
                     }
                     Some(ToWorker::Settings { settings }) => self.settings = settings,

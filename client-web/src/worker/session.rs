@@ -8,7 +8,6 @@ use std::rc::Rc;
 use futures_channel::mpsc;
 use futures_util::{FutureExt, StreamExt, pin_mut, select_biased};
 use shared::driver::sent::Sent;
-use shared::driver::shelf::NoShelf;
 use shared::driver::{self, Clock, Command, World};
 use shared::peer::{Exit, Identity as PeerIdentity, Peer};
 use shared::transport::TransportStopped;
@@ -19,6 +18,7 @@ use super::board::Board;
 use super::clock::WorkerClock;
 use super::host::WebHost;
 use super::remote::{Fitted, Remote, WebWorkshop};
+use super::shelf::BrowserShelf;
 use super::storage::Storage;
 use super::transport::{Inlet, PageTransport};
 use crate::lending::Lending;
@@ -127,7 +127,7 @@ pub(super) async fn take_part(
         },
         clock: WorkerClock,
         sent: Sent::default(),
-        shelf: NoShelf,
+        shelf: BrowserShelf(storage.clone()),
     };
     let (commands, told) = mpsc::unbounded();
     let wishes = Wishes {
@@ -197,7 +197,8 @@ impl Wishes {
                 self.command(Command::Finish);
             }
             ToWorker::Stop => self.command(Command::Stop),
-            ToWorker::PageHide => self.command(Command::Reload),
+            ToWorker::PageHide { may_return: true } => self.command(Command::Reload),
+            ToWorker::PageHide { may_return: false } => self.command(Command::Stop),
             // Looked at and started already; connections go their own way.
             ToWorker::Preflight { .. }
             | ToWorker::Start { .. }

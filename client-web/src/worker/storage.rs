@@ -1,10 +1,13 @@
-//! What outlives the tab: the key, the session, the day's data.
+//! What outlives the tab: the key, the session, the day's data, and states of the model (as [`super::shelf`]).
 //!
 //! One IndexedDB database. A browser that keeps nothing (a private window) is no reason not to help: everything
 //! has a value that lasts as long as the tab.
 
 use ed25519_dalek::SigningKey;
-use idb::{Database, DatabaseEvent, Error, Factory, ObjectStoreParams, Query, TransactionMode};
+use idb::{
+    Database, DatabaseEvent, Error, Factory, ObjectStore, ObjectStoreParams, Query, Transaction,
+    TransactionMode, TransactionResult,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::units::{Digest, Span};
@@ -16,11 +19,17 @@ use crate::lending::Day;
 
 const DATABASE: &str = "shoal";
 /// Raised when stores change.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// How long opening may take: another tab's older layout may stand in the way.
 const OPEN_MAX: Span = Span::from_secs(5);
 /// Small things of the person's: text under a name.
 const PERSON: &str = "person";
+/// States of stages: bytes under a name.
+pub(super) const STATES: &str = "states";
+/// Why nothing is kept where a page has no database.
+const NO_DATABASE: &str = "this browser keeps nothing for this page";
+/// Why a transaction was given up that itself was in order.
+const NO_ROOM: &str = "the browser has no more room for this page";
 
 /// The database, if this browser has one.
 #[derive(Clone, Debug)]
@@ -88,26 +97,70 @@ impl Storage {
         drop(self.put(PERSON, name, &JsValue::from_str(&text)).await);
     }
 
-    async fn get(&self, store: &str, key: &str) -> Option<JsValue> {
-        let database = self.0.as_ref()?;
-        let read = async {
-            let transaction = database.transaction(&[store], TransactionMode::ReadOnly)?;
-            let store = transaction.object_store(store)?;
-            store.get(Query::Key(JsValue::from_str(key)))?.await
-        };
-        read.await.ok().flatten()
+    /// What lies under a name, if it can be read.
+    pub(super) async fn get(&self, store: &str, key: &str) -> Option<JsValue> {
+        let (_, store) = self.begin(store, TransactionMode::ReadOnly).ok()??;
+        let request = store.get(Query::Key(JsValue::from_str(key))).ok()?;
+        request.await.ok().flatten()
     }
 
-    /// Written when this returns.
-    async fn put(&self, store: &str, key: &str, value: &JsValue) -> Result<(), Error> {
-        let Some(database) = &self.0 else {
-            return Ok(());
+    /// All names, as far as they can be read.
+    pub(super) async fn keys(&self, store: &str) -> Vec<String> {
+        let Ok(Some((_, store))) = self.begin(store, TransactionMode::ReadOnly) else {
+            return Vec::new();
         };
-        let transaction = database.transaction(&[store], TransactionMode::ReadWrite)?;
-        let target = transaction.object_store(store)?;
-        target.put(value, Some(&JsValue::from_str(key)))?.await?;
-        transaction.commit()?.await?;
-        Ok(())
+        let Ok(request) = store.get_all_keys(None, None) else {
+            return Vec::new();
+        };
+        let keys = request.await.unwrap_or_default();
+        keys.iter().filter_map(JsValue::as_string).collect()
+    }
+
+    /// Writes; when this returns, it survives the tab.
+    ///
+    /// # Errors
+    /// Why it was not written, in words.
+    pub(super) async fn put(&self, store: &str, key: &str, value: &JsValue) -> Result<(), String> {
+        let begun = self.begin(store, TransactionMode::ReadWrite);
+        let Some((transaction, store)) = begun.map_err(|error| error.to_string())? else {
+            return Err(NO_DATABASE.to_owned());
+        };
+        let written = async {
+            // The transaction's end tells of the request's, too.
+            drop(store.put(value, Some(&JsValue::from_str(key)))?);
+            transaction.commit()?.await
+        };
+        match written.await {
+            Ok(TransactionResult::Committed) => Ok(()),
+            Ok(TransactionResult::Aborted) => Err(NO_ROOM.to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Removes what lies under a name. What cannot be removed takes room, nothing worse.
+    pub(super) async fn remove(&self, store: &str, key: &str) {
+        let Ok(Some((transaction, store))) = self.begin(store, TransactionMode::ReadWrite) else {
+            return;
+        };
+        let removed = async {
+            drop(store.delete(Query::Key(JsValue::from_str(key)))?);
+            transaction.commit()?.await
+        };
+        drop(removed.await);
+    }
+
+    /// A transaction over one store; `None` where there is no database.
+    fn begin(
+        &self,
+        store: &str,
+        mode: TransactionMode,
+    ) -> Result<Option<(Transaction, ObjectStore)>, Error> {
+        let Some(database) = &self.0 else {
+            return Ok(None);
+        };
+        let transaction = database.transaction(&[store], mode)?;
+        let store = transaction.object_store(store)?;
+        Ok(Some((transaction, store)))
     }
 }
 
@@ -118,7 +171,12 @@ async fn open() -> Result<Database, Error> {
         let Ok(database) = event.database() else {
             return;
         };
-        drop(database.create_object_store(PERSON, ObjectStoreParams::new()));
+        let before = database.store_names();
+        for store in [PERSON, STATES] {
+            if !before.iter().any(|name| name == store) {
+                drop(database.create_object_store(store, ObjectStoreParams::new()));
+            }
+        }
     });
     request.await
 }

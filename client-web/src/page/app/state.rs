@@ -85,10 +85,12 @@ impl State {
         });
         let resumes =
             state.panel.get_untracked() == Panel::First && kept::contributed_before_reload();
+        let finishing =
+            Memo::new(move |_| state.snapshot.with(|now| now.phase == Phase::Finishing));
         Effect::new(move |_| {
             let works = state.panel.get() == Panel::Work;
-            let asked_to_rest = state.pausing.get() || state.stopping.get();
-            kept::note_contributing(works && !asked_to_rest);
+            let asked_to_rest = state.pausing.get() || state.stopping.get() || finishing.get();
+            state.expect_return(works && !asked_to_rest);
         });
         if resumes {
             state.contribute();
@@ -159,6 +161,16 @@ impl State {
             let link = link();
             tell(ToWorker::Start { link, settings });
             keep_awake(true);
+        });
+    }
+
+    /// Notes whether this page contributes: after a reload it goes on by itself, and its seat is kept meanwhile.
+    fn expect_return(self, contributes: bool) {
+        kept::note_contributing(contributes);
+        VOLUNTEER.with_borrow(|volunteer| {
+            if let Some(volunteer) = volunteer {
+                volunteer.expect_return(contributes);
+            }
         });
     }
 

@@ -61,6 +61,7 @@ pub(super) fn work(state: State) -> impl IntoView {
         </dl>
         {move || snapshot.with(|snapshot| words::saved(&snapshot.traffic)).map(|saved| view! { <p class="soft">{saved}</p> })}
         {move || snapshot.with(|snapshot| words::hidden(&snapshot.rates)).map(|hidden| view! { <p class="soft">{hidden}</p> })}
+        {move || snapshot.with(|snapshot| snapshot.not_kept.as_deref().map(words::not_kept)).map(|told| view! { <p class="soft">{told}</p> })}
         <h3>"What you lend"</h3>
         {options(state, true)}
     }

@@ -243,3 +243,12 @@ fn time_to_go_follows_the_last_rounds() {
     report.rounds.truncate(1);
     assert_eq!(to_go(&report), None, "one round has no speed");
 }
+
+#[test]
+fn what_is_not_kept_is_told_with_what_it_means() {
+    assert_eq!(
+        not_kept("the browser has no more room for this page"),
+        "No copy of your stages is kept on this computer: the browser has no more room for this page. The work goes on; \
+         but after a reload this tab has to fetch its stages anew."
+    );
+}

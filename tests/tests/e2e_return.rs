@@ -1,0 +1,116 @@
+//! A tab that is loaded again: the same volunteer, in the same seat, with the weights it had, without a click.
+
+use serde_json::Value;
+use tests::browser::Page;
+use tests::community::{Community, Small};
+use tests::judge;
+use tests::tab::{LOAD_MAX, Lend, Tab, gather, turn};
+
+/// A tab's losses are those of headless volunteers, within this share.
+const LOSS_SHARE_MAX: f64 = 1e-3;
+
+fn small(seats_min: u16) -> Small {
+    Small {
+        seats_min,
+        // As in a run that nobody set it for: a module loads meanwhile.
+        rewind_wait_seconds: 15,
+        ..Small::default()
+    }
+}
+
+/// Name and stages of the one tab in the run.
+fn seat(community: &Community) -> (Value, Value) {
+    let run = community.host.api().expect("an answer");
+    let listed = run["volunteers"].as_array().expect("a list");
+    let mut tabs = listed.iter().filter(|one| one["kind"] == "browser");
+    let tab = tabs.next().expect("there is a tab");
+    assert!(tabs.next().is_none(), "it is there once: {run:#}");
+    (tab["name"].clone(), tab["stages"].clone())
+}
+
+/// Loads the page again, and holds the tab to having come back as who it was, with the run's newest round.
+fn comes_back(community: &mut Community, tab: &mut Tab) {
+    community.reach(2).expect("they train");
+    let before = seat(community);
+    let round = community.round().expect("an answer");
+    tab.page.reload().expect("it loads again");
+    tab.stands("now.phase === 'training' && now.microbatches > 0", LOAD_MAX)
+        .expect("it goes on by itself");
+    assert_eq!(seat(community), before, "the same name and seat");
+    let joins = tab.sent("join").expect("an answer");
+    let [first, second] = joins.as_slice() else {
+        panic!("it joined twice: {joins:#?}");
+    };
+    for part in ["key", "session"] {
+        assert_eq!(first[part], second[part], "the same volunteer");
+    }
+    let kept = second["kept"].as_array().expect("a list");
+    let newest = kept.iter().filter_map(|held| held["round"].as_u64()).max();
+    assert!(newest >= Some(round), "it brought {newest:?} of {round}");
+}
+
+/// Holds the run to never having gone back: a round that is given up leaves a gap in their numbers.
+fn never_went_back(community: &mut Community) {
+    judge::recovered_within(community, LOSS_SHARE_MAX).expect("the run is as if nothing happened");
+    let run = community.host.api().expect("an answer");
+    let listed = run["rounds"].as_array().expect("a list");
+    let rounds: Vec<Option<u64>> = listed.iter().map(|one| one["round"].as_u64()).collect();
+    let all: Vec<Option<u64>> = (1..=listed.len() as u64).map(Some).collect();
+    assert_eq!(rounds, all);
+}
+
+fn quiet(page: &mut Page) {
+    // Chromium says so of every document that is left while it trains.
+    let errors = page.errors().expect("an answer");
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn a_tab_that_is_loaded_again_comes_back_to_its_seat_by_itself() {
+    let _turn = turn();
+    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    comes_back(&mut community, &mut tab);
+    never_went_back(&mut community);
+    quiet(&mut tab.page);
+}
+
+#[test]
+fn a_tab_that_holds_the_whole_model_keeps_it_over_a_reload() {
+    let _turn = turn();
+    let mut community = gather(&small(1), &[]).expect("a host starts");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    comes_back(&mut community, &mut tab);
+    never_went_back(&mut community);
+    quiet(&mut tab.page);
+}
+
+#[test]
+fn a_tab_that_rests_or_was_stopped_does_not_begin_again_by_itself() {
+    let _turn = turn();
+    let community = gather(&small(1), &[]).expect("a host starts");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    tab.stands("now.microbatches > 0", LOAD_MAX)
+        .expect("it trains");
+    tab.page.click("button", "Pause").expect("it is there");
+    tab.stands("now.phase === 'paused'", LOAD_MAX)
+        .expect("it rests");
+    tab.page.reload().expect("it loads again");
+    tab.page
+        .wait_for_role("button", "Check this computer", LOAD_MAX)
+        .expect("it asks again");
+    assert_eq!(tab.page.worker_count().expect("an answer"), 0);
+}
+
+#[test]
+fn a_browser_without_room_says_so_and_trains_on() {
+    let _turn = turn();
+    let mut community = gather(&small(1), &[]).expect("a host starts");
+    let mut tab = Tab::visit(&community, &Lend::default()).expect("a page");
+    tab.page.limit_storage(1).expect("an answer");
+    tab.contribute().expect("the tab lends");
+    tab.page
+        .wait_for_text("No copy of your stages is kept on this computer", LOAD_MAX)
+        .expect("it says so");
+    community.go_on(2).expect("the run goes on");
+}
