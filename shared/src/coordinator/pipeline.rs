@@ -226,3 +226,48 @@ impl Pipeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{Epoch, PipelineId, Step};
+
+    #[test]
+    fn a_step_that_is_due_is_waited_for_as_long_as_steps_took() {
+        let place = Place {
+            pipeline: PipelineId(0),
+            epoch: Epoch::default(),
+            round: Round(0),
+        };
+        let mut pipeline = Pipeline::new(Time::ZERO, place, Vec::new());
+        pipeline.phase = Phase::Training;
+        let lease = |step| Lease {
+            place,
+            step: Step(step),
+            samples: SampleRange { first: 0, count: 8 },
+            last: step == 3,
+        };
+        pipeline.leases = (0..4).map(lease).collect();
+        assert_eq!(pipeline.stall_after(), STALL_MAX, "nothing was timed");
+        let report = |pipeline: &mut Pipeline, steps, at| {
+            let report = Report {
+                place,
+                steps,
+                loss: 1.0,
+                round_loss: 1.0,
+                elapsed_us: 0,
+                forward_bytes: 0,
+                backward_bytes: 0,
+            };
+            pipeline.take_report(Time::ZERO + Span::from_secs(at), report);
+            pipeline.stall_after()
+        };
+        assert_eq!(report(&mut pipeline, 1, 1), STALL_MIN, "quick steps");
+        // Two steps in a report that came late took 20 s each.
+        assert_eq!(
+            report(&mut pipeline, 3, 41),
+            Span::from_secs(20 * HUNG_TIMES)
+        );
+        assert_eq!(report(&mut pipeline, 4, 61), STALL_MAX, "no step is due");
+    }
+}

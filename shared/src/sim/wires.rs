@@ -4,7 +4,7 @@ use super::World;
 use super::network::ProcessId;
 use super::world::Sabotage;
 use crate::peer;
-use crate::units::Span;
+use crate::units::{PeerId, Span};
 use crate::wire::frame::Mode;
 use crate::wire::signal::Down;
 
@@ -74,6 +74,22 @@ fn slow_links_hide_behind_compute() {
     assert!(blind < 75, "the link is not slow enough to tell: {blind} %");
 }
 
+#[test]
+fn the_credit_of_a_seat_is_enough_for_a_link_of_many_microbatches() {
+    // 100 ms one way: more than three microbatches are on each link, and as long is the way of their credit.
+    let (_, bytes_per_second) = slow();
+    let world = |blind| pipe(Span::from_millis(100), 4 * bytes_per_second, blind);
+    let computed_us = u64::from(MICROBATCHES) * MICROBATCH_MS * 1_000;
+    let percent = |blind| 100 * computed_us / step_us(world(blind));
+    let (hidden, blind) = (percent(false), percent(true));
+    // What is missing is the way through the pipe and back, once a step.
+    assert!(
+        hidden >= 82,
+        "{hidden} % of what compute alone would allow; {blind} % without regard to links"
+    );
+    assert!(blind < 40, "the link is not slow enough to tell: {blind} %");
+}
+
 /// A world over quick links that has trained for a while, and the process that sits behind the head.
 fn training(seed: u64) -> (World, ProcessId) {
     let mut world = World::quiet_with(seed, Sabotage::default(), |config| {
@@ -100,7 +116,7 @@ fn a_device_that_hangs_while_its_links_live_costs_its_seat_in_bounded_time() {
         }
         let peer = world.processes[&id].peer.id().unwrap();
         let hung = world.processes.get_mut(&id).unwrap();
-        hung.hung_until = Some(world.now + Span::from_secs(3_600));
+        hung.hung_until = Some(world.now + Span::from_secs(60));
         let rounds = world.summary.rounds;
         // It is noticed after 10 s; a stall would be after 30 s, and cost the next line-up, too.
         world
@@ -110,7 +126,36 @@ fn a_device_that_hangs_while_its_links_live_costs_its_seat_in_bounded_time() {
                 world.summary.rounds >= rounds + 2 && seats.iter().all(|seat| seat.peer != peer)
             })
             .unwrap();
+        assert_eq!(state_of(&world, peer), "paused");
+        world
+            .run_until(Span::from_secs(60), |world| {
+                state_of(world, peer) != "paused"
+            })
+            .unwrap();
     }
+}
+
+/// How the host sees a volunteer.
+fn state_of(world: &World, peer: PeerId) -> String {
+    let view = world.host.as_ref().unwrap().view();
+    let mut volunteers = view.volunteers.into_iter();
+    volunteers.find(|it| it.peer == peer).unwrap().state
+}
+
+#[test]
+fn a_seat_whose_machine_becomes_busy_is_known_to_be_slower() {
+    let (mut world, id) = training(2);
+    let block_us = |world: &World| world.processes[&id].peer.stats().block_us;
+    let told = block_us(&world);
+    assert_eq!(told, world.processes[&id].block_us(), "as it was measured");
+    let process = world.processes.get_mut(&id).unwrap();
+    process.pace_ms *= 3;
+    // The first word may come while its window holds both paces.
+    world
+        .run_until(Span::from_secs(120), |world| block_us(world) > 2 * told)
+        .unwrap();
+    let now = block_us(&world);
+    assert!(now <= 3 * told + 1, "{now} after {told}");
 }
 
 /// Loses the next message of a kind to one seat, and expects rounds again long before a stall would be noticed.
