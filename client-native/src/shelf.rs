@@ -1,7 +1,7 @@
 //! States kept over restarts in a folder beside the identity: [`Shelf`] on a disk.
 //!
-//! One folder a run, one file a state; the file's name holds round, stage and both hashes, and its content is
-//! checked against them by whoever reads it. A file is written whole under another name, synced, and renamed, so a
+//! One folder a run, one file a state; the file's name holds round, stage and both hashes. What is not what its name
+//! says, or cannot be read, is told to the person and not used. A file is written whole under another name, synced, and renamed, so a
 //! process that is killed leaves either a state or a draft, which the next start removes.
 //!
 //! Invariant: all runs' states together stay below the shelf's size; a write that would not fit is refused.
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use shared::driver::shelf::Shelf;
 use shared::units::{Digest, Round, StageId};
 use shared::wire::signal::Held;
+use tokio::sync::mpsc;
 
 /// Ending of a file that is not whole yet.
 const DRAFT: &str = "draft";
@@ -28,16 +29,21 @@ pub struct FolderShelf(Option<Arc<Folder>>);
 struct Folder {
     root: PathBuf,
     bytes_max: u64,
+    troubles: mpsc::Sender<String>,
 }
 
 impl FolderShelf {
-    /// Keeps at most `bytes_max` in the folder `kept` beside the identity.
+    /// Keeps at most `bytes_max` in the folder `kept` beside the identity. What is found damaged is told to `troubles`.
     #[must_use]
-    pub fn beside(identity_path: &Path, bytes_max: u64) -> Self {
+    pub fn beside(identity_path: &Path, bytes_max: u64, troubles: mpsc::Sender<String>) -> Self {
         let mut name = identity_path.file_name().unwrap_or_default().to_owned();
         name.push(".kept");
         let root = identity_path.with_file_name(name);
-        Self(Some(Arc::new(Folder { root, bytes_max })))
+        Self(Some(Arc::new(Folder {
+            root,
+            bytes_max,
+            troubles,
+        })))
     }
 
     /// Keeps nothing.
@@ -69,8 +75,7 @@ impl Shelf for FolderShelf {
     }
 
     async fn get(&self, run: Digest, held: Held) -> Option<Bytes> {
-        let read = move |folder: &Folder| fs::read(folder.path(run, &held)).ok().map(Bytes::from);
-        self.with(None, read).await
+        self.with(None, move |folder| folder.get(run, &held)).await
     }
 
     async fn put(&self, run: Digest, held: Held, blob: Bytes) -> Result<(), String> {
@@ -126,6 +131,27 @@ impl Folder {
         entries(&own)
             .filter_map(|path| parse(path.file_name()?.to_str()?))
             .collect()
+    }
+
+    /// A state that is what its name says. Another one is of no use to anybody: told, and removed.
+    fn get(&self, run: Digest, held: &Held) -> Option<Bytes> {
+        let path = self.path(run, held);
+        let reason = match fs::read(&path) {
+            Ok(blob) if Digest::of(&blob) == held.blob => return Some(blob.into()),
+            Ok(_) => "is damaged".to_owned(),
+            Err(error) => format!("cannot be read: {error}"),
+        };
+        let Held { round, stage, .. } = held;
+        let text = format!(
+            "what was kept of stage {stage} of round {round} {reason}. It is removed; \
+             if nobody else has it, the run goes back to an earlier round ({})",
+            path.display()
+        );
+        // Whoever has heard of many need not hear of all.
+        drop(self.troubles.try_send(text));
+        // One that cannot be removed is found again at the next start.
+        drop(fs::remove_file(path));
+        None
     }
 
     fn put(&self, run: Digest, held: &Held, blob: &[u8]) -> io::Result<()> {
@@ -193,7 +219,8 @@ mod tests {
     }
 
     fn shelf(folder: &Path, bytes_max: u64) -> FolderShelf {
-        FolderShelf::beside(&folder.join("identity"), bytes_max)
+        let (troubles, _) = mpsc::channel(1);
+        FolderShelf::beside(&folder.join("identity"), bytes_max, troubles)
     }
 
     #[tokio::test]
@@ -208,6 +235,26 @@ mod tests {
         assert_eq!(after.get(run, state).await, Some(blob));
         after.remove(run, state).await;
         assert_eq!(after.open(run).await, []);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_what_its_name_says_is_told_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (troubles, mut told) = mpsc::channel(4);
+        let shelf = FolderShelf::beside(&folder.path().join("identity"), 100, troubles);
+        let (run, blob) = (Digest::of(b"run"), Bytes::from_static(b"weights"));
+        let root = folder.path().join("identity.kept").join(run.to_string());
+        for (round, damaged) in [(7, &b"weightz"[..]), (8, b"weigh"), (9, b"")] {
+            let state = held(round, &blob);
+            shelf.put(run, state, blob.clone()).await.unwrap();
+            let path = fs::read_dir(&root).unwrap().next().unwrap().unwrap().path();
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(shelf.get(run, state).await, None);
+            let text = told.try_recv().unwrap();
+            let words = format!("stage 3 of round {round} is damaged");
+            assert!(text.contains(&words), "{text}");
+            assert_eq!(shelf.open(run).await, []);
+        }
     }
 
     #[tokio::test]

@@ -36,8 +36,8 @@ use host::NativeHost;
 
 /// Notes that wait for a slow terminal before some are lost.
 const NOTES_MAX: usize = 1_024;
-/// Troubles with relays that wait to be told.
-const TROUBLES_MAX: usize = 4;
+/// Troubles with relays and the shelf that wait to be told.
+const TROUBLES_MAX: usize = 16;
 /// Between looks at the status line.
 const TICK: Duration = Duration::from_millis(250);
 /// How long connections may take to say goodbye at the end.
@@ -133,6 +133,13 @@ async fn tell_all(mut heard: mpsc::Receiver<Note>, mut reporter: Reporter) {
     reporter.finish();
 }
 
+/// Passes on what relays and the shelf have to say, as long as somebody could say more.
+async fn tell_troubles(mut troubled: mpsc::Receiver<String>, notes: Notes) {
+    while let Some(text) = troubled.recv().await {
+        notes.tell(Note::Trouble { text });
+    }
+}
+
 /// Joins, works and leaves. Gives the last word where all went as it should.
 async fn take_part(
     settings: Settings,
@@ -143,8 +150,10 @@ async fn take_part(
     let identity = Identity::open(&settings.identity_path)?;
     let lent = memory::settle(&opened, settings.memory).await?;
     let capabilities = capabilities(&settings, &opened, lent.bytes);
+    let (troubles, troubled) = mpsc::channel::<String>(TROUBLES_MAX);
     let shelf = if identity.exclusive {
-        FolderShelf::beside(&settings.identity_path, capabilities.memory_bytes)
+        let (path, bytes_max) = (&settings.identity_path, capabilities.memory_bytes);
+        FolderShelf::beside(path, bytes_max, troubles.clone())
     } else {
         FolderShelf::none()
     };
@@ -171,13 +180,7 @@ async fn take_part(
         capabilities,
     });
     let pacer = settings.max_upload.map(|rate| Arc::new(Pacer::new(rate.0)));
-    let (troubles, mut troubled) = mpsc::channel::<String>(TROUBLES_MAX);
-    let told = notes.clone();
-    tokio::spawn(async move {
-        while let Some(text) = troubled.recv().await {
-            told.tell(Note::Trouble { text });
-        }
-    });
+    tokio::spawn(tell_troubles(troubled, notes.clone()));
     let (transport, transport_end) = RtcTransport::with_end(RtcConfig {
         ice_servers: Vec::new(),
         relay_only: settings.relay_only,
