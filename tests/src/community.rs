@@ -4,7 +4,6 @@
 //! test sees many of them. What it trains on is generated here, the same for every test. Begin
 //! with [`Community::gather`].
 
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -17,8 +16,6 @@ use crate::run::{Host, HostOptions, Launch};
 /// For a round of the small model, with other tests beside it on a slow machine, and for a fault
 /// to be noticed and repaired.
 pub const ROUND_WAIT_MAX: Duration = Duration::from_secs(90);
-/// For a volunteer to leave after the round it is in.
-const LEAVE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bytes of text to learn.
 const TEXT_BYTES: usize = 200_000;
 
@@ -35,6 +32,8 @@ pub struct Community {
 /// How the small run is organised; all else is the same in every test.
 #[derive(Clone, Debug)]
 pub struct Small {
+    /// What everything follows from.
+    pub seed: u64,
     /// Seats that the run waits for.
     pub seats_min: u16,
     /// Minutes between checkpoints.
@@ -50,6 +49,7 @@ pub struct Small {
 impl Default for Small {
     fn default() -> Self {
         Self {
+            seed: 7,
             seats_min: 2,
             checkpoint_minutes: 5.0,
             round_steps: 10,
@@ -67,7 +67,7 @@ impl Small {
             r#"
 [run]
 name = "small"
-seed = 7
+seed = {}
 
 [model]
 d_model = 32
@@ -96,6 +96,7 @@ eval_rounds = 0
 checkpoint_minutes = {}
 rewind_wait_seconds = {}
 "#,
+            self.seed,
             self.samples,
             self.round_steps,
             self.seats_min,
@@ -209,6 +210,45 @@ impl Community {
         heard.with_context(|| self.said())
     }
 
+    /// Waits for the host to give `name` up, and tells how long after `since_ms` it did so.
+    ///
+    /// # Errors
+    /// It does not within `wait_max`.
+    pub fn lost_after(
+        &mut self,
+        name: &str,
+        since_ms: u64,
+        wait_max: Duration,
+    ) -> anyhow::Result<Duration> {
+        let is_lost = |event: &Value| {
+            let what = event["what"].as_str().unwrap_or_default();
+            event["event"] == "volunteer"
+                && event["name"] == name
+                && ["gone", "silent", "left"].contains(&what)
+        };
+        let text = format!("the loss of {name}");
+        let heard = self.host.program().wait_for(&text, wait_max, is_lost);
+        let event = heard.with_context(|| self.said())?;
+        let at_ms = event["time_ms"]
+            .as_u64()
+            .context("events bear their time")?;
+        Ok(Duration::from_millis(at_ms.saturating_sub(since_ms)))
+    }
+
+    /// Waits until the run goes back, and gives the round that it goes back to.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn hear_rewind(&mut self) -> anyhow::Result<u64> {
+        let is_rewind = |event: &Value| event["event"] == "rewind";
+        let heard = self
+            .host
+            .program()
+            .wait_for("a rewind", ROUND_WAIT_MAX, is_rewind);
+        let event = heard.with_context(|| self.said())?;
+        event["to"].as_u64().context("a rewind names its round")
+    }
+
     /// Waits until `round` is committed and gives the run.
     ///
     /// # Errors
@@ -217,6 +257,24 @@ impl Community {
         let what = format!("commit of round {round}");
         let holds = |run: &Value| run["round"].as_u64() >= Some(round);
         let reached = self.host.wait_until(&what, ROUND_WAIT_MAX, holds);
+        reached.with_context(|| self.said())
+    }
+
+    /// Waits for the middle of a round, in which the run is as `holds` asks, and gives the run.
+    ///
+    /// # Errors
+    /// As [`Self::reach`].
+    pub fn reach_mid_round(
+        &mut self,
+        mut holds: impl FnMut(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let is_mid_round = |run: &Value| {
+            let steps = run["steps"].as_u64();
+            run["state"] == "training" && (Some(3)..=Some(7)).contains(&steps)
+        };
+        let is_it = |run: &Value| is_mid_round(run) && holds(run);
+        let what = "the middle of a round";
+        let reached = self.host.wait_until(what, ROUND_WAIT_MAX, is_it);
         reached.with_context(|| self.said())
     }
 
@@ -274,22 +332,37 @@ impl Community {
             .with_context(|| format!("{name} was not started here"))
     }
 
-    /// Sends a volunteer Ctrl-C and waits for its end.
-    ///
-    /// # Errors
-    /// It does not end.
-    pub fn interrupt(&mut self, index: usize) -> anyhow::Result<ExitStatus> {
-        let mut volunteer = self.volunteers.remove(index);
-        volunteer.signal(Signal::INT)?;
-        volunteer.wait_end(LEAVE_WAIT_MAX)
-    }
-
     /// Ends a volunteer as `kill -9` does.
     ///
     /// # Errors
     /// The system refuses.
     pub fn kill(&mut self, index: usize) -> anyhow::Result<()> {
         self.volunteers.remove(index).kill()
+    }
+
+    /// Ends the host and all volunteers at the same moment, as a power cut does.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill_all(&mut self) -> anyhow::Result<()> {
+        self.host.program().signal(Signal::KILL)?;
+        self.kill_volunteers()?;
+        self.host.program().kill()
+    }
+
+    /// Ends all volunteers at the same moment, as `kill -9` does.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill_volunteers(&mut self) -> anyhow::Result<()> {
+        // All are hit before the first is waited for.
+        for volunteer in &self.volunteers {
+            volunteer.signal(Signal::KILL)?;
+        }
+        for mut volunteer in self.volunteers.drain(..) {
+            volunteer.kill()?;
+        }
+        Ok(())
     }
 
     /// Everything that volunteers have said as events so far.

@@ -11,6 +11,7 @@ pub mod judge;
 pub mod paths;
 pub mod process;
 pub mod run;
+pub mod shelf;
 pub mod site;
 pub mod source;
 pub mod tab;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 pub use rustix::process::Signal;
@@ -19,6 +19,18 @@ use serde_json::Value;
 const TAIL_LINES_MAX: usize = 60;
 /// The unit of times in `/proc`: the same on every Linux of today.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The machine's clock in milliseconds since 1970, as events bear it.
+///
+/// # Panics
+/// It is set to before 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let passed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("it is after 1970");
+    u64::try_from(passed.as_millis()).expect("not for long")
+}
 
 /// A program that runs until it ends, is ended, or is dropped.
 #[derive(Debug)]

@@ -172,9 +172,7 @@ impl Host {
             "--log-format",
             "json",
         ]);
-        command
-            .arg("--identity-path")
-            .arg(self.folder.path().join(format!("{name}.key")));
+        command.arg("--identity-path").arg(self.identity(name));
         if !arguments.contains(&"--gpu") {
             command.args(["--gpu", "cpu"]);
         }
@@ -197,6 +195,12 @@ impl Host {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Where the volunteer of that name keeps its key, unless it is told otherwise.
+    #[must_use]
+    pub fn identity(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}.key"))
     }
 
     /// The folder of its store and journal, as this program sees it.

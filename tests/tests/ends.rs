@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shared::config::written;
@@ -17,7 +17,7 @@ use shared::wire::frame::VERSION;
 use shared::wire::signal::{self, Down, RefuseCode};
 use tests::community::{Community, ROUND_WAIT_MAX, Small};
 use tests::paths;
-use tests::process::{Program, Signal};
+use tests::process::{Program, Signal, now_ms};
 use tungstenite::Message;
 
 /// A volunteer that closes is noticed within this.
@@ -28,13 +28,6 @@ const HOST_STOP_MAX: Duration = Duration::from_secs(3);
 const END_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at a folder.
 const LOOK: Duration = Duration::from_millis(50);
-
-fn now_ms() -> u64 {
-    let passed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("it is after 1970");
-    u64::try_from(passed.as_millis()).expect("not for long")
-}
 
 /// Sends a signal to `name` and asserts that the host notices `what` in time.
 fn check_noticed(community: &mut Community, name: &str, signal: Signal, what: &str) {
@@ -206,6 +199,14 @@ fn a_host_that_is_not_there_ends_a_volunteer_with_13() {
     drop(listener);
     let mut lost = join(folder.path(), &url, &[]);
     check_end(&mut lost, 13, "the host cannot be reached");
+}
+
+#[test]
+fn a_link_that_leads_to_no_run_ends_a_volunteer_with_13() {
+    let community = Community::gather(&Small::default(), &[]).expect("a host starts");
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("{}/elsewhere/", community.host.url());
+    check_end(&mut join(folder.path(), &url, &[]), 13, "404");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What people do wrong: each mistake ends with exit code 2 and says what to change.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::geteuid;
 use tempfile::TempDir;
 use tests::paths;
 use tests::process::Program;
@@ -28,8 +30,15 @@ const CONFIG: &str = "[run]\nname = \"one\"\n\n[model]\ncontext = 16\n";
 
 /// Runs the host in `folder` and asserts that it refuses with every one of `words`.
 fn check_refused(folder: &Path, arguments: &[&str], words: &[&str]) {
-    let host = paths::program("shoal-host").expect("the host is built");
-    let mut command = Command::new(host);
+    check_refused_by(Command::new(host()), folder, arguments, words);
+}
+
+fn host() -> PathBuf {
+    paths::program("shoal-host").expect("the host is built")
+}
+
+/// The same for a host that `command` starts.
+fn check_refused_by(mut command: Command, folder: &Path, arguments: &[&str], words: &[&str]) {
     command.current_dir(folder).args(arguments);
     let mut program = Program::start("shoal-host", &mut command).expect("it starts");
     let ended = program.wait_end(ANSWER_MAX).expect("it ends");
@@ -52,12 +61,44 @@ fn an_empty_data_folder_is_refused() {
 }
 
 #[test]
-fn data_that_cannot_be_read_is_refused() {
+fn data_that_is_not_there_is_refused() {
     let folder = folder();
     check_refused(
         folder.path(),
         &["--data", "absent", "--port", "0"],
-        &["cannot read absent"],
+        &["cannot read absent", "--data"],
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = folder();
+    let secret = folder.path().join("text/secret.txt");
+    fs::write(&secret, "not for everybody\n").expect("a file");
+    fs::set_permissions(&secret, Permissions::from_mode(0)).expect("it is ours");
+    let arguments = ["--data", "text", "--port", "0"];
+    let words = ["cannot read text/secret.txt: Permission denied", "--data"];
+    let mut command = Command::new(host());
+    if geteuid().is_root() {
+        // Root reads everything, unless it gives that up.
+        command = Command::new("setpriv");
+        let refusing = "--bounding-set=-dac_override,-dac_read_search";
+        command
+            .args([refusing, "--inh-caps=-all", "--"])
+            .arg(host());
+    }
+    check_refused_by(command, folder.path(), &arguments, &words);
+}
+
+#[test]
+fn a_file_whose_reading_fails_is_named() {
+    let folder = folder();
+    // A file whose first page is never there: reading fails as on a broken disk.
+    let file = "/proc/self/mem";
+    check_refused(
+        folder.path(),
+        &["--data", file, "--port", "0"],
+        &["cannot read /proc/self/mem: Input/output error"],
     );
 }
 
