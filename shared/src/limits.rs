@@ -47,7 +47,7 @@ pub const HUNG_MIN: Span = Span::from_secs(10);
 pub const EARLY_FRAMES_MAX: usize = 64;
 /// Leases the head holds ahead, so that a round trip to the host costs no pause.
 pub const LEASES_AHEAD: usize = 2;
-/// ... and while nothing was measured yet, or a seat is loaded or its weights are copied out.
+/// ... and at least this long while nothing was measured yet, or a seat is loaded or its weights are copied out.
 pub const HUNG_MAX: Span = Span::from_secs(60);
 /// Between two tellings of what links are like, if it changed.
 pub const LINKS_TOLD_EVERY: Span = Span::from_secs(10);

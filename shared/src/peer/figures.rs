@@ -10,7 +10,10 @@ use std::collections::BTreeMap;
 
 use super::{Output, Peer};
 use crate::compute::Job;
-use crate::limits::{HUNG_MAX, LINKS_MAX, LINKS_TOLD_EVERY, MEASURE_EVERY, SPEED_TOLD_EVERY};
+use crate::config::run::RunConfig;
+use crate::limits::{
+    HUNG_MAX, HUNG_TIMES, LINKS_MAX, LINKS_TOLD_EVERY, MEASURE_EVERY, SPEED_TOLD_EVERY,
+};
 use crate::schedule::placement::StageCosts;
 use crate::units::{PeerId, Span, Time};
 use crate::wire::signal::{LinkFigures, Pause, SeatOrder, Up};
@@ -86,12 +89,7 @@ impl Peer {
             return Pace::default();
         };
         let measured = self.rhythm.microbatch().map(Span::as_micros);
-        let busy_us = measured.unwrap_or_else(|| {
-            let sequences = u64::from(config.microbatch_sequences());
-            let block_us = self.identity.capabilities.block_us;
-            let blocks = self.figures.milliblocks.saturating_mul(sequences);
-            blocks.saturating_mul(block_us) / 1_000
-        });
+        let busy_us = measured.unwrap_or_else(|| self.promised_us());
         let percent = u64::from(self.duty.percent());
         let wire_us = |to: Option<PeerId>, bytes: usize| {
             let link = to.and_then(|to| self.links.get(&to));
@@ -102,6 +100,19 @@ impl Peer {
             next_us: wire_us(order.next.map(|it| it.peer), config.forward_payload_bytes()),
             previous_us: wire_us(order.previous.map(|it| it.peer), config.boundary_bytes()),
         }
+    }
+
+    /// Microseconds of a microbatch at the seat, as one block promises, without rests.
+    fn promised_us(&self) -> u64 {
+        let sequences = self
+            .config
+            .as_ref()
+            .map_or(0, RunConfig::microbatch_sequences);
+        let blocks = self
+            .figures
+            .milliblocks
+            .saturating_mul(u64::from(sequences));
+        blocks.saturating_mul(self.identity.capabilities.block_us) / 1_000
     }
 
     /// A seat is taken: what its stages cost.
@@ -233,7 +244,9 @@ impl Peer {
         // Loading a seat and copying its weights out take their own time.
         let is_known = !matches!(job, Job::Seat { .. } | Job::Snapshot { .. });
         let known = self.rhythm.hung_after().filter(|_| is_known);
-        Some(*began + known.unwrap_or(HUNG_MAX))
+        // What a block promises is no measure of a seat, but a slow device is none that hangs.
+        let promised = Span::from_micros(self.promised_us()).times(HUNG_TIMES);
+        Some(*began + known.unwrap_or(HUNG_MAX.max(promised)))
     }
 
     /// When something is due here.
