@@ -75,7 +75,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let folder = folder();
     let secret = folder.path().join("text/secret.txt");
     fs::write(&secret, "not for everybody\n").expect("a file");
-    fs::set_permissions(&secret, Permissions::from_mode(0)).expect("it is ours");
+    fs::set_permissions(&secret, Permissions::from_mode(0o000)).expect("it is ours");
     let arguments = ["--data", "text", "--port", "0"];
     let words = ["cannot read text/secret.txt: Permission denied", "--data"];
     let mut command = Command::new(host());
