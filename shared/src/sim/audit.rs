@@ -62,7 +62,7 @@ impl Auditor {
     fn commit(&mut self, commit: &CommitRow) -> Result<(), Objection> {
         let (round, parent) = (commit.round, commit.parent);
         let mut fold = self.folds.get(&parent).expect("its parent stands").clone();
-        fold.steps(&self.config, &commit.steps);
+        fold.steps(&self.config, commit.place.epoch, &commit.steps);
         let digests = fold.digests();
         let wrong = commit
             .stages

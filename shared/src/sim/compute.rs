@@ -1,9 +1,9 @@
 //! Compute without mathematics: weights are a hash of everything that went into them.
 //!
-//! A stage's boundary is a hash of its weights and its input, its gradient a hash of both and what came back,
-//! its update a hash of weights, gradients, clip scale and samples done. So two runs end with equal
-//! weights exactly when they did the same work in the same order, wherever the model was cut;
-//! [`Fold`] says what that is for a journal.
+//! A stage's boundary is a hash of its weights, its input and the line-up that computes it, its gradient a hash of weights,
+//! input and what came back, its update a hash of weights, gradients, clip scale and samples done. So two runs end with
+//! equal weights exactly when they did the same work in the same order, wherever the model was cut, and a frame of an
+//! older line-up leaves a trace even if it holds the right numbers; [`Fold`] says what that is for a journal.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::compute::{Done, Input, Job, Snapshot, StageState};
 use crate::config::run::RunConfig;
-use crate::units::{Digest, SampleRange, StageId, StageRange};
+use crate::units::{Digest, Epoch, SampleRange, StageId, StageRange};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::payload;
 
@@ -41,8 +41,9 @@ impl Stage {
         }
     }
 
-    fn forward(&self, input: &[u8]) -> [u8; 32] {
-        hash(&[b"forward", &self.weights, input])
+    fn forward(&self, epoch: Epoch, input: &[u8]) -> [u8; 32] {
+        let (incarnation, counter) = (epoch.incarnation.to_le_bytes(), epoch.counter.to_le_bytes());
+        hash(&[b"forward", &self.weights, input, &incarnation, &counter])
     }
 
     fn backward(&mut self, input: &[u8], gradient: &[u8]) -> [u8; 32] {
@@ -207,10 +208,9 @@ impl FakeCompute {
                 };
             }
         }
-        let value = self
-            .stages
-            .iter()
-            .fold(entering, |value, stage| stage.forward(&value));
+        let value = self.stages.iter().fold(entering, |value, stage| {
+            stage.forward(slot.place.epoch, &value)
+        });
         let tokens =
             f64::from(self.config.microbatch_sequences()) * self.config.model.context as f64;
         match self.is_last() {
@@ -235,7 +235,7 @@ impl FakeCompute {
         let mut inputs = vec![entering];
         for stage in &self.stages {
             let last = inputs[inputs.len() - 1];
-            inputs.push(stage.forward(&last));
+            inputs.push(stage.forward(slot.place.epoch, &last));
         }
         let loss_sum =
             f64::from(self.config.microbatch_sequences()) * self.config.model.context as f64;
@@ -282,8 +282,8 @@ impl Fold {
         }
     }
 
-    /// Goes on by these steps' samples.
-    pub fn steps(&mut self, config: &RunConfig, steps: &[SampleRange]) {
+    /// Goes on by these steps' samples, computed by the line-up of that epoch.
+    pub fn steps(&mut self, config: &RunConfig, epoch: Epoch, steps: &[SampleRange]) {
         let sequences = u64::from(config.microbatch_sequences());
         for samples in steps {
             for microbatch in 0..u64::from(config.training.microbatches) {
@@ -292,7 +292,7 @@ impl Fold {
                     count: u32::from(config.microbatch_sequences()),
                 };
                 let tokens = tokens(config, Mode::Train, part);
-                fold_microbatch(&mut self.stages, &token_bytes(config, &tokens));
+                fold_microbatch(&mut self.stages, epoch, &token_bytes(config, &tokens));
             }
             let norm = self
                 .stages
@@ -314,11 +314,11 @@ impl Fold {
     }
 }
 
-fn fold_microbatch(stages: &mut [Stage], entering: &[u8; 32]) {
+fn fold_microbatch(stages: &mut [Stage], epoch: Epoch, entering: &[u8; 32]) {
     let mut inputs = vec![*entering];
     for stage in stages.iter() {
         let last = inputs[inputs.len() - 1];
-        inputs.push(stage.forward(&last));
+        inputs.push(stage.forward(epoch, &last));
     }
     let mut back = hash(&[b"loss", &inputs[stages.len()]]);
     for (stage, input) in stages.iter_mut().zip(&inputs).rev() {

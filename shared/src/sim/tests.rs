@@ -8,7 +8,7 @@ use crate::units::{Round, Span};
 use crate::{coordinator, peer};
 
 /// Seeds that a broken rule may survive.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 50;
 
 /// Whether any of a few worlds fails. A panic counts: an invariant inside was broken.
 fn is_noticed(sabotage: Sabotage) -> bool {
