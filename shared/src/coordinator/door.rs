@@ -149,6 +149,7 @@ impl Coordinator {
         if let Some(before) = self.roster.get(before) {
             volunteer.inherit(before);
         }
+        self.links.renumber(before, volunteer.peer);
         self.forget(before);
     }
 

@@ -78,9 +78,17 @@ impl Volunteer {
     }
 
     /// Takes over what must not be lost by coming again.
+    ///
+    /// Speed, too, if the device is the same: what its seat took says more than what is measured while a page loads,
+    /// and placement has no reason to give it another seat.
     pub fn inherit(&mut self, before: &Self) {
         self.accepted = before.accepted;
         self.benched_until = before.benched_until;
+        self.delay_us = before.delay_us;
+        self.bytes_per_second = before.bytes_per_second;
+        if self.capabilities.device == before.capabilities.device {
+            self.capabilities.block_us = before.capabilities.block_us;
+        }
     }
 
     /// Whether it wants no seat.

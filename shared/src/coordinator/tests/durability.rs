@@ -1,6 +1,7 @@
 //! What survives: copies, manifests, seats of those who come back.
 
 use super::*;
+use crate::schedule::placement::{Links, Measured};
 
 /// A run whose every round is stored, by a lone volunteer.
 fn stored_rounds(count: u32) -> Desk {
@@ -99,6 +100,53 @@ fn whoever_reloads_is_waited_for_longer_than_whoever_vanishes() {
     desk.pass(Span::from_secs(4));
     assert!(desk.host.roster.is_empty());
     assert_ne!(desk.reason_of_run(), waits);
+}
+
+#[test]
+fn whoever_reloads_gets_the_seat_it_had_however_busy_its_machine_is_meanwhile() {
+    let mut config = config();
+    config.schedule.seats_min = 2;
+    let mut desk = Desk::new(config);
+    desk.join(1);
+    let reloading = desk.join(2);
+    desk.rounds(1);
+    desk.pass(TICK);
+    desk.ready();
+    let stages_of = |desk: &Desk, connection: ConnectionId| {
+        let seats = desk.seats();
+        let seat = seats.into_iter().find(|(seated, _)| *seated == connection);
+        seat.map(|(_, order)| order.stages)
+    };
+    let before = stages_of(&desk, reloading);
+    assert!(before.is_some());
+    // What it held is not lost with it.
+    let commit = desk.host.history().get(Round(1)).expect("a commit");
+    for held in commit.stages.clone() {
+        desk.say(ConnectionId(1), Up::Copied { held });
+    }
+    let speaker =
+        |desk: &Desk, connection| desk.host.roster.speaker(connection).expect("it joined");
+    let (first, old) = (speaker(&desk, ConnectionId(1)), speaker(&desk, reloading));
+    let slow = Measured {
+        delay_us: 40_000,
+        bytes_per_second: Some(1_000_000),
+        relayed: false,
+    };
+    desk.host.links.measure(old, [(first, slow)]);
+    desk.say(reloading, Up::Leave { may_return: true });
+    desk.host.handle_closed(desk.now, reloading);
+    desk.settle();
+    desk.block_us *= 3;
+    let returned = desk.join(2);
+    desk.pass(TICK);
+    desk.ready();
+    assert_eq!(stages_of(&desk, returned), before);
+    let mut known = Links::default();
+    known.measure(speaker(&desk, returned), [(first, slow)]);
+    assert_eq!(
+        desk.host.links, known,
+        "its links are known under its new number"
+    );
 }
 
 #[test]

@@ -124,6 +124,20 @@ impl Links {
         }
     }
 
+    /// A volunteer got another number: what is known of its links stays known.
+    pub fn renumber(&mut self, before: PeerId, after: PeerId) {
+        for other in self.others(before) {
+            for (old, new) in [
+                ((before, other), (after, other)),
+                ((other, before), (other, after)),
+            ] {
+                if let Some(pair) = self.pairs.remove(&old) {
+                    self.pairs.insert(new, pair);
+                }
+            }
+        }
+    }
+
     /// Those of whom anything is known together with `peer`.
     fn others(&self, peer: PeerId) -> Vec<PeerId> {
         let of_peer = self
