@@ -42,6 +42,8 @@ pub struct Small {
     pub round_steps: u32,
     /// Samples after which the run is over.
     pub samples: u64,
+    /// Microbatches a step.
+    pub microbatches: u32,
     /// How long a volunteer that may return is waited for, in seconds.
     pub rewind_wait_seconds: u32,
 }
@@ -54,6 +56,7 @@ impl Default for Small {
             checkpoint_minutes: 5.0,
             round_steps: 10,
             samples: 40_000,
+            microbatches: 4,
             rewind_wait_seconds: 3,
         }
     }
@@ -84,7 +87,7 @@ format = "f32"
 
 [training]
 batch = 8
-microbatches = 4
+microbatches = {}
 learning_rate = 1e-2
 samples = {}
 warmup_samples = 80
@@ -97,6 +100,7 @@ checkpoint_minutes = {}
 rewind_wait_seconds = {}
 "#,
             self.seed,
+            self.microbatches,
             self.samples,
             self.round_steps,
             self.seats_min,

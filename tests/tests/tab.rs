@@ -4,15 +4,21 @@
 //! volunteers. Who sits where follows from the memory that they lend. On the processor's path, and with
 //! `cargo xtask e2e --all` on WebGPU's, too. Needs the built web client (`cargo xtask web`).
 
+use std::sync::OnceLock;
+
 use serde_json::Value;
 use shared::schedule::placement::StageCosts;
 use shared::units::StageRange;
-use tests::community::{Community, ROUND_WAIT_MAX, Small};
+use tests::community::{Community, ROUND_WAIT_MAX, Small, losses};
 use tests::judge;
 use tests::tab::{Device, LOAD_MAX, Lend, Tab, devices, gather, turn};
 
 /// A tab's losses are those of headless volunteers, within this share.
 const LOSS_SHARE_MAX: f64 = 1e-3;
+
+/// Rounds of one microbatch that are compared, where SwiftShader computes the GPU's path: some hundred times slower
+/// than the CPU itself.
+const WEBGPU_ROUNDS: u64 = 3;
 
 /// How much somebody lends of its memory, which decides where it sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +51,19 @@ impl Room {
     }
 }
 
-fn small(seats_min: u16) -> Small {
-    Small {
+/// A small run; where a GPU is computed by the CPU, its rounds are short.
+fn small(seats_min: u16, device: Device) -> Small {
+    let usual = Small {
         seats_min,
         ..Small::default()
+    };
+    match device {
+        Device::Cpu => usual,
+        Device::WebGpu => Small {
+            round_steps: 1,
+            microbatches: 1,
+            ..usual
+        },
     }
 }
 
@@ -76,6 +91,29 @@ fn recovered(community: &mut Community) {
     judge::recovered_within(community, LOSS_SHARE_MAX).expect("the run is as if all were headless");
 }
 
+/// Holds short rounds to those of headless volunteers, one by one.
+fn like_headless(community: &mut Community) {
+    static LOSSES: OnceLock<Vec<(u64, f64)>> = OnceLock::new();
+    let expected = LOSSES.get_or_init(|| {
+        let small = small(2, Device::WebGpu);
+        let names = ["anchovy", "herring"];
+        let mut headless = Community::gather(&small, &names).expect("a community gathers");
+        losses(&headless.reach(WEBGPU_ROUNDS).expect("they train")).expect("rounds")
+    });
+    let mut run = Value::Null;
+    for round in 1..=WEBGPU_ROUNDS {
+        run = community.reach(round).expect("they train");
+    }
+    let found = losses(&run).expect("rounds");
+    for ((samples, loss), (same, other)) in found.iter().zip(expected) {
+        assert_eq!(samples, same);
+        assert!(
+            (loss - other).abs() <= LOSS_SHARE_MAX * other,
+            "after {samples} samples the loss is {loss}, headless {other}"
+        );
+    }
+}
+
 /// Who sits from the head to the end: `browser` or `native`.
 fn kinds(run: &Value) -> Vec<String> {
     let listed = run["volunteers"].as_array().into_iter().flatten();
@@ -90,10 +128,13 @@ fn kinds(run: &Value) -> Vec<String> {
 }
 
 /// Holds a run to its seats' kinds, from head to end, and to a headless run's losses; then each tab to its silence.
-fn check(community: &mut Community, tabs: Vec<Tab>, seats: &[&str]) {
+fn check(community: &mut Community, device: Device, tabs: Vec<Tab>, seats: &[&str]) {
     let run = community.reach(1).expect("they train");
     assert_eq!(kinds(&run), seats, "{run:#}");
-    recovered(community);
+    match device {
+        Device::Cpu => recovered(community),
+        Device::WebGpu => like_headless(community),
+    }
     assert_eq!(kinds(&community.host.api().expect("an answer")), seats);
     for mut tab in tabs {
         let page = tab.page.wait_for_text("accepted", LOAD_MAX);
@@ -105,44 +146,50 @@ fn check(community: &mut Community, tabs: Vec<Tab>, seats: &[&str]) {
 #[test]
 fn a_tab_at_the_head_of_a_headless_volunteer_trains_as_two_such_do() {
     let _turn = turn();
-    for device in devices() {
-        let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
-        let tab = lend(&community, *device, Room::Head);
-        check(&mut community, vec![tab], &["browser", "native"]);
+    for &device in devices() {
+        let mut community = gather(&small(2, device), &["anchovy"]).expect("a community gathers");
+        let tab = lend(&community, device, Room::Head);
+        check(&mut community, device, vec![tab], &["browser", "native"]);
     }
 }
 
 #[test]
 fn a_tab_behind_a_headless_volunteer_trains_as_two_such_do() {
     let _turn = turn();
-    for device in devices() {
-        let mut community = gather(&small(2), &[]).expect("a community gathers");
+    for &device in devices() {
+        let mut community = gather(&small(2, device), &[]).expect("a community gathers");
         join(&mut community, "anchovy", Room::Head);
-        let tab = lend(&community, *device, Room::All);
-        check(&mut community, vec![tab], &["native", "browser"]);
+        let tab = lend(&community, device, Room::All);
+        check(&mut community, device, vec![tab], &["native", "browser"]);
     }
 }
 
 #[test]
 fn a_tab_between_headless_volunteers_trains_as_they_do() {
     let _turn = turn();
-    for device in devices() {
+    for &device in devices() {
         let mut community =
-            gather(&small(3), &["anchovy", "herring"]).expect("a community gathers");
-        let tab = lend(&community, *device, Room::Inner);
-        check(&mut community, vec![tab], &["native", "browser", "native"]);
+            gather(&small(3, device), &["anchovy", "herring"]).expect("a community gathers");
+        let tab = lend(&community, device, Room::Inner);
+        check(
+            &mut community,
+            device,
+            vec![tab],
+            &["native", "browser", "native"],
+        );
     }
 }
 
 #[test]
 fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
     let _turn = turn();
-    for device in devices() {
-        let mut community = gather(&small(3), &[]).expect("a community gathers");
+    for &device in devices() {
+        let mut community = gather(&small(3, device), &[]).expect("a community gathers");
         join(&mut community, "anchovy", Room::Inner);
-        let tabs = [(); 2].map(|()| lend(&community, *device, Room::All));
+        let tabs = [(); 2].map(|()| lend(&community, device, Room::All));
         check(
             &mut community,
+            device,
             tabs.into(),
             &["browser", "native", "browser"],
         );
@@ -152,27 +199,28 @@ fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
 #[test]
 fn two_tabs_train_alone() {
     let _turn = turn();
-    for device in devices() {
-        let mut community = gather(&small(2), &[]).expect("a community gathers");
-        let tabs = [(); 2].map(|()| lend(&community, *device, Room::All));
-        check(&mut community, tabs.into(), &["browser", "browser"]);
+    for &device in devices() {
+        let mut community = gather(&small(2, device), &[]).expect("a community gathers");
+        let tabs = [(); 2].map(|()| lend(&community, device, Room::All));
+        check(&mut community, device, tabs.into(), &["browser", "browser"]);
     }
 }
 
 #[test]
 fn a_tab_on_webgpu_trains_with_a_headless_volunteer() {
     let _turn = turn();
-    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
-    let mut tab = lend(&community, Device::WebGpu, Room::Head);
-    let device = tab.stands("now.device.startsWith('WebGPU')", LOAD_MAX);
-    device.expect("it computes on WebGPU");
-    check(&mut community, vec![tab], &["browser", "native"]);
+    let device = Device::WebGpu;
+    let mut community = gather(&small(2, device), &["anchovy"]).expect("a community gathers");
+    let mut tab = lend(&community, device, Room::Head);
+    tab.stands("now.device.startsWith('WebGPU')", LOAD_MAX)
+        .expect("it computes on WebGPU");
+    check(&mut community, device, vec![tab], &["browser", "native"]);
 }
 
 #[test]
 fn a_tab_that_is_gone_in_mid_round_is_replaced() {
     let _turn = turn();
-    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    let mut community = gather(&small(2, Device::Cpu), &["anchovy"]).expect("a community gathers");
     let tab = lend(&community, Device::Cpu, Room::All);
     community.reach(2).expect("they train");
     community.join("herring").expect("a spare starts");
@@ -186,7 +234,7 @@ fn weights_that_a_tab_trained_are_in_the_manifest() {
     let _turn = turn();
     let small = Small {
         checkpoint_minutes: 0.05,
-        ..small(2)
+        ..small(2, Device::Cpu)
     };
     let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
     let mut tab = lend(&community, Device::Cpu, Room::Head);
@@ -201,7 +249,7 @@ fn weights_that_a_tab_trained_are_in_the_manifest() {
     let file = format!("manifests/{round}.json");
     let text = std::fs::read_to_string(community.host.store().join(file)).expect("a manifest");
     let manifest: Value = serde_json::from_str(&text).expect("JSON");
-    let listed = manifest["manifest"]["stages"].as_array().expect("a list");
+    let listed = manifest["stages"].as_array().expect("a list");
     let of_stage = |held: &&Value| held["stage"] == 0;
     let committed = listed.iter().find(of_stage).expect("the first stage");
     let holds = tab.sent("holds").expect("an answer");

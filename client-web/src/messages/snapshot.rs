@@ -92,8 +92,6 @@ pub struct Seat {
 pub struct Neighbour {
     /// Its number.
     pub peer: PeerId,
-    /// What it calls itself, where the host tells.
-    pub name: Option<String>,
     /// Whether packets go through a relay; `None` while there is no link.
     pub relayed: Option<bool>,
 }

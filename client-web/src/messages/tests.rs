@@ -78,7 +78,6 @@ fn what_the_worker_says_survives_its_json() {
         pipeline: 0,
         previous: Some(Neighbour {
             peer: PeerId(1),
-            name: Some("reef".to_owned()),
             relayed: Some(false),
         }),
         next: None,

@@ -4,7 +4,8 @@
 //! Begin with [`preflight`] and [`accepted`].
 
 use shared::config::model::ModelConfig;
-use shared::wire::report::RunReport;
+use shared::units::StageRange;
+use shared::wire::report::{RunReport, VolunteerReport};
 
 use super::format::{bytes, count, plural, span};
 use super::markup::sentence;
@@ -99,6 +100,8 @@ pub const PREFLIGHT: Words = Words {
     text: "",
     status: "Looking at this computer. It takes some seconds.",
 };
+/// While it has no seat and nobody says why.
+const SPARE: &str = "This tab keeps copies, and takes over when somebody leaves.";
 /// After a click on Stop.
 pub const STOPPING: &str = "Stopping: the microbatch under way is the last.";
 
@@ -338,6 +341,20 @@ pub fn seat(seat: &Seat) -> String {
     format!("{} of {}", seat.stages, seat.of)
 }
 
+/// What the neighbours in the pipe are called, before and after a seat: those whose stages adjoin it.
+#[must_use]
+pub fn neighbours(listed: &[VolunteerReport], seat: &Seat) -> [Option<String>; 2] {
+    let name = |adjoins: &dyn Fn(StageRange) -> bool| {
+        let adjoins = |one: &&VolunteerReport| one.stages.is_some_and(adjoins);
+        let found = listed.iter().find(adjoins)?;
+        Some(found.name.clone())
+    };
+    [
+        name(&|stages| stages.end == seat.stages.first),
+        name(&|stages| stages.first == seat.stages.end),
+    ]
+}
+
 /// How packets reach a neighbour: a name for the style, and words.
 #[must_use]
 pub fn link(relayed: Option<bool>) -> (&'static str, &'static str) {
@@ -351,10 +368,11 @@ pub fn link(relayed: Option<bool>) -> (&'static str, &'static str) {
 /// One sentence of why it waits or what it does.
 #[must_use]
 pub fn reason(snapshot: &Snapshot) -> String {
-    if snapshot.reason.trim().is_empty() {
-        return format!("{}.", phase(snapshot.phase));
+    match (snapshot.reason.trim(), snapshot.phase) {
+        ("", Phase::Spare) => SPARE.to_owned(),
+        ("", other) => format!("{}.", phase(other)),
+        (reason, _) => sentence(reason),
     }
-    sentence(&snapshot.reason)
 }
 
 /// A reason without its numbers: what is read aloud changes when the sense does, not with each step.

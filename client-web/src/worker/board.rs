@@ -111,7 +111,8 @@ impl Board {
             .borrow_mut()
             .moved(today(), moved.saturating_sub(self.counted_bytes));
         self.counted_bytes = moved;
-        if !stats.reason.is_empty() {
+        // Once it was let in, "getting ready" is over, whether the host says anything else or not.
+        if !stats.reason.is_empty() || stats.activity != Activity::Joining {
             snapshot.reason.clone_from(&stats.reason);
         }
         snapshot.peer = stats.peer;
@@ -161,7 +162,6 @@ impl Board {
         let link = links.into_iter().find(|link| link.peer == peer);
         Neighbour {
             peer,
-            name: None,
             relayed: link.filter(|link| link.is_up).map(|link| link.relayed),
         }
     }

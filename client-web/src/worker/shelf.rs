@@ -26,24 +26,24 @@ impl Shelf for BrowserShelf {
         for key in self.0.keys(STATES).await {
             match parse(run, &key) {
                 Some(state) => held.push(state),
-                None => self.0.remove(STATES, &key).await,
+                None => self.0.remove(STATES, key).await,
             }
         }
         held
     }
 
     async fn get(&self, run: Digest, held: Held) -> Option<Bytes> {
-        let value = self.0.get(STATES, &key(run, &held)).await?;
+        let value = self.0.get(STATES, key(run, &held)).await?;
         let bytes = value.dyn_into::<Uint8Array>().ok()?;
         Some(bytes.to_vec().into())
     }
 
     async fn put(&self, run: Digest, held: Held, blob: Bytes) -> Result<(), String> {
         let value = Uint8Array::from(blob.as_ref());
-        self.0.put(STATES, &key(run, &held), &value).await
+        self.0.put(STATES, key(run, &held), value.into()).await
     }
 
     async fn remove(&self, run: Digest, held: Held) {
-        self.0.remove(STATES, &key(run, &held)).await;
+        self.0.remove(STATES, key(run, &held)).await;
     }
 }

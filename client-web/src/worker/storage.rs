@@ -4,6 +4,7 @@
 //! has a value that lasts as long as the tab.
 
 use ed25519_dalek::SigningKey;
+use futures_channel::oneshot;
 use idb::{
     Database, DatabaseEvent, Error, Factory, ObjectStore, ObjectStoreParams, Query, Transaction,
     TransactionMode, TransactionResult,
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use shared::units::{Digest, Span};
 use std::rc::Rc;
 use wasm_bindgen::JsValue;
+use wasm_bindgen_futures::spawn_local;
 
 use super::clock::within;
 use crate::lending::Day;
@@ -53,7 +55,7 @@ struct Kept {
 impl Storage {
     /// Opens the database, or does without.
     pub(super) async fn open() -> Self {
-        let opened = within(OPEN_MAX, open()).await;
+        let opened = within(OPEN_MAX, to_its_end(open())).await.flatten();
         Self(opened.and_then(Result::ok).map(Rc::new))
     }
 
@@ -87,32 +89,36 @@ impl Storage {
     }
 
     async fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        let value = self.get(PERSON, name).await?;
+        let value = self.get(PERSON, name.to_owned()).await?;
         serde_json::from_str(&value.as_string()?).ok()
     }
 
     async fn write<T: Serialize>(&self, name: &str, value: &T) {
         let text = serde_json::to_string(value).expect("it has string keys");
         // Not kept: then it lasts as long as the tab.
-        drop(self.put(PERSON, name, &JsValue::from_str(&text)).await);
+        let text = JsValue::from_str(&text);
+        drop(self.put(PERSON, name.to_owned(), text).await);
     }
 
     /// What lies under a name, if it can be read.
-    pub(super) async fn get(&self, store: &str, key: &str) -> Option<JsValue> {
-        let (_, store) = self.begin(store, TransactionMode::ReadOnly).ok()??;
-        let request = store.get(Query::Key(JsValue::from_str(key))).ok()?;
-        request.await.ok().flatten()
+    pub(super) async fn get(&self, store: &'static str, key: String) -> Option<JsValue> {
+        let own = self.clone();
+        let read = async move {
+            let (_, store) = own.begin(store, TransactionMode::ReadOnly).ok()??;
+            let request = store.get(Query::Key(JsValue::from_str(&key))).ok()?;
+            request.await.ok().flatten()
+        };
+        to_its_end(read).await.flatten()
     }
 
     /// All names, as far as they can be read.
-    pub(super) async fn keys(&self, store: &str) -> Vec<String> {
-        let Ok(Some((_, store))) = self.begin(store, TransactionMode::ReadOnly) else {
-            return Vec::new();
+    pub(super) async fn keys(&self, store: &'static str) -> Vec<String> {
+        let own = self.clone();
+        let read = async move {
+            let (_, store) = own.begin(store, TransactionMode::ReadOnly).ok()??;
+            store.get_all_keys(None, None).ok()?.await.ok()
         };
-        let Ok(request) = store.get_all_keys(None, None) else {
-            return Vec::new();
-        };
-        let keys = request.await.unwrap_or_default();
+        let keys = to_its_end(read).await.flatten().unwrap_or_default();
         keys.iter().filter_map(JsValue::as_string).collect()
     }
 
@@ -120,33 +126,39 @@ impl Storage {
     ///
     /// # Errors
     /// Why it was not written, in words.
-    pub(super) async fn put(&self, store: &str, key: &str, value: &JsValue) -> Result<(), String> {
-        let begun = self.begin(store, TransactionMode::ReadWrite);
-        let Some((transaction, store)) = begun.map_err(|error| error.to_string())? else {
-            return Err(NO_DATABASE.to_owned());
-        };
-        let written = async {
+    pub(super) async fn put(
+        &self,
+        store: &'static str,
+        key: String,
+        value: JsValue,
+    ) -> Result<(), String> {
+        let own = self.clone();
+        let write = async move {
+            let Some((transaction, store)) = own.begin(store, TransactionMode::ReadWrite)? else {
+                return Ok(None);
+            };
             // The transaction's end tells of the request's, too.
-            drop(store.put(value, Some(&JsValue::from_str(key)))?);
-            transaction.commit()?.await
+            drop(store.put(&value, Some(&JsValue::from_str(&key)))?);
+            transaction.commit()?.await.map(Some)
         };
-        match written.await {
-            Ok(TransactionResult::Committed) => Ok(()),
-            Ok(TransactionResult::Aborted) => Err(NO_ROOM.to_owned()),
-            Err(error) => Err(error.to_string()),
+        match to_its_end(write).await {
+            Some(Ok(Some(TransactionResult::Committed))) => Ok(()),
+            Some(Ok(Some(TransactionResult::Aborted))) => Err(NO_ROOM.to_owned()),
+            Some(Ok(None)) | None => Err(NO_DATABASE.to_owned()),
+            Some(Err(error)) => Err(error.to_string()),
         }
     }
 
     /// Removes what lies under a name. What cannot be removed takes room, nothing worse.
-    pub(super) async fn remove(&self, store: &str, key: &str) {
-        let Ok(Some((transaction, store))) = self.begin(store, TransactionMode::ReadWrite) else {
-            return;
+    pub(super) async fn remove(&self, store: &'static str, key: String) {
+        let own = self.clone();
+        let remove = async move {
+            let (transaction, store) = own.begin(store, TransactionMode::ReadWrite).ok()??;
+            drop(store.delete(Query::Key(JsValue::from_str(&key))).ok()?);
+            transaction.commit().ok()?.await.ok()?;
+            Some(())
         };
-        let removed = async {
-            drop(store.delete(Query::Key(JsValue::from_str(key)))?);
-            transaction.commit()?.await
-        };
-        drop(removed.await);
+        to_its_end(remove).await;
     }
 
     /// A transaction over one store; `None` where there is no database.
@@ -162,6 +174,16 @@ impl Storage {
         let store = transaction.object_store(store)?;
         Ok(Some((transaction, store)))
     }
+}
+
+/// Carries `work` out even if nobody waits for it any more: a database calls back whatever it was given.
+async fn to_its_end<T: 'static>(work: impl Future<Output = T> + 'static) -> Option<T> {
+    let (tell, told) = oneshot::channel();
+    spawn_local(async move {
+        // Nobody waits: then nobody needs to know.
+        drop(tell.send(work.await));
+    });
+    told.await.ok()
 }
 
 async fn open() -> Result<Database, Error> {

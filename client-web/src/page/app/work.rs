@@ -12,6 +12,11 @@ pub(super) fn work(state: State) -> impl IntoView {
     let snapshot = state.snapshot;
     let read = move |part: fn(&Snapshot) -> String| move || snapshot.with(part);
     let seat = Memo::new(move |_| snapshot.with(|snapshot| snapshot.seat.clone()));
+    let names = Memo::new(move |_| {
+        let seat = seat.get()?;
+        let report = state.report.get()?;
+        Some(words::neighbours(&report.volunteers, &seat))
+    });
     let finishing = move || snapshot.with(|snapshot| snapshot.phase == Phase::Finishing);
     view! {
         <p class="proof">{read(|snapshot| words::accepted(&snapshot.accepted))}</p>
@@ -40,7 +45,7 @@ pub(super) fn work(state: State) -> impl IntoView {
             </button>
         </div>
         <p class="soft">"Finish leaves after this round, without loss. Stop leaves now."</p>
-        {move || seat.get().map(|seat| pipe(&seat))}
+        {move || seat.get().map(|seat| pipe(&seat, names.get()))}
         <dl class="list">
             <div><dt>"Computes on"</dt><dd>{read(|snapshot| or_unknown(&snapshot.device))}</dd></div>
             <div><dt>"Speed"</dt><dd>{read(|snapshot| {
@@ -76,14 +81,21 @@ fn or_unknown(text: &str) -> String {
 }
 
 /// My seat and my neighbours, from the text to the loss.
-fn pipe(seat: &Seat) -> impl IntoView + use<> {
+fn pipe(seat: &Seat, names: Option<[Option<String>; 2]>) -> impl IntoView + use<> {
     let own = words::seat(seat);
+    let [before, after] = names.unwrap_or_default();
+    let before = before.unwrap_or_else(|| "The volunteer before you".to_owned());
+    let after = after.unwrap_or_else(|| "The volunteer after you".to_owned());
     let before = end(
-        seat.previous.as_ref(),
+        seat.previous.as_ref().map(|neighbour| (neighbour, before)),
         "The run’s text",
         "the pipe begins with you",
     );
-    let after = end(seat.next.as_ref(), "The loss", "the pipe ends with you");
+    let after = end(
+        seat.next.as_ref().map(|neighbour| (neighbour, after)),
+        "The loss",
+        "the pipe ends with you",
+    );
     view! {
         <h3>"Your place in the pipe"</h3>
         <ol class="pipe">
@@ -95,17 +107,12 @@ fn pipe(seat: &Seat) -> impl IntoView + use<> {
 }
 
 /// A neighbour, or what lies beyond the pipe's end.
-fn end(neighbour: Option<&Neighbour>, beyond: &str, why: &str) -> impl IntoView + use<> {
+fn end(neighbour: Option<(&Neighbour, String)>, beyond: &str, why: &str) -> impl IntoView + use<> {
     let (class, name, link) = match neighbour {
         None => ("end", beyond.to_owned(), why.to_owned()),
-        Some(neighbour) => {
-            let name = neighbour.name.clone();
+        Some((neighbour, name)) => {
             let (class, link) = words::link(neighbour.relayed);
-            (
-                class,
-                name.unwrap_or_else(|| format!("volunteer {}", neighbour.peer)),
-                link.to_owned(),
-            )
+            (class, name, link.to_owned())
         }
     };
     view! { <li class=class><b>{name}</b><span>{link}</span></li> }

@@ -1,7 +1,7 @@
 use shared::config::run::RunConfig;
 use shared::units::{Round, StageRange};
-use shared::wire::report::{DataReport, RoundReport};
-use shared::wire::signal::RefuseCode;
+use shared::wire::report::{DataReport, RoundReport, VolunteerState};
+use shared::wire::signal::{RefuseCode, VolunteerKind};
 
 use super::*;
 
@@ -178,6 +178,8 @@ fn what_is_read_aloud_does_not_change_with_each_step() {
 fn every_phase_has_a_sentence_even_without_a_reason() {
     let mut snapshot = Snapshot::default();
     assert_eq!(reason(&snapshot), "Getting ready.");
+    snapshot.phase = Phase::Spare;
+    assert!(reason(&snapshot).contains("takes over when somebody leaves"));
     snapshot.reason = "paused: on battery".to_owned();
     assert_eq!(reason(&snapshot), "Paused: on battery.");
 }
@@ -251,4 +253,38 @@ fn what_is_not_kept_is_told_with_what_it_means() {
         "No copy of your stages is kept on this computer: the browser has no more room for this page. The work goes on; \
          but after a reload this tab has to fetch its stages anew."
     );
+}
+
+#[test]
+fn neighbours_are_called_as_the_run_calls_them() {
+    let volunteer = |name: &str, first, end| VolunteerReport {
+        name: name.to_owned(),
+        kind: VolunteerKind::Native,
+        state: VolunteerState::Seated,
+        stages: Some(StageRange { first, end }),
+        reason: String::new(),
+        microbatches: 0,
+    };
+    let spare = VolunteerReport {
+        stages: None,
+        ..volunteer("spare", 0, 0)
+    };
+    let listed = [
+        spare,
+        volunteer("tail", 3, 4),
+        volunteer("head", 0, 2),
+        volunteer("own", 2, 3),
+    ];
+    let mut seat = Seat {
+        stages: StageRange { first: 2, end: 3 },
+        of: 4,
+        pipeline: 0,
+        previous: None,
+        next: None,
+        steps: 0,
+    };
+    let names = |seat: &Seat| neighbours(&listed, seat).map(|name| name.unwrap_or_default());
+    assert_eq!(names(&seat), ["head", "tail"]);
+    seat.stages = StageRange { first: 0, end: 2 };
+    assert_eq!(names(&seat), ["", "own"]);
 }
