@@ -73,7 +73,12 @@ fn lend(community: &Community, device: Device, room: Room) -> Tab {
         memory_bytes: room.bytes(),
         ..Lend::default()
     };
-    Tab::lend(community, &how).expect("a tab lends")
+    let mut tab = Tab::lend(community, &how).expect("a tab lends");
+    if device == Device::WebGpu {
+        tab.stands("now.device.startsWith('WebGPU')", LOAD_MAX)
+            .expect("it computes on WebGPU");
+    }
+    tab
 }
 
 fn join(community: &mut Community, name: &str, room: Room) {
@@ -204,17 +209,6 @@ fn two_tabs_train_alone() {
         let tabs = [(); 2].map(|()| lend(&community, device, Room::All));
         check(&mut community, device, tabs.into(), &["browser", "browser"]);
     }
-}
-
-#[test]
-fn a_tab_on_webgpu_trains_with_a_headless_volunteer() {
-    let _turn = turn();
-    let device = Device::WebGpu;
-    let mut community = gather(&small(2, device), &["anchovy"]).expect("a community gathers");
-    let mut tab = lend(&community, device, Room::Head);
-    tab.stands("now.device.startsWith('WebGPU')", LOAD_MAX)
-        .expect("it computes on WebGPU");
-    check(&mut community, device, vec![tab], &["browser", "native"]);
 }
 
 #[test]

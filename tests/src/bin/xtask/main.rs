@@ -12,6 +12,7 @@
 mod build;
 mod check;
 mod demo;
+mod e2e;
 mod figures;
 mod setup;
 mod steps;
@@ -33,6 +34,8 @@ enum Verb {
     Setup,
     /// Build everything and run all tests
     Test,
+    /// Tabs of headless Chromium in runs with headless volunteers: the tests of the page alone
+    E2e(e2e::EndToEnd),
     /// All tests, formatting, lints, documentation, dependencies, golden figures, simulation
     Ci,
     /// Train a small model with a host and three volunteers on this machine, and let it write
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Setup => setup::setup(),
         Verb::Test => check::test().finish(),
+        Verb::E2e(asked) => e2e::e2e(&asked).finish(),
         Verb::Ci => check::ci().finish(),
         Verb::Demo(asked) => demo::demo(&asked),
         Verb::Figures(asked) => figures::figures(&asked),

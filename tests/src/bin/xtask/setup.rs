@@ -38,7 +38,7 @@ struct Item {
     found: fn() -> Option<String>,
 }
 
-const ITEMS: [Item; 3] = [
+const ITEMS: [Item; 4] = [
     Item {
         name: "chromium",
         packages: &["chromium"],
@@ -53,6 +53,11 @@ const ITEMS: [Item; 3] = [
         name: "coturn",
         packages: &["coturn"],
         found: find_coturn,
+    },
+    Item {
+        name: "npm",
+        packages: &["npm"],
+        found: find_npm,
     },
 ];
 
@@ -90,6 +95,9 @@ pub(crate) fn setup() -> anyhow::Result<()> {
             Err(error) => problems.push(format!("{error:#}")),
         }
     }
+    if let Err(error) = axe() {
+        problems.push(format!("{error:#}"));
+    }
     if problems.is_empty() {
         Ok(())
     } else {
@@ -109,6 +117,36 @@ fn report(name: &str, place: &str) {
 pub(crate) fn target() -> anyhow::Result<()> {
     let wasm = sysroot()?.join("lib/rustlib").join(WASM);
     ensure("wasm", &wasm, &["target", "add", WASM])
+}
+
+/// axe-core, which looks at the page in the tests: beside the built programs, never a part of them.
+///
+/// # Errors
+/// It is absent and cannot be installed from here; the message is what to type.
+fn axe() -> anyhow::Result<()> {
+    let file = browser::axe_file()?;
+    if file.is_file() {
+        report("axe-core", &file.display().to_string());
+        return Ok(());
+    }
+    let folder = browser::axe_folder()?;
+    std::fs::create_dir_all(&folder)?;
+    let package = format!("axe-core@{}", browser::AXE_VERSION);
+    let quiet = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund"];
+    let done = Command::new("npm")
+        .args(["install", "--prefix"])
+        .arg(&folder)
+        .args(quiet)
+        .arg(&package)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    if !done.is_ok_and(|status| status.success()) || !file.is_file() {
+        let folder = folder.display();
+        bail!("axe-core could not be installed; type: npm install --prefix {folder} {package}");
+    }
+    report("axe-core", &format!("installed, {}", file.display()));
+    Ok(())
 }
 
 /// rustfmt and clippy of the toolchain in use.
@@ -161,6 +199,13 @@ fn find_chromium() -> Option<String> {
 
 fn find_coturn() -> Option<String> {
     turn::coturn().map(|path| path.display().to_string())
+}
+
+fn find_npm() -> Option<String> {
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path).map(|folder| folder.join("npm"));
+    let mut found = found.filter(|file| file.is_file());
+    found.next().map(|file| file.display().to_string())
 }
 
 /// Mesa's driver that computes on the CPU, and the loader through which programs reach it.

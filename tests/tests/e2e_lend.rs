@@ -1,0 +1,268 @@
+//! What a person who lends a tab was promised: a stop that stops, a share that is kept, a page that answers, sentences.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::browser::{Browser, Options, Task};
+use tests::community::Small;
+use tests::tab::{LOAD_MAX, Lend, Tab, gather, turn};
+
+/// Jobs of a microbatch: forward and backward.
+const MICROBATCH_JOBS: u64 = 2;
+/// Microbatches that a share is measured over.
+const MEASURED: u64 = 100;
+/// How far a measured share may be from the asked one, in points.
+const SHARE_POINTS_MAX: f64 = 5.0;
+/// How far above the asked share the device's busy time may be seen from outside, messages between threads included.
+const SEEN_POINTS_MAX: f64 = 10.0;
+/// Most that one task of the page takes of the processor.
+const TASK_MAX: Duration = Duration::from_millis(50);
+/// From loading a page again to its first microbatch, when everything is in the browser's cache.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+
+fn alone() -> Small {
+    Small {
+        seats_min: 1,
+        rewind_wait_seconds: 60,
+        ..Small::default()
+    }
+}
+
+#[test]
+fn stop_ends_the_work_within_a_microbatch() {
+    let _turn = turn();
+    let mut community = gather(&Small::default(), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.reach(1).expect("they train");
+    tab.count_jobs().expect("there is a worker");
+    tab.page
+        .wait_for("jobs", LOAD_MAX, "__jobs.handed.length > 20")
+        .expect("it works");
+    tab.page.click("button", "Stop").expect("it is there");
+    tab.page
+        .wait_for_text("Nothing is computed here any more", LOAD_MAX)
+        .expect("it says that it stopped");
+    let after = tab
+        .page
+        .wait_for(
+            "a while after",
+            LOAD_MAX,
+            "new Promise((done) => setTimeout(() => done({
+               after: __jobs.handed.filter((at) => at > __jobs.stopped).length,
+               stopped: __jobs.stopped > 0,
+             }), 500))",
+        )
+        .expect("an answer");
+    assert_eq!(after["stopped"], true, "the click was seen");
+    let jobs = after["after"].as_u64().expect("a number");
+    assert!(jobs <= MICROBATCH_JOBS, "{jobs} jobs after the click");
+    assert_eq!(tab.page.worker_count().expect("an answer"), 0);
+    tab.check().expect("it says nothing wrong");
+}
+
+#[test]
+fn a_measured_share_is_the_asked_one() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    tab.stands("now.microbatches > 0", LOAD_MAX)
+        .expect("it trains");
+    tab.count_jobs().expect("there is a worker");
+    for percent in [25_u32, 50, 100] {
+        tab.page
+            .set(
+                "slider",
+                "Share of the time that it works",
+                &percent.to_string(),
+            )
+            .expect("it is there");
+        let begun = tab
+            .stands(&format!("now.asked_percent === {percent}"), LOAD_MAX)
+            .expect("the driver is told");
+        let begun = begun["microbatches"].as_u64().expect("a number");
+        let busy = "(__jobs.since = performance.now(), __jobs.busy = 0, true)";
+        tab.page.evaluate(busy).expect("an answer");
+        let enough = format!("now.microbatches >= {}", begun + MEASURED);
+        let now = tab.stands(&enough, LOAD_MAX).expect("it works on");
+        let asked = f64::from(percent);
+        let measured = now["measured_percent"].as_f64().expect("it was measured");
+        // Seen from outside: of all time, so waits and the ends of rounds count as rest.
+        let seen = "100 * __jobs.busy / (performance.now() - __jobs.since)";
+        let seen = tab.page.evaluate(seen).expect("an answer");
+        let seen = seen.as_f64().expect("a number");
+        println!("asked {asked} %, the page says {measured:.1} %, seen from outside {seen:.1} %");
+        assert!((measured - asked).abs() <= SHARE_POINTS_MAX, "{measured}");
+        assert!(seen <= asked + SEEN_POINTS_MAX, "{seen}");
+    }
+}
+
+#[test]
+fn a_second_tab_of_a_browser_is_told_and_has_its_turn_later() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    tab.stands("now.microbatches > 0", LOAD_MAX)
+        .expect("it trains");
+    let url = format!("{}?device=cpu", community.host.url());
+    let mut second = tab.browser.open(&url).expect("a second tab");
+    for button in ["Check this computer", "Contribute"] {
+        second
+            .wait_for_role("button", button, LOAD_MAX)
+            .expect("the page offers it");
+        second.click("button", button).expect("it can be clicked");
+    }
+    second
+        .wait_for_text("Another tab contributes already", LOAD_MAX)
+        .expect("it is told");
+    tab.page.bring_to_front().expect("an answer");
+    tab.page.click("button", "Stop").expect("it is there");
+    second.bring_to_front().expect("an answer");
+    second
+        .wait_for_role("button", "Check this computer", LOAD_MAX)
+        .expect("it is asked again once the first one stopped");
+}
+
+#[test]
+fn without_webgpu_the_processor_is_offered() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let browser = Browser::start(&Options::default()).expect("Chromium starts");
+    let mut page = browser.open(community.host.url()).expect("the page loads");
+    page.click("button", "Check this computer")
+        .expect("it is there");
+    page.wait_for_text("more slowly", LOAD_MAX)
+        .expect("it says why the CPU");
+    page.wait_for_role("button", "Contribute", LOAD_MAX)
+        .expect("it offers the CPU");
+    let text = page.text().expect("an answer");
+    assert!(text.contains("It can help on the CPU"), "{text}");
+}
+
+#[test]
+fn a_page_over_plain_http_says_that_it_needs_https() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let options = Options {
+        arguments: vec!["--host-resolver-rules=MAP run.example 127.0.0.1".to_owned()],
+        ..Options::default()
+    };
+    let browser = Browser::start(&options).expect("Chromium starts");
+    let url = community.host.url().replace("127.0.0.1", "run.example");
+    let mut page = browser.open(&url).expect("the page loads");
+    page.wait_for_text("This link needs https", LOAD_MAX)
+        .expect("it says so");
+    assert!(
+        !page
+            .has("button", "Check this computer")
+            .expect("an answer")
+    );
+}
+
+#[test]
+fn a_panic_is_a_sentence_a_report_and_a_seat_given_up() {
+    let _turn = turn();
+    let mut community = gather(&Small::default(), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.reach(1).expect("they train");
+    let now = tab.stands("now.name", LOAD_MAX).expect("it has a name");
+    let name = now["name"].as_str().expect("text").to_owned();
+    community.join("herring").expect("a spare starts");
+    // No message of ours reads so: the worker cannot but panic.
+    let nonsense = "self.dispatchEvent(new MessageEvent('message', { data: 'nonsense' }))";
+    drop(tab.page.evaluate_in_worker(nonsense));
+    tab.page
+        .wait_for_text("Something broke here, the run is safe", LOAD_MAX)
+        .expect("it says so");
+    tab.page
+        .wait_for_role("button", "Copy the report", LOAD_MAX)
+        .expect("there is a report to copy");
+    let report = tab.page.evaluate("document.querySelector('#report').value");
+    let report = report.expect("an answer");
+    let report = report.as_str().expect("text");
+    assert!(
+        report.contains("page and worker are of one build"),
+        "{report}"
+    );
+    assert!(
+        !report.contains("127.0.0.1"),
+        "it names no address: {report}"
+    );
+    community
+        .hear_of(&name, "left", LOAD_MAX)
+        .expect("the host was told, not left to notice");
+    community.go_on(2).expect("the run goes on");
+}
+
+#[test]
+fn the_page_answers_while_the_tab_trains() {
+    let _turn = turn();
+    let mut community = gather(&Small::default(), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.reach(1).expect("they train");
+    let tasks = tab.page.trace(|_| community.go_on(4).map(drop));
+    let tasks = tasks.expect("a trace");
+    let cpu = |task: &Task| task.cpu;
+    let longest = tasks.iter().map(cpu).max().expect("the page did something");
+    let sum: Duration = tasks.iter().map(cpu).sum();
+    println!(
+        "{} tasks, {sum:?} of the processor, the longest {longest:?}",
+        tasks.len()
+    );
+    assert!(longest <= TASK_MAX, "{longest:?}");
+}
+
+#[test]
+fn a_warm_join_takes_seconds() {
+    let _turn = turn();
+    let small = Small {
+        seats_min: 2,
+        ..alone()
+    };
+    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.reach(1).expect("they train");
+    let mut shortest = f64::INFINITY;
+    // The shortest of some: the machine does other things, too.
+    for _ in 0..3 {
+        tab.page.reload().expect("it loads again");
+        tab.stands("now.microbatches > 0", LOAD_MAX)
+            .expect("it goes on by itself");
+        let at = tab.page.evaluate("__told.at").expect("an answer");
+        let of = |name: &str| at[name].as_f64().unwrap_or(f64::NAN);
+        println!(
+            "page {:.0} ms, worker {:.0}, device and host {:.0}, seat {:.0}, first microbatch {:.0}: together {:.0} ms",
+            of("asked"),
+            of("ready") - of("asked"),
+            of("joining").min(of("gathering")) - of("ready"),
+            of("gathering") - of("joining").min(of("gathering")),
+            of("microbatch") - of("gathering"),
+            of("microbatch"),
+        );
+        shortest = shortest.min(of("microbatch"));
+        community.go_on(1).expect("the run goes on");
+    }
+    let limit = JOIN_MAX.as_secs_f64() * 1e3;
+    assert!(shortest <= limit, "{shortest} ms");
+}
+
+#[test]
+fn nothing_is_computed_before_a_click() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let mut tab = Tab::visit(&community, &Lend::default()).expect("a page");
+    tab.page
+        .wait_for_role("button", "Check this computer", LOAD_MAX)
+        .expect("the program runs");
+    assert_eq!(tab.page.worker_count().expect("an answer"), 0);
+    let host = community.host.url();
+    let asked = tab.page.requests().expect("an answer");
+    assert!(
+        asked
+            .iter()
+            .all(|url| url.starts_with(host) || url.starts_with("data:")),
+        "{asked:?}"
+    );
+    assert!(!asked.iter().any(|url| url.contains("worker")), "{asked:?}");
+    let run: Value = community.host.api().expect("an answer");
+    assert_eq!(run["volunteers"], serde_json::json!([]));
+}
