@@ -215,10 +215,10 @@ impl Coordinator {
     fn wait_or_rewind(&mut self, now: Time, stage: StageId) {
         let since = *self.lost_since.get_or_insert(now);
         let wait = self.config().schedule.rewind_wait;
-        if now < since + wait {
+        let newest = self.history.newest();
+        if now < since + wait && self.roster.may_be_brought_back((newest, stage)) {
             return self.everyone_waits(&format!(
-                "waiting for a volunteer that holds stage {stage} of round {}",
-                self.history.newest()
+                "waiting for a volunteer that holds stage {stage} of round {newest}"
             ));
         }
         let standing = self.history.newest_first().map(|commit| commit.round);

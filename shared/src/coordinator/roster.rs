@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::NAME_CHARS_MAX;
+use crate::limits::{NAME_CHARS_MAX, VOLUNTEERS_MAX};
 use crate::schedule::placement::Candidate;
 use crate::units::{Digest, PeerId, Round, Span, StageId, Time};
 use crate::wire::signal::{Capabilities, Held, Pause};
@@ -144,6 +144,10 @@ pub struct Roster {
     /// Who a key and a session belong to.
     sessions: BTreeMap<(Digest, u64), PeerId>,
     finishing: BTreeSet<PeerId>,
+    /// States that sessions had when they left: they may bring them back.
+    departed: BTreeMap<(Digest, u64), BTreeSet<(Round, StageId)>>,
+    /// States that a session left with and came back without.
+    unreturned: BTreeSet<(Round, StageId)>,
     /// Volunteers looked at one after another: what a test counts.
     #[cfg(any(test, feature = "sim"))]
     looks: std::cell::Cell<u64>,
@@ -197,6 +201,10 @@ impl Roster {
             self.keepers.entry((round, stage)).or_default().insert(peer);
         }
         let session = (volunteer.key, volunteer.session);
+        let left_with = self.departed.remove(&session).unwrap_or_default();
+        let is_back = |at: &(Round, StageId)| volunteer.kept.contains_key(at);
+        self.unreturned
+            .extend(left_with.into_iter().filter(|at| !is_back(at)));
         self.sessions.insert(session, peer);
         self.volunteers.insert(peer, volunteer);
         older
@@ -219,7 +227,17 @@ impl Roster {
         for &at in volunteer.kept.keys() {
             self.forget_keeper(at, peer);
         }
+        if self.departed.len() < VOLUNTEERS_MAX && !volunteer.kept.is_empty() {
+            let kept = volunteer.kept.keys().copied().collect();
+            self.departed.insert(session, kept);
+        }
         Some(volunteer)
+    }
+
+    /// Whether somebody who is gone may bring that state back: unless all who left with it came back without it.
+    pub fn may_be_brought_back(&self, at: (Round, StageId)) -> bool {
+        let left_with = |states: &BTreeSet<(Round, StageId)>| states.contains(&at);
+        !self.unreturned.contains(&at) || self.departed.values().any(left_with)
     }
 
     fn forget_keeper(&mut self, at: (Round, StageId), peer: PeerId) {
@@ -330,6 +348,11 @@ impl Roster {
         for (round, stage) in dropped {
             self.drop_kept_of_all(round, stage);
         }
+        self.unreturned.retain(|(round, _)| is_wanted(*round));
+        self.departed.retain(|_, states| {
+            states.retain(|(round, _)| is_wanted(*round));
+            !states.is_empty()
+        });
     }
 
     /// Volunteers that keep a stage of a round, away ones included.

@@ -150,6 +150,45 @@ fn whoever_reloads_gets_the_seat_it_had_however_busy_its_machine_is_meanwhile() 
 }
 
 #[test]
+fn nobody_is_waited_for_who_came_back_without_what_is_missing() {
+    let mut desk = Desk::new(config());
+    let holder = desk.join(1);
+    desk.rounds(1);
+    let reload = |desk: &mut Desk, connection: ConnectionId| {
+        desk.say(connection, Up::Leave { may_return: true });
+        desk.host.handle_closed(desk.now, connection);
+        desk.settle();
+    };
+    reload(&mut desk, holder);
+    // What it wrote last had not reached its disk.
+    desk.join(1);
+    desk.pass(TICK.times(4));
+    desk.ready();
+    assert_eq!(desk.newest(), Round(0), "it begins anew at once");
+    desk.rounds(1);
+    assert_eq!(desk.newest(), Round(2), "numbers are never used again");
+
+    // Somebody else who left with it may still come.
+    let copied = desk.host.history().get(Round(2)).expect("a commit");
+    let copied = copied.stages.clone();
+    let other = desk.join(2);
+    for held in copied {
+        desk.say(other, Up::Copied { held });
+    }
+    for (name, connection) in [(2, other), (1, ConnectionId(2))] {
+        desk.say(connection, Up::Leave { may_return: false });
+        desk.host.handle_closed(desk.now, connection);
+        desk.settle();
+        if name == 1 {
+            desk.join(name);
+        }
+    }
+    desk.pass(TICK.times(4));
+    expect_test::expect!["waiting for a volunteer that holds stage 0 of round 2"]
+        .assert_eq(&desk.reason_of_run());
+}
+
+#[test]
 fn a_seat_is_not_kept_for_a_reload_when_a_spare_has_its_state() {
     let mut desk = Desk::new(config());
     let seated = desk.join(1);
