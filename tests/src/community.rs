@@ -4,6 +4,7 @@
 //! test sees many of them. What it trains on is generated here, the same for every test. Begin
 //! with [`Community::gather`].
 
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,6 +17,8 @@ use crate::run::{Host, HostOptions, Launch};
 /// For a round of the small model, with other tests beside it on a slow machine, and for a fault
 /// to be noticed and repaired.
 pub const ROUND_WAIT_MAX: Duration = Duration::from_secs(90);
+/// For a volunteer to leave after the round it is in.
+const LEAVE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bytes of text to learn.
 const TEXT_BYTES: usize = 200_000;
 
@@ -343,6 +346,16 @@ impl Community {
             .iter()
             .position(|one| one.name() == name)
             .with_context(|| format!("{name} was not started here"))
+    }
+
+    /// Asks a volunteer to finish, as the first Ctrl-C does; gives how it ended.
+    ///
+    /// # Errors
+    /// The system refuses, or the volunteer does not leave.
+    pub fn interrupt(&mut self, index: usize) -> anyhow::Result<ExitStatus> {
+        let mut volunteer = self.volunteers.remove(index);
+        volunteer.signal(Signal::INT)?;
+        volunteer.wait_end(LEAVE_WAIT_MAX)
     }
 
     /// Ends a volunteer as `kill -9` does.
