@@ -38,6 +38,17 @@ fn kept(community: &Community) -> Vec<KeptState> {
         .collect()
 }
 
+/// Kills all volunteers, and gives the run once the host knows: what they said last may still have made a round.
+fn kill_volunteers(community: &mut Community) -> Value {
+    community.kill_volunteers().expect("all are killed");
+    community
+        .wait_for_volunteers("everybody's loss", SAY_MAX, |listed| {
+            listed.iter().all(|one| one["state"] == "away")
+        })
+        .expect("the host notices");
+    community.host.api().expect("the host answers")
+}
+
 /// The newest round in the store; 0, which follows from the seed, if there is none.
 fn stored(run: &Value) -> u64 {
     run["checkpoint_round"].as_u64().unwrap_or(0)
@@ -128,8 +139,7 @@ fn a_damaged_state_is_told_and_had_from_another_volunteers_disk() {
     let is_safe =
         |run: &Value| run["round"].as_u64() >= Some(2) && run["safe_round"] == run["round"];
     community.reach_mid_round(is_safe).expect("they train");
-    community.kill_volunteers().expect("all are killed");
-    let run = community.host.api().expect("the host answers");
+    let run = kill_volunteers(&mut community);
     let newest = run["round"].as_u64().expect("a round");
     let whole = shelf::newest_whole(&kept(&community), STAGES, newest);
     let state = |name: &str, stage: u64| {
@@ -164,8 +174,7 @@ fn a_state_that_is_damaged_on_all_disks_takes_the_run_back_to_its_store() {
         stored >= Some(1) && run["round"].as_u64() > stored
     };
     community.reach_mid_round(is_ahead).expect("they train");
-    community.kill_volunteers().expect("all are killed");
-    let run = community.host.api().expect("the host answers");
+    let run = kill_volunteers(&mut community);
     let newest = run["round"].as_u64().expect("a round");
     let stored = stored(&run);
     let states = kept(&community);
@@ -190,7 +199,7 @@ fn states_of_another_run_are_neither_used_nor_removed() {
     other.kill_volunteers().expect("all are killed");
     let mut community = gather(&Small::default());
     community.reach(3).expect("they train");
-    community.kill_volunteers().expect("all are killed");
+    let run = kill_volunteers(&mut community);
     // All that they have is the other run's, in its own folder and under this run's name.
     for name in NAMES {
         let identity = community.host.identity(name);
@@ -207,7 +216,6 @@ fn states_of_another_run_are_neither_used_nor_removed() {
             }
         }
     }
-    let run = community.host.api().expect("the host answers");
     let newest = run["round"].as_u64().expect("a round");
     join_again(&mut community);
     check_goes_on_from(&mut community, &run, stored(&run), newest);
