@@ -128,7 +128,7 @@ fn a_malformed_frame_closes_the_link_with_a_reason_and_the_run_goes_on() {
         .hear_of("anchovy", "malformed_frame", ROUND_WAIT_MAX)
         .expect("it is named");
     assert!(
-        text(&first).contains("if a second neighbour says so, it is removed"),
+        text(&first).contains("if a second volunteer says so, it is removed"),
         "{first}"
     );
     for (name, words) in [
@@ -148,6 +148,48 @@ fn a_malformed_frame_closes_the_link_with_a_reason_and_the_run_goes_on() {
     }
     community.go_on(1).expect("the line-up is formed anew");
     check_same(&mut community);
+}
+
+#[test]
+fn whoever_sends_two_volunteers_broken_frames_is_removed_for_good() {
+    let small = Small {
+        seats_min: 3,
+        ..Small::default()
+    };
+    let mut community =
+        Community::gather(&small, &["herring", "sprat"]).expect("a community gathers");
+    // As many as it takes to reach both: one that the same volunteer gets places the two apart.
+    let faults: Vec<String> = (0..10)
+        .map(|time| format!("malformed-frame@{}", 20 + 130 * time))
+        .collect();
+    community
+        .join_faulty("anchovy", &faults.join(","))
+        .expect("a faulty one joins");
+    loop {
+        let told = community
+            .hear_of("anchovy", "malformed_frame", ROUND_WAIT_MAX)
+            .expect("it is named");
+        if text(&told).contains("it is removed") && text(&told).contains("the second") {
+            break;
+        }
+    }
+    let removed = community.volunteer("anchovy").expect("it was started");
+    check_refused(removed);
+    // Nor is it let in again with the same key, even when nothing is wrong with it.
+    let mut again = community.host.volunteer("anchovy", &[]).expect("it starts");
+    check_refused(&mut again);
+    community.volunteers.retain(|one| one.name() != "anchovy");
+    community.join("sardine").expect("another one joins");
+    check_same(&mut community);
+}
+
+/// Asserts that a volunteer ends because the host does not want it, and says so.
+fn check_refused(volunteer: &mut Program) {
+    let said = volunteer.wait_for("a refusal", SAY_MAX, |event| event["event"] == "error");
+    let said = said.expect("it says why it ends");
+    assert!(text(&said).contains("removed from the run"), "{said}");
+    let ended = volunteer.wait_end(SAY_MAX).expect("it ends");
+    assert_eq!(ended.code(), Some(11));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What volunteers do that nobody should: silence, broken frames, NaN; and what the run does about it.
 //!
 //! Deeds are booked by key, not by session: whoever comes again is known. One neighbour's word costs nobody its place:
-//! a suspect is asked, broken frames must be told of by two neighbours (where one tells twice, the two are placed apart,
-//! for either may be the liar), and NaN is what a volunteer says of itself.
+//! a suspect is asked, broken frames must be told of by two that had a link to it (where one tells twice, the two are
+//! placed apart, for either may be the liar), and NaN is what a volunteer says of itself.
 //!
 //! Here the run pauses itself, too: where two unrelated volunteers compute NaN without a commit in between, or a loss
 //! jumps twice in a row, going on would only spoil more. A pause is journaled, so that it outlasts a restart that
@@ -30,8 +30,10 @@ pub(super) struct Conduct {
     non_finite: BTreeMap<Digest, u32>,
     /// ... since the newest commit.
     non_finite_lately: BTreeMap<Digest, u32>,
-    /// Neighbours that got what no correct build sends.
+    /// Those that got what no correct build sends.
     malformed: BTreeMap<Digest, BTreeSet<Digest>>,
+    /// Whom each was told to open a link to, or to expect: only they can have received anything.
+    met: BTreeMap<PeerId, BTreeSet<PeerId>>,
 }
 
 /// What is remembered of `key`.
@@ -63,6 +65,25 @@ impl Conduct {
             .is_some_and(|accusers| accusers.len() >= MALFORMED_ACCUSERS)
     }
 
+    /// The two are told of each other, as neighbours or as source and taker of a state.
+    pub(super) fn introduce(&mut self, one: PeerId, other: PeerId) {
+        self.met.entry(one).or_default().insert(other);
+        self.met.entry(other).or_default().insert(one);
+    }
+
+    fn have_met(&self, one: PeerId, other: PeerId) -> bool {
+        self.met.get(&one).is_some_and(|met| met.contains(&other))
+    }
+
+    /// A volunteer's session is over.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        for other in self.met.remove(&peer).unwrap_or_default() {
+            if let Some(met) = self.met.get_mut(&other) {
+                met.remove(&peer);
+            }
+        }
+    }
+
     /// A round was committed: the run itself is sound.
     pub(super) fn committed(&mut self) {
         self.non_finite_lately.clear();
@@ -76,28 +97,28 @@ impl Conduct {
 }
 
 impl Coordinator {
-    /// One neighbour suspects another. The suspect is asked; whoever is silent to two is gone.
+    /// One volunteer suspects another. Broken frames count whenever they came; else it is a neighbour that is silent:
+    /// it is asked, and whoever is silent to two is gone.
     pub(super) fn suspect(
         &mut self,
         now: Time,
         by: PeerId,
-        place: Place,
+        place: Option<Place>,
         suspect: PeerId,
         suspicion: Suspicion,
     ) {
+        if suspicion == Suspicion::Malformed {
+            if self.conduct.have_met(by, suspect) {
+                self.malformed_frame(by, suspect);
+            }
+            return;
+        }
         let current = self
             .pipeline
             .as_ref()
-            .filter(|pipeline| pipeline.place.epoch == place.epoch);
+            .filter(|pipeline| place.is_some_and(|place| pipeline.place.epoch == place.epoch));
         let sit = current.is_some_and(|p| p.seat(by).is_some() && p.seat(suspect).is_some());
         if !sit {
-            return;
-        }
-        if suspicion == Suspicion::Malformed {
-            // Only a neighbour can have received anything.
-            if current.is_some_and(|pipeline| pipeline.are_neighbours(by, suspect)) {
-                self.malformed_frame(by, suspect);
-            }
             return;
         }
         let pair = (by.min(suspect), by.max(suspect));
@@ -124,20 +145,26 @@ impl Coordinator {
         }
     }
 
-    /// A neighbour says that a volunteer sent what no correct build sends.
+    /// Somebody says that a volunteer sent it what no correct build sends.
     fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
         let (Some(accuser), Some(accused)) = (self.roster.get(by), self.roster.get(suspect)) else {
             return;
         };
         let (to, key, connection) = (accuser.name.clone(), accused.key, accused.connection);
+        let line_up = self.pipeline.as_ref();
+        let are_neighbours = line_up.is_some_and(|it| it.are_neighbours(by, suspect));
         let accusers = of(&mut self.conduct.malformed, key);
         let sequel = match (accusers.insert(accuser.key), accusers.len()) {
             (_, MALFORMED_ACCUSERS..) => Sequel::Removed,
             (true, _) => Sequel::Again,
-            (false, _) => Sequel::Apart,
+            (false, _) if are_neighbours => Sequel::Apart,
+            // Known, and nothing hangs on their link.
+            (false, _) => return,
         };
         self.incident(suspect, What::MalformedFrame { to, sequel });
-        self.break_pipeline();
+        if are_neighbours {
+            self.break_pipeline();
+        }
         match sequel {
             Sequel::Again => {}
             Sequel::Apart => self.links.separate(by, suspect),

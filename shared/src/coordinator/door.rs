@@ -16,7 +16,7 @@ use crate::wire::signal::{
 };
 
 /// What whoever misbehaved for good is told.
-const REMOVED: &str = "this volunteer is removed from the run: its neighbours received from it what no correct build sends, twice";
+const REMOVED: &str = "this volunteer is removed from the run: two others received from it what no correct build sends";
 const REMOVED_REMEDY: &str =
     "install the version that the host's page names; then ask the host to let you in again";
 
@@ -386,6 +386,7 @@ impl Coordinator {
         self.link_failures
             .retain(|pair, _| pair.0 != peer && pair.1 != peer);
         self.links.forget(peer);
+        self.conduct.forget(peer);
         self.drop_uploads_of(peer);
     }
 }

@@ -277,6 +277,8 @@ impl Coordinator {
     fn order_copy(&mut self, now: Time, peer: PeerId, held: Held) {
         let fetch = self.fetch(held.round, held.stage, peer);
         let keys = self.keys(std::slice::from_ref(&fetch));
+        keys.iter()
+            .for_each(|source| self.conduct.introduce(peer, source.peer));
         if let Some(volunteer) = self.roster.get_mut(peer) {
             volunteer.copying = Some((held, now + COPY_MAX));
         }

@@ -49,21 +49,21 @@ pub enum What {
     },
     /// It sent a neighbour what no correct build sends.
     MalformedFrame {
-        /// The neighbour's name.
+        /// Name of whoever got it.
         to: String,
         /// What follows.
         sequel: Sequel,
     },
 }
 
-/// What follows when a neighbour tells of a broken frame.
+/// What follows when somebody tells of a broken frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sequel {
-    /// The round starts again, with the same neighbours perhaps.
+    /// Their link is closed and may be opened again; where they are neighbours, the round starts again.
     Again,
     /// The same neighbour told of another one: either may lie, so the two are placed apart.
     Apart,
-    /// A second neighbour told of one.
+    /// A second one told of one.
     Removed,
 }
 
@@ -130,12 +130,12 @@ impl std::fmt::Display for Incident {
                 )?;
                 f.write_str(match sequel {
                     Sequel::Again => {
-                        "the round starts again; if a second neighbour says so, it is removed"
+                        "their link is closed; if a second volunteer says so, it is removed"
                     }
                     Sequel::Apart => {
-                        "the round starts again, and the two are neighbours no more for a while"
+                        "their link is closed, and the two are neighbours no more for a while"
                     }
-                    Sequel::Removed => "the second neighbour to say so: it is removed",
+                    Sequel::Removed => "the second volunteer to say so: it is removed",
                 })
             }
         }
@@ -171,7 +171,7 @@ mod tests {
             sardine is gone: silent for 8 s, or for 3 s after a neighbour lost it
             sardine made a number that is not finite in stage 2, from finite input: nothing of it is applied, and the round starts again; the next time it loses its seat
             sardine made a number that is not finite in stage 2, from finite input: nothing of it is applied, and the round starts again; it gets no seat any more
-            sardine sent herring what no correct build sends, says herring: the round starts again, and the two are neighbours no more for a while"#]]
+            sardine sent herring what no correct build sends, says herring: their link is closed, and the two are neighbours no more for a while"#]]
         .assert_eq(&told.join("\n"));
     }
 }

@@ -260,6 +260,8 @@ impl Coordinator {
         for index in 0..pipeline.seats.len() {
             let order = self.seat_order(&pipeline, index);
             let peer = pipeline.seats[index].row.peer;
+            let told_of = order.previous.iter().chain(&order.next).chain(&order.keys);
+            told_of.for_each(|other| self.conduct.introduce(peer, other.peer));
             let reason = match pipeline.seats.len() {
                 1 => "you hold all stages".to_owned(),
                 _ => format!("you hold {}", order.stages),

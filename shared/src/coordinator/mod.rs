@@ -229,6 +229,11 @@ impl Coordinator {
             #[cfg(any(test, feature = "sim"))]
             broken: BrokenRules::default(),
         };
+        if let Some(pipeline) = &coordinator.pipeline {
+            let peers: Vec<PeerId> = pipeline.peers().collect();
+            let pairs = peers.windows(2);
+            pairs.for_each(|pair| coordinator.conduct.introduce(pair[0], pair[1]));
+        }
         coordinator.note(Row::Started { incarnation });
         if coordinator.start.resume && coordinator.history.paused().is_some() {
             coordinator.note(Row::Resumed);

@@ -292,17 +292,15 @@ impl Peer {
         for transfer in self.transfers.values_mut() {
             transfer.handle_lost(now, peer);
         }
-        let neighbours = self
-            .order()
-            .map(|order| (order.place, [order.previous, order.next]));
-        if let Some((place, neighbours)) = neighbours
-            && neighbours
-                .into_iter()
-                .flatten()
-                .any(|neighbour| neighbour.peer == peer)
-        {
+        let order = self.order();
+        let is_neighbour = order.is_some_and(|order| {
+            let mut sides = order.previous.iter().chain(&order.next);
+            sides.any(|neighbour| neighbour.peer == peer)
+        });
+        // Whoever sends broken frames is told of even by those that only take a state from it.
+        if is_neighbour || suspicion == Suspicion::Malformed {
             self.up(Up::Suspect {
-                place,
+                place: order.map(|order| order.place),
                 peer,
                 suspicion,
             });

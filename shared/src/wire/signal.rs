@@ -229,10 +229,10 @@ pub enum Up {
         /// Why I rest, if I do: I give up my seat as in `finish`, and stay connected.
         paused: Option<Pause>,
     },
-    /// A neighbour is silent, or no link to it opens.
+    /// A neighbour is silent, or no link to it opens, or somebody that I have a link to sends what no correct build does.
     Suspect {
-        /// My seat.
-        place: Place,
+        /// My seat, if I have one.
+        place: Option<Place>,
         /// Whom I suspect.
         peer: PeerId,
         /// Why.

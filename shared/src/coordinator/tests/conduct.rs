@@ -203,7 +203,7 @@ fn a_loss_that_is_no_number_is_not_committed() {
 /// `by` tells that it got a broken frame of the volunteer behind `of`.
 fn accuse(desk: &mut Desk, by: ConnectionId, of: ConnectionId) {
     let accusation = Up::Suspect {
-        place: desk.place(),
+        place: None,
         peer: desk.host.roster.speaker(of).expect("it joined"),
         suspicion: Suspicion::Malformed,
     };
@@ -247,6 +247,34 @@ fn broken_frames_that_two_neighbours_got_cost_a_volunteer_its_place_for_good() {
 }
 
 #[test]
+fn broken_frames_to_whoever_takes_a_copy_count_and_cost_no_round() {
+    let (mut desk, [first, _, last]) = three_seats();
+    desk.rounds(1);
+    desk.pass(TICK);
+    let epoch = desk.place().epoch;
+    let source = desk.host.roster.speaker(first).expect("it joined");
+    let copy = desk.heard(last, |message| match message {
+        Down::Copy { keys, .. } => Some(keys.iter().any(|key| key.peer == source)),
+        _ => None,
+    });
+    assert_eq!(copy, Some(true), "the other end of the pipe takes a copy");
+    accuse(&mut desk, last, first);
+    accuse(&mut desk, last, first);
+    assert_eq!(desk.place().epoch, epoch, "they are no neighbours");
+    assert!(is_seated(&desk, first));
+}
+
+#[test]
+fn whoever_had_no_link_to_a_volunteer_cannot_have_got_anything_from_it() {
+    let (mut desk, [first, middle, _]) = three_seats();
+    let stranger = desk.join(4);
+    desk.pass(TICK);
+    accuse(&mut desk, stranger, middle);
+    accuse(&mut desk, first, middle);
+    assert_eq!(desk.refusal(middle), None, "only one of them counts");
+}
+
+#[test]
 fn one_neighbours_word_on_broken_frames_never_removes_a_volunteer_but_parts_the_two() {
     let (mut desk, a, b) = two_seats();
     for _ in 0..2 {
@@ -269,7 +297,7 @@ fn one_neighbours_word_on_broken_frames_never_removes_a_volunteer_but_parts_the_
 fn two_that_could_not_connect_try_again_when_nothing_goes_without_them() {
     let (mut desk, a, b) = two_seats();
     let accusation = Up::Suspect {
-        place: desk.place(),
+        place: Some(desk.place()),
         peer: desk.host.roster.speaker(a).expect("it joined"),
         suspicion: Suspicion::Unreachable,
     };

@@ -57,7 +57,7 @@ fn no_message_of_a_volunteer_makes_the_host_look_at_all_of_them() {
             paused: Some(Pause::Asked),
         },
         Up::Suspect {
-            place,
+            place: Some(place),
             peer: head,
             suspicion: Suspicion::Silent,
         },
