@@ -322,6 +322,8 @@ pub enum Ended {
     Finished,
     /// Left at once, as asked for.
     Stopped,
+    /// Left as asked for, without the host's word: it stayed away.
+    HostAway,
     /// The run has reached its length.
     RunOver,
     /// The host does not want us.

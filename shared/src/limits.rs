@@ -90,6 +90,8 @@ pub const STALL_MAX: Span = Span::from_secs(120);
 pub const STALL_MIN: Span = Span::from_secs(30);
 /// How long the host waits after a restart for the pipelines it knew.
 pub const RESUME_MAX: Span = Span::from_secs(15);
+/// How long a volunteer that finishes waits for a host that is away: twice what a restarted host waits for it.
+pub const FINISH_AWAY_MAX: Span = Span::from_secs(30);
 /// How long a ticket for an upload is good.
 pub const UPLOAD_MAX: Span = Span::from_secs(300);
 /// How long the host waits after a checkpoint that could not be written before it tries one that is wanted at
@@ -115,7 +117,7 @@ pub const BENCH: Span = Span::from_secs(60);
 pub const COPY_MAX: Span = Span::from_secs(120);
 /// Strikes (NaN from finite input) after which a volunteer loses its seat for good.
 pub const STRIKES_MAX: u32 = 2;
-/// Neighbours that must have got malformed frames of a volunteer before it is removed: one alone may lie.
+/// Volunteers that must have got malformed frames of another one before it is removed: one alone may lie.
 pub const MALFORMED_ACCUSERS: usize = 2;
 /// Reports of state that cannot be fetched, before nobody is believed to hold it.
 pub const MISSING_MAX: u32 = 3;

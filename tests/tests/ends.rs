@@ -133,6 +133,48 @@ fn a_terminated_volunteer_finishes_its_round_and_leaves_without_loss() {
 }
 
 #[test]
+fn whoever_leaves_after_its_round_does_not_wait_for_a_host_that_is_gone() {
+    let names = ["anchovy", "herring"];
+    let mut community = Community::gather(&Small::default(), &names).expect("a community gathers");
+    community.reach(1).expect("they train");
+    community.host.program().kill().expect("it ran");
+    let asked = Instant::now();
+    for volunteer in &mut community.volunteers {
+        volunteer.signal(Signal::INT).expect("it runs");
+    }
+    for volunteer in &mut community.volunteers {
+        let ended = volunteer.wait_end(END_MAX + away_max());
+        let took = asked.elapsed();
+        assert_eq!(ended.expect("it ends").code(), Some(13), "after {took:?}");
+        let said = volunteer.said();
+        assert!(said.contains("the host does not answer"), "{said}");
+    }
+}
+
+#[test]
+fn whoever_leaves_after_its_round_waits_for_a_host_that_comes_back() {
+    let names = ["anchovy", "herring"];
+    let mut community = Community::gather(&Small::default(), &names).expect("a community gathers");
+    community.reach(1).expect("they train");
+    community.host.program().kill().expect("it ran");
+    community.volunteers[0]
+        .signal(Signal::INT)
+        .expect("it runs");
+    community.volunteers[0]
+        .wait_for("that the host is away", END_MAX, |event| {
+            event["event"] == "lost"
+        })
+        .expect("it notices");
+    community.host.restart().expect("it starts again");
+    check_end(&mut community.volunteers[0], 0, "nothing is lost");
+}
+
+/// How long a volunteer that leaves waits for a host that is away.
+fn away_max() -> Duration {
+    Duration::from_micros(shared::limits::FINISH_AWAY_MAX.as_micros())
+}
+
+#[test]
 fn a_run_that_has_its_length_ends_all_volunteers_and_lets_nobody_in() {
     let small = Small {
         samples: 160,

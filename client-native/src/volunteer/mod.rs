@@ -246,6 +246,11 @@ fn outcome(exit: Result<Exit, TransportStopped>) -> Result<&'static str, Failure
     match exit {
         Ok(Exit::Finished) => Ok("left after the round's commit; nothing is lost. Thank you"),
         Ok(Exit::Stopped) => Err(stopped_at_once()),
+        Ok(Exit::HostAway) => Err(Failure::new(
+            Code::Network,
+            "left without the end of the round: the host does not answer",
+            "What could be kept is on its disk, and is there again when it joins again.",
+        )),
         Ok(Exit::RunOver) => Err(Failure::new(
             Code::Over,
             "the run is over; its model can be had with `shoal export`",

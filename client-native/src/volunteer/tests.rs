@@ -64,6 +64,10 @@ fn every_end_has_its_exit_code() {
     assert_eq!(refused(RefuseCode::Version), Code::Version);
     assert_eq!(refused(RefuseCode::SeedHash), Code::Refused);
     assert_eq!(
+        outcome(Ok(Exit::HostAway)).expect_err("away").code,
+        Code::Network
+    );
+    assert_eq!(
         outcome(Ok(Exit::RunOver)).expect_err("over").code,
         Code::Over
     );

@@ -487,6 +487,12 @@ pub fn ended(end: &Ended) -> (&'static str, String) {
             "Stopped",
             "Nothing is computed here any more. Somebody else takes over your stages.".to_owned(),
         ),
+        Ended::HostAway => (
+            "Left",
+            "The host does not answer, so the end of the round was not seen. What this tab keeps is there again when \
+             you contribute again."
+                .to_owned(),
+        ),
         Ended::RunOver => (RUN_OVER.title, RUN_OVER.text.to_owned()),
         Ended::Refused { text, remedy, .. } => (
             "The host did not let you in",

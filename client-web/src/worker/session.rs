@@ -215,6 +215,7 @@ fn outcome(exit: Result<Exit, TransportStopped>) -> Ended {
     match exit {
         Ok(Exit::Finished) => Ended::Finished,
         Ok(Exit::Stopped) => Ended::Stopped,
+        Ok(Exit::HostAway) => Ended::HostAway,
         Ok(Exit::RunOver) => Ended::RunOver,
         Ok(Exit::Refused { code, text, remedy }) => Ended::Refused { code, text, remedy },
         Ok(Exit::Device { reason }) => Ended::Device { reason },

@@ -356,7 +356,7 @@ where
         match happened {
             Happened::Command(command) => obey(&mut peer, now, command),
             Happened::Host(HostEvent::Open) => peer.handle_host_open(),
-            Happened::Host(HostEvent::Closed) => peer.handle_host_closed(),
+            Happened::Host(HostEvent::Closed) => peer.handle_host_closed(now),
             Happened::Host(HostEvent::Message(message)) => peer.handle_host(now, *message),
             Happened::Done((free, done)) => {
                 state.idle = Some(free);
@@ -407,7 +407,7 @@ async fn sleep_until<K: Clock>(clock: &K, at: Option<Time>) {
 
 fn obey(peer: &mut Peer, now: Time, command: Command) {
     match command {
-        Command::Finish => peer.finish(),
+        Command::Finish => peer.finish(now),
         Command::Stop => peer.stop(),
         Command::Pause(reason) => peer.pause(reason),
         Command::Resume => peer.resume(),

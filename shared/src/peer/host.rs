@@ -27,11 +27,13 @@ impl Peer {
     /// The connection to the host is open; it speaks first.
     pub fn handle_host_open(&mut self) {
         self.host_is_open = true;
+        self.host_away = None;
     }
 
     /// The connection to the host broke. What is leased goes on; the caller connects again.
-    pub fn handle_host_closed(&mut self) {
+    pub fn handle_host_closed(&mut self, now: Time) {
         self.host_is_open = false;
+        self.host_away.get_or_insert(now);
         self.nonce = None;
         if !self.over {
             HOST_LOST.clone_into(&mut self.tally.reason);
@@ -151,7 +153,7 @@ impl Peer {
             Down::Copy { fetch, keys } => self.copy(now, fetch, &keys),
             Down::Upload { held, ticket } => self.upload(held, ticket),
             Down::Released => {
-                if self.leaving == Leaving::AfterCommit {
+                if self.leaving != Leaving::No {
                     self.exit(Exit::Finished);
                 }
             }
@@ -215,7 +217,7 @@ impl Peer {
             peer: welcome.peer,
             round: welcome.round,
         }));
-        if self.leaving == Leaving::AfterCommit {
+        if self.leaving != Leaving::No {
             self.up(Up::Finish);
         }
         if let Some(work) = &self.work {
@@ -233,7 +235,7 @@ impl Peer {
         self.out(Output::IceServers(servers));
     }
 
-    fn close_links(&mut self) {
+    pub(super) fn close_links(&mut self) {
         self.tally.forget_links();
         self.figures.forget_links();
         for (peer, _) in std::mem::take(&mut self.links) {

@@ -182,6 +182,8 @@ pub enum Exit {
     Finished,
     /// We left at once.
     Stopped,
+    /// We wanted to leave, and the host stayed away: what became of the round's end is not known here.
+    HostAway,
     /// The run has reached its length.
     RunOver,
     /// The host does not want us.
@@ -217,7 +219,8 @@ pub struct BrokenRules {
 enum Leaving {
     #[default]
     No,
-    AfterCommit,
+    /// Since then.
+    AfterCommit(Time),
 }
 
 /// A seat that is not ready yet: states and links are being gathered.
@@ -239,6 +242,8 @@ pub struct Peer {
     seed_hash: Option<Digest>,
     nonce: Option<Digest>,
     me: Option<PeerId>,
+    /// Since when there has been no connection to the host; `None` while there is one, and before the first.
+    host_away: Option<Time>,
     host_is_open: bool,
     leaving: Leaving,
     paused: Option<Pause>,
@@ -293,6 +298,7 @@ impl Peer {
             seed_hash: None,
             nonce: None,
             me: None,
+            host_away: None,
             host_is_open: false,
             leaving: Leaving::No,
             paused: None,
@@ -507,6 +513,7 @@ impl Peer {
             .chain(self.duty.rests_until())
             .chain(self.figures_timeout())
             .chain(self.ahead_timeout())
+            .chain(self.leaves_alone_at())
             .min()
     }
 
@@ -519,6 +526,7 @@ impl Peer {
             transfer.handle_timeout(now);
         }
         self.check_device(now);
+        self.leave_alone(now);
         self.pump(now);
     }
 

@@ -4,19 +4,37 @@
 //! the host whenever it changes, and again by the next `join`.
 
 use super::{Exit, Leaving, Peer};
-use crate::transport::LinkStep;
-use crate::units::{PeerId, Time};
+use crate::limits::FINISH_AWAY_MAX;
+use crate::units::Time;
 use crate::wire::signal::{Pause, Up};
 
 impl Peer {
     /// Asks to leave after this round's commit, once somebody else has what we hold.
-    pub fn finish(&mut self) {
+    ///
+    /// A host that is away, and stays away for [`FINISH_AWAY_MAX`], is not waited for.
+    pub fn finish(&mut self, now: Time) {
         if self.leaving == Leaving::No {
-            self.leaving = Leaving::AfterCommit;
+            self.leaving = Leaving::AfterCommit(now);
             if self.me.is_none() {
                 return self.exit(Exit::Finished);
             }
             self.up(Up::Finish);
+        }
+    }
+
+    /// When we leave without the host's word, if it does not come back before.
+    pub(super) fn leaves_alone_at(&self) -> Option<Time> {
+        let (Leaving::AfterCommit(since), Some(away)) = (self.leaving, self.host_away) else {
+            return None;
+        };
+        (!self.over).then(|| since.max(away) + FINISH_AWAY_MAX)
+    }
+
+    /// Leaves without the host's word, if it is time.
+    pub(super) fn leave_alone(&mut self, now: Time) {
+        if self.leaves_alone_at().is_some_and(|at| now >= at) {
+            self.close_links();
+            self.exit(Exit::HostAway);
         }
     }
 
@@ -33,10 +51,7 @@ impl Peer {
 
     fn leave(&mut self, may_return: bool) {
         self.up(Up::Leave { may_return });
-        let peers: Vec<PeerId> = self.links.keys().copied().collect();
-        for peer in peers {
-            self.out(super::Output::Link(peer, LinkStep::Close));
-        }
+        self.close_links();
         self.exit(Exit::Stopped);
     }
 

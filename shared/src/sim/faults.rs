@@ -26,7 +26,7 @@ impl World {
             3 | 4 => self.freeze(),
             5 if self.host.is_some() => self.crash_host(),
             6 | 7 => self.cut(),
-            8 => self.say(|peer, _| peer.finish()),
+            8 => self.say(|peer, now| peer.finish(now)),
             9 => self.say(|peer, _| peer.stop()),
             11 => self.say(|peer, _| match peer.stats().paused {
                 None => peer.pause(Pause::Battery),

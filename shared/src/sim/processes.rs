@@ -41,7 +41,7 @@ impl World {
             Event::Disconnected { connection, .. } => {
                 if process.connection == Some(connection) {
                     process.connection = None;
-                    process.peer.handle_host_closed();
+                    process.peer.handle_host_closed(now);
                     let wait = self.dice.millis(250, 2_000);
                     self.after(wait, Event::Connect { process: id });
                 }
