@@ -7,7 +7,7 @@ use crate::config::run::RunConfig;
 use crate::units::{Epoch, Microbatch, PipelineId, Round, Span, StageRange, Step};
 use crate::wire::frame::{Mode, Place, Slot};
 
-/// Most time to spend on measuring; a first try, which compiles kernels and fills caches, comes before.
+/// Most time to spend on measuring, beside first tries, which compile kernels and fill caches.
 const MEASURE_MAX: Span = Span::from_secs(2);
 /// Most time that a whole microbatch may be expected to take, where a device is measured again.
 const AGAIN_MAX: Span = Span::from_millis(250);
@@ -27,11 +27,13 @@ pub async fn block_us<C: Compute, K: Clock>(
 ) -> Result<u64, String> {
     let blocks = config.model.blocks_of(0).len() as u64;
     let whole = config.microbatch_sequences();
-    // The first one compiles kernels and fills caches: it is not counted.
-    let first = once(compute, clock, config, 1).await?;
-    let sequences = if first.times(u64::from(whole)) > MEASURE_MAX {
+    // The first one of a size compiles kernels for it and fills caches: it says nothing of the speed.
+    once(compute, clock, config, 1).await?;
+    let one = once(compute, clock, config, 1).await?;
+    let sequences = if one.times(u64::from(whole)) > MEASURE_MAX {
         1
     } else {
+        once(compute, clock, config, whole).await?;
         whole
     };
     let began = clock.now();
