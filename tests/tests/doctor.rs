@@ -2,6 +2,8 @@
 //!
 //! Over real processes: a host that trains, a real TURN server, a STUN server that is dead, and no host at all.
 
+mod room;
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -104,7 +106,13 @@ fn a_look_at_a_run_with_stun_and_turn_finds_all_well_and_disturbs_nobody() {
     let stun = turn.url().replace("turn:", "stun:");
     let servers = ["--ice-server", &stun, "--ice-server", &turn.url()];
     let arguments = [&servers[..], &["--turn-secret", SECRET]].concat();
-    let mut community = gather(&arguments, &["anchovy", "herring"]);
+    let mut community = gather(&arguments, &[]);
+    for (name, stages) in [("anchovy", (2, 4)), ("herring", (0, 2))] {
+        let memory = room::memory_of(stages.0, stages.1).to_string();
+        community
+            .join_with(name, &["--memory", &memory])
+            .expect("a volunteer starts");
+    }
     community.reach(1).expect("they train");
     community.events();
     let url = community.host.url().to_owned();

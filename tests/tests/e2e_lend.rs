@@ -56,7 +56,9 @@ fn stop_ends_the_work_within_a_microbatch() {
     assert_eq!(after["stopped"], true, "the click was seen");
     let jobs = after["after"].as_u64().expect("a number");
     assert!(jobs <= MICROBATCH_JOBS, "{jobs} jobs after the click");
-    assert_eq!(tab.page.worker_count().expect("an answer"), 0);
+    tab.page
+        .wait_for_workers(0, LOAD_MAX)
+        .expect("its workers end");
     tab.check().expect("it says nothing wrong");
 }
 

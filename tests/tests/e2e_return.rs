@@ -1,9 +1,8 @@
 //! A tab that is loaded again: the same volunteer, in the same seat, with the weights it had, without a click.
 
+mod room;
+
 use serde_json::Value;
-use shared::config::written;
-use shared::schedule::placement::StageCosts;
-use shared::units::StageRange;
 use tests::browser::Page;
 use tests::community::{Community, Small};
 use tests::judge;
@@ -19,12 +18,6 @@ fn small(seats_min: u16) -> Small {
         rewind_wait_seconds: 60,
         ..Small::default()
     }
-}
-
-/// Bytes that the first stage takes of a volunteer's memory.
-fn memory_of_first(small: &Small) -> u64 {
-    let run = written::read(&small.config(), &[]).expect("the small run is a run");
-    StageCosts::new(&run).memory_of(StageRange { first: 0, end: 1 })
 }
 
 /// Name and stages of the one tab in the run.
@@ -77,11 +70,10 @@ fn quiet(page: &mut Page) {
 #[test]
 fn a_tab_that_is_loaded_again_comes_back_to_its_seat_by_itself() {
     let _turn = turn();
-    let small = small(2);
-    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
-    // Room for the first stage alone: no speed that is measured later gives it another seat.
+    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    // Room for the first stage alone.
     let how = Lend {
-        memory_bytes: Some(memory_of_first(&small)),
+        memory_bytes: Some(room::memory_of(0, 1)),
         ..Lend::default()
     };
     let mut tab = Tab::lend(&community, &how).expect("a tab lends");

@@ -4,11 +4,11 @@
 //! volunteers. Who sits where follows from the memory that they lend. On the processor's path, and with
 //! `cargo xtask e2e --all` on WebGPU's, too. Needs the built web client (`cargo xtask web`).
 
+mod room;
+
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use shared::schedule::placement::StageCosts;
-use shared::units::StageRange;
 use tests::community::{Community, ROUND_WAIT_MAX, Small, losses};
 use tests::judge;
 use tests::tab::{Device, LOAD_MAX, Lend, Tab, devices, gather, turn};
@@ -33,15 +33,7 @@ enum Room {
 
 impl Room {
     fn bytes(self) -> Option<u64> {
-        let run = shared::config::written::read(&Small::default().config(), &[]);
-        let costs = StageCosts::new(&run.expect("the small run is a run"));
-        let of = |stage| {
-            costs.memory_of(StageRange {
-                first: stage,
-                end: stage + 1,
-            })
-        };
-        let [first, inner, last] = [of(0), of(1), of(3)];
+        let [first, inner, last] = [0, 1, 3].map(|stage| room::memory_of(stage, stage + 1));
         assert!(inner < first && first < last && last < 2 * inner);
         match self {
             Self::All => None,

@@ -175,6 +175,23 @@ impl Page {
         Ok(self.workers().len())
     }
 
+    /// Waits until the page and its workers have `count` workers: Chromium tells of an end some time after it.
+    ///
+    /// # Errors
+    /// They have not within `wait_max`, or Chromium has ended.
+    pub fn wait_for_workers(&mut self, count: usize, wait_max: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + wait_max;
+        while self.worker_count()? != count {
+            if Instant::now() >= deadline {
+                bail!("not {count} workers in {wait_max:?}\n{}", self.state());
+            }
+            let look = deadline.min(Instant::now() + LOOK);
+            let mut held = self.connection.lock();
+            while held.hear(look)? {}
+        }
+        Ok(())
+    }
+
     fn evaluate_in(&self, session: &str, script: &str) -> anyhow::Result<Value> {
         let params = json!({
             "expression": script,
