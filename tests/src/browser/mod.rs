@@ -90,12 +90,26 @@ impl Shared {
 /// Chromium on this machine: `SHOAL_CHROMIUM` if set, else what `PATH` holds.
 #[must_use]
 pub fn chromium() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("SHOAL_CHROMIUM") {
+    program("SHOAL_CHROMIUM", &NAMES)
+}
+
+/// Firefox on this machine: `SHOAL_FIREFOX` if set, else what `PATH` holds.
+#[must_use]
+pub fn firefox() -> Option<PathBuf> {
+    program("SHOAL_FIREFOX", &["firefox-esr", "firefox"])
+}
+
+/// What a variable of the environment names, else the first of `names` on `PATH`.
+fn program(variable: &str, names: &[&str]) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
         return Some(path.into());
     }
     let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).flat_map(|folder| NAMES.map(|name| folder.join(name)));
-    found.into_iter().find(|file| file.is_file())
+    let mut folders = std::env::split_paths(&path);
+    folders.find_map(|folder| {
+        let files = names.iter().map(|name| folder.join(name));
+        files.into_iter().find(|file| file.is_file())
+    })
 }
 
 impl Browser {

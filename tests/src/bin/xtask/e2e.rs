@@ -1,4 +1,4 @@
-//! `cargo xtask e2e`: tabs of real headless Chromium in runs with headless volunteers, and what the page shows.
+//! `cargo xtask e2e`: tabs of real headless Chromium and Firefox in runs with headless volunteers, and what the page shows.
 //!
 //! Builds with the features of all tests, so that nothing is compiled twice. The tests themselves are
 //! those that `cargo xtask test` runs, too; here they run alone, and with `--all` over every device.
@@ -9,7 +9,14 @@ use crate::steps::{Count, Ledger};
 use crate::web::{For, web};
 
 /// The tests, by file.
-const TESTS: [&str; 5] = ["browser", "tab", "e2e_return", "e2e_lend", "e2e_look"];
+const TESTS: [&str; 6] = [
+    "browser",
+    "tab",
+    "e2e_firefox",
+    "e2e_return",
+    "e2e_lend",
+    "e2e_look",
+];
 
 /// What is asked for.
 #[derive(Debug, clap::Args)]

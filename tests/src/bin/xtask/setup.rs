@@ -38,11 +38,16 @@ struct Item {
     found: fn() -> Option<String>,
 }
 
-const ITEMS: [Item; 4] = [
+const ITEMS: [Item; 5] = [
     Item {
         name: "chromium",
         packages: &["chromium"],
         found: find_chromium,
+    },
+    Item {
+        name: "firefox",
+        packages: &["firefox-esr"],
+        found: find_firefox,
     },
     Item {
         name: "vulkan",
@@ -195,6 +200,10 @@ fn ensure(name: &str, file: &Path, rustup: &[&str]) -> anyhow::Result<()> {
 
 fn find_chromium() -> Option<String> {
     browser::chromium().map(|path| path.display().to_string())
+}
+
+fn find_firefox() -> Option<String> {
+    browser::firefox().map(|path| path.display().to_string())
 }
 
 fn find_coturn() -> Option<String> {
