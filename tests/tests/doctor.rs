@@ -108,7 +108,7 @@ fn a_look_at_a_run_with_stun_and_turn_finds_all_well_and_disturbs_nobody() {
     let arguments = [&servers[..], &["--turn-secret", SECRET]].concat();
     let mut community = gather(&arguments, &[]);
     for (name, stages) in [("anchovy", (2, 4)), ("herring", (0, 2))] {
-        let memory = room::memory_of(stages.0, stages.1).to_string();
+        let memory = room::memory_of(&Small::default(), stages.0, stages.1).to_string();
         community
             .join_with(name, &["--memory", &memory])
             .expect("a volunteer starts");

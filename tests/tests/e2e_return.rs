@@ -70,10 +70,11 @@ fn quiet(page: &mut Page) {
 #[test]
 fn a_tab_that_is_loaded_again_comes_back_to_its_seat_by_itself() {
     let _turn = turn();
-    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    let small = small(2);
+    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
     // Room for the first stage alone.
     let how = Lend {
-        memory_bytes: Some(room::memory_of(0, 1)),
+        memory_bytes: Some(room::memory_of(&small, 0, 1)),
         ..Lend::default()
     };
     let mut tab = Tab::lend(&community, &how).expect("a tab lends");

@@ -32,8 +32,8 @@ enum Room {
 }
 
 impl Room {
-    fn bytes(self) -> Option<u64> {
-        let [first, inner, last] = [0, 1, 3].map(|stage| room::memory_of(stage, stage + 1));
+    fn bytes(self, small: &Small) -> Option<u64> {
+        let [first, inner, last] = [0, 1, 3].map(|stage| room::memory_of(small, stage, stage + 1));
         assert!(inner < first && first < last && last < 2 * inner);
         match self {
             Self::All => None,
@@ -59,10 +59,10 @@ fn small(seats_min: u16, device: Device) -> Small {
     }
 }
 
-fn lend(community: &Community, device: Device, room: Room) -> Tab {
+fn lend(community: &Community, small: &Small, device: Device, room: Room) -> Tab {
     let how = Lend {
         device,
-        memory_bytes: room.bytes(),
+        memory_bytes: room.bytes(small),
         ..Lend::default()
     };
     let mut tab = Tab::lend(community, &how).expect("a tab lends");
@@ -73,8 +73,8 @@ fn lend(community: &Community, device: Device, room: Room) -> Tab {
     tab
 }
 
-fn join(community: &mut Community, name: &str, room: Room) {
-    let memory = room.bytes().map(|bytes| bytes.to_string());
+fn join(community: &mut Community, small: &Small, name: &str, room: Room) {
+    let memory = room.bytes(small).map(|bytes| bytes.to_string());
     let arguments: Vec<&str> = memory
         .iter()
         .flat_map(|bytes| ["--memory", bytes])
@@ -144,8 +144,9 @@ fn check(community: &mut Community, device: Device, tabs: Vec<Tab>, seats: &[&st
 fn a_tab_at_the_head_of_a_headless_volunteer_trains_as_two_such_do() {
     let _turn = turn();
     for &device in devices() {
-        let mut community = gather(&small(2, device), &["anchovy"]).expect("a community gathers");
-        let tab = lend(&community, device, Room::Head);
+        let small = small(2, device);
+        let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
+        let tab = lend(&community, &small, device, Room::Head);
         check(&mut community, device, vec![tab], &["browser", "native"]);
     }
 }
@@ -154,9 +155,10 @@ fn a_tab_at_the_head_of_a_headless_volunteer_trains_as_two_such_do() {
 fn a_tab_behind_a_headless_volunteer_trains_as_two_such_do() {
     let _turn = turn();
     for &device in devices() {
-        let mut community = gather(&small(2, device), &[]).expect("a community gathers");
-        join(&mut community, "anchovy", Room::Head);
-        let tab = lend(&community, device, Room::All);
+        let small = small(2, device);
+        let mut community = gather(&small, &[]).expect("a community gathers");
+        join(&mut community, &small, "anchovy", Room::Head);
+        let tab = lend(&community, &small, device, Room::All);
         check(&mut community, device, vec![tab], &["native", "browser"]);
     }
 }
@@ -165,9 +167,9 @@ fn a_tab_behind_a_headless_volunteer_trains_as_two_such_do() {
 fn a_tab_between_headless_volunteers_trains_as_they_do() {
     let _turn = turn();
     for &device in devices() {
-        let mut community =
-            gather(&small(3, device), &["anchovy", "herring"]).expect("a community gathers");
-        let tab = lend(&community, device, Room::Inner);
+        let small = small(3, device);
+        let mut community = gather(&small, &["anchovy", "herring"]).expect("a community gathers");
+        let tab = lend(&community, &small, device, Room::Inner);
         check(
             &mut community,
             device,
@@ -181,9 +183,10 @@ fn a_tab_between_headless_volunteers_trains_as_they_do() {
 fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
     let _turn = turn();
     for &device in devices() {
-        let mut community = gather(&small(3, device), &[]).expect("a community gathers");
-        join(&mut community, "anchovy", Room::Inner);
-        let tabs = [(); 2].map(|()| lend(&community, device, Room::All));
+        let small = small(3, device);
+        let mut community = gather(&small, &[]).expect("a community gathers");
+        join(&mut community, &small, "anchovy", Room::Inner);
+        let tabs = [(); 2].map(|()| lend(&community, &small, device, Room::All));
         check(
             &mut community,
             device,
@@ -197,8 +200,9 @@ fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
 fn two_tabs_train_alone() {
     let _turn = turn();
     for &device in devices() {
-        let mut community = gather(&small(2, device), &[]).expect("a community gathers");
-        let tabs = [(); 2].map(|()| lend(&community, device, Room::All));
+        let small = small(2, device);
+        let mut community = gather(&small, &[]).expect("a community gathers");
+        let tabs = [(); 2].map(|()| lend(&community, &small, device, Room::All));
         check(&mut community, device, tabs.into(), &["browser", "browser"]);
     }
 }
@@ -206,8 +210,9 @@ fn two_tabs_train_alone() {
 #[test]
 fn a_tab_that_is_gone_in_mid_round_is_replaced() {
     let _turn = turn();
-    let mut community = gather(&small(2, Device::Cpu), &["anchovy"]).expect("a community gathers");
-    let tab = lend(&community, Device::Cpu, Room::All);
+    let small = small(2, Device::Cpu);
+    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
+    let tab = lend(&community, &small, Device::Cpu, Room::All);
     community.reach(2).expect("they train");
     community.join("herring").expect("a spare starts");
     tab.browser.kill();
@@ -223,7 +228,7 @@ fn weights_that_a_tab_trained_are_in_the_manifest() {
         ..small(2, Device::Cpu)
     };
     let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
-    let mut tab = lend(&community, Device::Cpu, Room::Head);
+    let mut tab = lend(&community, &small, Device::Cpu, Room::Head);
     let stored = |run: &Value| run["checkpoint_round"].as_u64() >= Some(2);
     let run = community
         .host

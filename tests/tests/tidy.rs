@@ -11,7 +11,7 @@ use tests::source::{code, code_with_tests, crate_paths, has_word};
 
 /// Which modules of `shared` each of them may name: only such as stand above it, so that no circle
 /// can be. What is not here is refused.
-const ARROWS: [(&str, &str); 16] = [
+const ARROWS: [(&str, &str); 15] = [
     ("units", ""),
     ("faults", ""),
     ("random", ""),
@@ -22,10 +22,6 @@ const ARROWS: [(&str, &str); 16] = [
     ("compute", "units limits config transport wire"),
     ("schedule", "units random limits config wire"),
     ("derive", "units random limits config"),
-    (
-        "testing",
-        "units random limits config transport wire compute",
-    ),
     (
         "coordinator",
         "units random limits config transport wire schedule derive",
@@ -44,7 +40,7 @@ const ARROWS: [(&str, &str); 16] = [
     ),
     (
         "sim",
-        "units random limits config transport wire compute schedule derive testing coordinator peer",
+        "units random limits config transport wire compute schedule derive coordinator peer",
     ),
 ];
 
