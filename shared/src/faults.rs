@@ -10,6 +10,7 @@
 //! | name | program | an occasion, and what happens at it |
 //! | --- | --- | --- |
 //! | `abort-after-commit-row` | `shoal-host` | the row of a commit is synced, and nobody was told yet: the process aborts |
+//! | `wrong-seed-hash` | `shoal join` | the numbers that follow from the seed are derived: they are others, as on a machine that computes otherwise |
 //! | `nan-weight` | `shoal join` | a forward of a microbatch in training: before it, a weight of the seat becomes NaN |
 //! | `nan-gradient` | `shoal join` | the same before a backward |
 //! | `device-panic` | `shoal join` | a backward: the device fails, as a GPU does that is lost |
@@ -26,6 +27,8 @@ pub const VARIABLE: &str = "SHOAL_FAULT";
 pub enum Point {
     /// Between the synced row of a commit and the message that tells it.
     AbortAfterCommitRow,
+    /// When the seed's hash is derived.
+    WrongSeedHash,
     /// Before a forward.
     NanWeight,
     /// Before a backward.
@@ -37,8 +40,9 @@ pub enum Point {
 }
 
 impl Point {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::AbortAfterCommitRow,
+        Self::WrongSeedHash,
         Self::NanWeight,
         Self::NanGradient,
         Self::DevicePanic,
@@ -48,6 +52,7 @@ impl Point {
     const fn name(self) -> &'static str {
         match self {
             Self::AbortAfterCommitRow => "abort-after-commit-row",
+            Self::WrongSeedHash => "wrong-seed-hash",
             Self::NanWeight => "nan-weight",
             Self::NanGradient => "nan-gradient",
             Self::DevicePanic => "device-panic",

@@ -71,6 +71,24 @@ fn a_host_killed_between_a_commits_row_and_its_message_tells_it_after_its_restar
 }
 
 #[test]
+fn a_volunteer_that_derives_other_numbers_from_the_seed_is_not_let_in() {
+    let mut community =
+        Community::gather(&Small::default(), &["herring"]).expect("a community gathers");
+    community
+        .join_faulty("anchovy", "wrong-seed-hash")
+        .expect("a faulty one starts");
+    let faulty = community.volunteer("anchovy").expect("it was started");
+    let said = faulty.wait_for("a refusal", SAY_MAX, |event| event["event"] == "error");
+    let said = said.expect("it says why it ends");
+    assert!(text(&said).contains("from the seed"), "{said}");
+    let ended = faulty.wait_end(SAY_MAX).expect("it ends");
+    assert_eq!(ended.code(), Some(11));
+    community.volunteers.retain(|one| one.name() != "anchovy");
+    community.join("sardine").expect("another one joins");
+    check_same(&mut community);
+}
+
+#[test]
 fn who_computes_nan_is_named_and_the_second_time_loses_its_seat() {
     // A round is 40 forwards and backwards: the first is in round 1, the second in round 3, or in round 2 if a round
     // was begun again for another reason.

@@ -96,6 +96,8 @@ impl Compute for ThreadCompute {
 /// What the driver waits for before it joins.
 fn prepare(config: &RunConfig, device: &Device) -> (Engine, Digest, Result<u64, String>) {
     let seed_hash = Digest(shared::derive::seed_hash(&config.model, config.seed));
+    #[cfg(feature = "faults")]
+    let seed_hash = another_as_asked(seed_hash);
     let mut engine = Engine::new(config.clone(), device.clone());
     let block_us = measure_block(&mut engine, config);
     (engine, seed_hash, block_us)
@@ -123,6 +125,16 @@ fn work(mut engine: Engine, mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done
             }
         }
     }
+}
+
+/// Another hash where a test asks for it; see [`shared::faults`].
+#[cfg(feature = "faults")]
+fn another_as_asked(mut seed_hash: Digest) -> Digest {
+    use shared::faults::{Point, is_due};
+    if is_due(Point::WrongSeedHash) {
+        seed_hash.0[0] ^= 1;
+    }
+    seed_hash
 }
 
 /// Spoils the seat where a test asks for it; see [`shared::faults`].
