@@ -105,7 +105,7 @@ pub struct Tab {
     pub browser: Browser,
 }
 
-/// Devices that every topology is tried on: the CPU, and with `cargo xtask e2e --all` WebGPU, too.
+/// Devices that a topology is tried on: the CPU, and with `cargo xtask e2e --all` WebGPU, too.
 #[must_use]
 pub fn devices() -> &'static [Device] {
     if std::env::var_os("SHOAL_E2E_ALL").is_some() {

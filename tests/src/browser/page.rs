@@ -155,15 +155,6 @@ impl Page {
         self.evaluate_in(&worker.context("the page has no worker")?, script)
     }
 
-    /// What `script` gives in one of the page's and its workers' workers, counted from 0 in the order of their start.
-    ///
-    /// # Errors
-    /// As [`Page::evaluate`], or there are not so many.
-    pub fn evaluate_in_nth_worker(&self, index: usize, script: &str) -> anyhow::Result<Value> {
-        let worker = self.workers().into_iter().nth(index);
-        self.evaluate_in(&worker.context("the page has no such worker")?, script)
-    }
-
     /// The workers that live, those of the page before those of its workers.
     fn workers(&self) -> Vec<String> {
         let mut held = self.connection.lock();
