@@ -6,7 +6,7 @@ use shared::config::run::RunConfig;
 use shared::schedule::placement::StageCosts;
 use shared::units::StageRange;
 
-use crate::messages::{Cost, Verdict};
+use crate::messages::{Cost, Reachability, Verdict};
 
 /// Times that a seat's state leaves between two checkpoints: to the host and to whoever keeps a copy.
 const COPIES: f64 = 2.0;
@@ -27,9 +27,45 @@ pub fn seat(config: &RunConfig, memory_bytes: u64) -> Option<StageRange> {
     (0..end).filter_map(longest).max_by_key(|seat| seat.count())
 }
 
-/// What would come of lending so much memory.
+/// What would come of lending so much memory where others are reached so.
 #[must_use]
-pub fn verdict(config: &RunConfig, memory_bytes: u64) -> Verdict {
+pub fn verdict(
+    config: &RunConfig,
+    memory_bytes: u64,
+    reach: &Reachability,
+    relay_only: bool,
+) -> Verdict {
+    unreachable(reach, relay_only).unwrap_or_else(|| fit(config, memory_bytes))
+}
+
+/// Why no link to another volunteer can be opened, if that is so.
+fn unreachable(reach: &Reachability, relay_only: bool) -> Option<Verdict> {
+    if !reach.webrtc {
+        let what =
+            "this browser makes no connections to other volunteers (WebRTC is off)".to_owned();
+        let remedy = "Switch WebRTC on, or use another browser.";
+        return Some(Verdict::cannot(what, remedy));
+    }
+    if relay_only && !reach.relay {
+        let relays = if reach.has_relays {
+            "no relay of this run works from here"
+        } else {
+            "this run has no relay"
+        };
+        let what = format!("{relays}, and you want to be reached through relays only");
+        let remedy = "Switch “Through relays only” off (others in the run then see your IP address), or ask whoever \
+                      hosts this run for a relay.";
+        return Some(Verdict::cannot(what, remedy));
+    }
+    let nobody = !(reach.host || reach.reflexive || reach.relay);
+    nobody.then(|| {
+        let remedy = "Look whether a VPN, a firewall or an extension keeps WebRTC from working, or use another browser.";
+        Verdict::cannot("nobody can reach this browser", remedy)
+    })
+}
+
+/// What would come of lending so much memory.
+fn fit(config: &RunConfig, memory_bytes: u64) -> Verdict {
     let of = u16::try_from(config.model.stages).unwrap_or(u16::MAX);
     if let Some(seat) = seat(config, memory_bytes) {
         let stages = u16::try_from(seat.count()).unwrap_or(of);
@@ -48,12 +84,10 @@ pub fn verdict(config: &RunConfig, memory_bytes: u64) -> Verdict {
         .min();
     let needed = smallest.unwrap_or_default() as f64 / 1e9;
     let lent = memory_bytes as f64 / 1e9;
-    Verdict::Cannot {
-        what: format!(
-            "a stage of this model needs {needed:.1} GB of memory, and {lent:.1} GB is lent"
-        ),
-        remedy: format!("Lend {needed:.1} GB, if this machine has that much to spare."),
-    }
+    Verdict::cannot(
+        format!("a stage of this model needs {needed:.1} GB of memory, and {lent:.1} GB is lent"),
+        format!("Lend {needed:.1} GB, if this machine has that much to spare."),
+    )
 }
 
 /// What a seat that fits into `memory_bytes` would move, on a machine that needs `block_us` microseconds for a block and a
@@ -105,9 +139,45 @@ mod tests {
     fn plenty_of_memory_holds_all_stages_and_too_little_none() {
         let run = tiny();
         let of = u16::try_from(run.model.stages).expect("few");
-        assert_eq!(verdict(&run, 1 << 40), Verdict::CanHelp { stages: of, of });
-        assert!(matches!(verdict(&run, 1_000), Verdict::Cannot { .. }));
+        let verdict = |bytes| verdict(&run, bytes, &near(), false);
+        assert_eq!(verdict(1 << 40), Verdict::CanHelp { stages: of, of });
+        assert!(matches!(verdict(1_000), Verdict::Cannot { .. }));
         assert_eq!(estimate(&run, 1_000, 1_000, 100), None);
+    }
+
+    /// A browser that others in its network reach.
+    fn near() -> Reachability {
+        Reachability {
+            webrtc: true,
+            host: true,
+            ..Reachability::default()
+        }
+    }
+
+    #[test]
+    fn who_wants_relays_only_and_has_none_is_told_why_it_cannot_help() {
+        let run = tiny();
+        let told = |reach: &Reachability, relay_only| {
+            let verdict = verdict(&run, 1 << 40, reach, relay_only);
+            match verdict {
+                Verdict::CanHelp { .. } => String::new(),
+                Verdict::Cannot { what, .. } => what,
+            }
+        };
+        let mut reach = near();
+        assert_eq!(told(&reach, false), "");
+        assert!(told(&reach, true).starts_with("this run has no relay"));
+        reach.has_relays = true;
+        assert!(told(&reach, true).starts_with("no relay of this run works from here"));
+        reach.relay = true;
+        assert_eq!(told(&reach, true), "");
+        reach.webrtc = false;
+        assert!(told(&reach, false).contains("WebRTC is off"));
+        let alone = Reachability {
+            webrtc: true,
+            ..Reachability::default()
+        };
+        assert!(told(&alone, false).contains("nobody can reach"));
     }
 
     #[test]

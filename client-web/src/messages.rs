@@ -11,6 +11,7 @@
 //!
 //! Invariant: a snapshot is whole. Whoever draws keeps the newest one and needs none of those before it.
 
+mod reach;
 mod snapshot;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use shared::transport::{Channel, IceServer, LinkEvent, LinkStep};
 use shared::units::PeerId;
 use shared::wire::signal::RefuseCode;
 
+pub use reach::Reachability;
 pub use snapshot::{Accepted, Neighbour, Phase, Rates, Seat, Snapshot, Traffic};
 
 /// Which processor a person lends.
@@ -74,7 +76,7 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Look at this machine and at the run, without joining. Answered by [`ToPage::Preflight`], several
+    /// Look at this machine and at the run, without taking part. Answered by [`ToPage::Preflight`], several
     /// times as more is known.
     Preflight {
         /// The host's address, with a slash at its end.
@@ -268,21 +270,6 @@ pub enum NoWebGpu {
     NoAdapter,
 }
 
-/// How others can be reached from here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reachability {
-    /// Whether the browser makes peer connections at all.
-    pub webrtc: bool,
-    /// An address of this machine: reaches others in the same network.
-    pub host: bool,
-    /// An address that the world sees (a STUN server answered): mostly reaches others directly.
-    pub reflexive: bool,
-    /// A relay's address (a TURN server answered).
-    pub relay: bool,
-    /// Servers that did not answer in time.
-    pub silent: Vec<String>,
-}
-
 /// What lending costs, estimated for the seat that this machine would get alone beside the others.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
@@ -312,6 +299,17 @@ pub enum Verdict {
         /// The one thing to change.
         remedy: String,
     },
+}
+
+impl Verdict {
+    /// That something has to change first.
+    #[must_use]
+    pub fn cannot(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Cannot {
+            what: what.into(),
+            remedy: remedy.into(),
+        }
+    }
 }
 
 /// Why it is over.

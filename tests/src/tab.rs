@@ -92,6 +92,8 @@ pub struct Lend {
     pub device: Device,
     /// Memory that the person lends, in bytes, if not the usual amount.
     pub memory_bytes: Option<u64>,
+    /// Whether only relayed links are made.
+    pub relay_only: bool,
     /// More switches for the browser.
     pub arguments: Vec<String>,
 }
@@ -126,8 +128,19 @@ pub fn turn() -> MutexGuard<'static, ()> {
 /// # Errors
 /// The web client is not built, or as [`Community::gather`].
 pub fn gather(small: &Small, names: &[&str]) -> anyhow::Result<Community> {
-    let www = paths::www()?;
-    let arguments = vec!["--www".to_owned(), www.display().to_string()];
+    gather_with(small, vec![], names)
+}
+
+/// The same, with more arguments for the host.
+///
+/// # Errors
+/// As [`gather`].
+pub fn gather_with(
+    small: &Small,
+    mut arguments: Vec<String>,
+    names: &[&str],
+) -> anyhow::Result<Community> {
+    arguments.extend(["--www".to_owned(), paths::www()?.display().to_string()]);
     Community::gather_with(small, arguments, names)
 }
 
@@ -157,7 +170,8 @@ impl Tab {
                 json!(settings)
             ))?;
         }
-        page.goto(&format!("{}?device={device}", community.host.url()))?;
+        let relay = if how.relay_only { "&relay=1" } else { "" };
+        page.goto(&format!("{}?device={device}{relay}", community.host.url()))?;
         Ok(Self { page, browser })
     }
 

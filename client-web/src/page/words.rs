@@ -239,7 +239,11 @@ fn connection(reach: &Reachability, relay_only: bool) -> Row {
     } else if relay_only && !reach.relay {
         (
             Mark::Bad,
-            "No relay answered, and you want to be reached through relays only.",
+            if reach.has_relays {
+                "No relay works from here, and you want to be reached through relays only."
+            } else {
+                "No relay is named by this run’s host, and you want to be reached through relays only."
+            },
         )
     } else if relay_only {
         (Mark::Good, "Through a relay, as you wish.")
@@ -250,8 +254,16 @@ fn connection(reach: &Reachability, relay_only: bool) -> Row {
             Mark::Note,
             "Through a relay: your network lets no direct connection through.",
         )
+    } else if reach.host && reach.has_servers {
+        (
+            Mark::Note,
+            "Only from your own network: nothing tells how the world sees this browser.",
+        )
     } else if reach.host {
-        (Mark::Note, "Only from your own network.")
+        (
+            Mark::Note,
+            "Only from your own network: this run’s host names no server that would connect you to others.",
+        )
     } else {
         (
             Mark::Bad,
@@ -261,6 +273,12 @@ fn connection(reach: &Reachability, relay_only: bool) -> Row {
     let mut text = text.to_owned();
     if !reach.silent.is_empty() {
         text.push_str(&format!(" No answer from {}.", reach.silent.join(", ")));
+    }
+    if !reach.refusing.is_empty() {
+        let refusing = reach.refusing.join(", ");
+        text.push_str(&format!(
+            " Turned away by {refusing}: whoever hosts this run should look at its secret."
+        ));
     }
     row("Connection", mark, text)
 }

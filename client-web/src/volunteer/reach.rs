@@ -1,7 +1,6 @@
 //! How others can be reached from this browser: which kinds of addresses a connection to nobody gathers.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use futures_util::future::{Either, select};
@@ -15,6 +14,9 @@ use super::surroundings::pause;
 use crate::js::{Listener, get};
 use crate::messages::Reachability;
 
+/// What a browser calls a server that did not answer (WebRTC, `RTCPeerConnectionIceErrorEvent.errorCode`); other numbers
+/// are the server's own.
+const NO_ANSWER: f64 = 701.0;
 /// How long servers may take to answer: those that answer later would hold every link up.
 const GATHER_MS: i32 = 2_000;
 
@@ -28,10 +30,10 @@ pub(super) async fn find_out(servers: &[IceServer]) -> Reachability {
         webrtc: true,
         ..Reachability::default()
     }));
-    let silent = Rc::new(RefCell::new(BTreeSet::new()));
+    let refused = Rc::new(RefCell::new(Vec::new()));
     let (over, ended) = futures_channel::oneshot::channel::<()>();
     let mut over = Some(over);
-    let (heard, failed) = (Rc::clone(&found), Rc::clone(&silent));
+    let (heard, failed) = (Rc::clone(&found), Rc::clone(&refused));
     let candidates = Listener::new(&connection, "icecandidate", move |event| {
         let event: RtcPeerConnectionIceEvent = event.unchecked_into();
         match event.candidate() {
@@ -40,8 +42,11 @@ pub(super) async fn find_out(servers: &[IceServer]) -> Reachability {
         }
     });
     let errors = Listener::new(&connection, "icecandidateerror", move |event| {
-        if let Some(url) = get(&event, "url").as_string() {
-            failed.borrow_mut().insert(url);
+        let is_refusal = get(&event, "errorCode")
+            .as_f64()
+            .is_some_and(|code| code < NO_ANSWER);
+        if let (Some(url), true) = (get(&event, "url").as_string(), is_refusal) {
+            failed.borrow_mut().push(url);
         }
     });
     drop(connection.create_data_channel("reach"));
@@ -58,7 +63,11 @@ pub(super) async fn find_out(servers: &[IceServer]) -> Reachability {
     drop((candidates, errors));
     connection.close();
     let mut found = found.take();
-    found.silent = silent.take().into_iter().collect();
+    let urls: Vec<String> = servers
+        .iter()
+        .flat_map(|server| server.urls.clone())
+        .collect();
+    found.note_servers(&urls, &refused.take());
     if matches!(outcome, Either::Left((Err(_), _))) {
         found.webrtc = false;
     }

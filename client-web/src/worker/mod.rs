@@ -2,7 +2,7 @@
 //!
 //! One module, two threads. The volunteer's own worker is told what to do by the page: [`session`] binds
 //! [`shared::driver`] to what a browser gives, [`transport`] (through the page), [`host`] with its [`socket`] and [`files`],
-//! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without joining; [`board`] tells the page how
+//! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without taking part, up to the host's [`door`]; [`board`] tells the page how
 //! things stand. It starts the **device's** worker ([`remote`], [`device`]), which does nothing but compute: however long a
 //! job takes, neighbours and host are answered meanwhile, and when a device fails nothing else does.
 //!
@@ -11,6 +11,7 @@
 mod board;
 mod clock;
 mod device;
+mod door;
 mod files;
 mod host;
 mod jobs;
@@ -110,7 +111,7 @@ async fn live(mut heard: Heard, inlet: Inlet) {
         };
         around.hear(&message);
         if let ToWorker::Preflight { link, settings } = message {
-            ready = look(&link, &settings, &mut heard, &mut waiting).await;
+            ready = look(&link, &settings, &storage, &mut heard, &mut waiting).await;
         } else if let ToWorker::Start { link, settings } = message {
             let volunteer = Volunteer {
                 link,
@@ -125,16 +126,17 @@ async fn live(mut heard: Heard, inlet: Inlet) {
     }
 }
 
-/// Looks without joining. What the page says meanwhile waits.
+/// Looks without taking part. What the page says meanwhile waits.
 async fn look(
     link: &str,
     settings: &Settings,
+    storage: &Storage,
     heard: &mut Heard,
     waiting: &mut VecDeque<ToWorker>,
 ) -> Option<(DeviceWish, Ready)> {
     let (tell, reached) = oneshot::channel();
     let mut tell = Some(tell);
-    let looking = preflight::look(link, settings, reached).fuse();
+    let looking = preflight::look(link, settings, storage, reached).fuse();
     pin_mut!(looking);
     loop {
         select_biased! {

@@ -1,4 +1,4 @@
-//! A look at this machine and at the run, without joining: what would compute, how fast, whom it could reach.
+//! A look at this machine and at the run, without taking part: what would compute, how fast, whom it could reach.
 //!
 //! Tells the page after each thing that it finds. What it makes on the way is used by the start that follows.
 
@@ -9,11 +9,13 @@ use shared::wire::frame::VERSION;
 use shared::wire::signal::Down;
 
 use super::clock::within;
+use super::door::{self, Visitor};
 use super::host::socket_url;
 use super::port;
 use super::remote::{Fitted, Remote};
 use super::session::MEMORY_BYTES;
 use super::socket::{HostSocket, SocketEvent};
+use super::storage::Storage;
 use crate::cost;
 use crate::messages::{Preflight, Reachability, Settings, ToPage, Verdict};
 
@@ -33,10 +35,11 @@ pub(super) struct Ready {
 pub(super) async fn look(
     link: &str,
     settings: &Settings,
+    storage: &Storage,
     reached: oneshot::Receiver<Reachability>,
 ) -> Option<Ready> {
     let mut found = Preflight::default();
-    match find_out(link, settings, reached, &mut found).await {
+    match find_out(link, settings, storage, reached, &mut found).await {
         Ok(ready) => {
             say(&found);
             Some(ready)
@@ -53,16 +56,10 @@ fn say(found: &Preflight) {
     port::say(&ToPage::Preflight(Box::new(found.clone())));
 }
 
-fn cannot(what: impl Into<String>, remedy: &str) -> Verdict {
-    Verdict::Cannot {
-        what: what.into(),
-        remedy: remedy.to_owned(),
-    }
-}
-
 async fn find_out(
     link: &str,
     settings: &Settings,
+    storage: &Storage,
     reached: oneshot::Receiver<Reachability>,
     found: &mut Preflight,
 ) -> Result<Ready, Verdict> {
@@ -70,7 +67,7 @@ async fn find_out(
     found.memory_bytes = Some(memory_bytes);
     let broken = |reason: String| {
         let remedy = "Choose the CPU, or another browser.";
-        cannot(format!("no device can be used: {reason}"), remedy)
+        Verdict::cannot(format!("no device can be used: {reason}"), remedy)
     };
     let mut remote = Remote::open().await.map_err(broken)?;
     found.webgpu = Some(remote.webgpu().await.map_err(broken)?);
@@ -79,17 +76,10 @@ async fn find_out(
     found.device = Some(device.clone());
     say(found);
     let config = introduction(link).await?;
-    port::say(&ToPage::Reach {
-        servers: Vec::new(),
-    });
-    if let Ok(reach) = reached.await {
-        found.reach = Some(reach);
-        say(found);
-    }
     let fitted = remote.fit(config.clone()).await;
     let fitted = fitted.map_err(|reason| {
         let remedy = "Choose the CPU instead of WebGPU, or lend less memory.";
-        cannot(
+        Verdict::cannot(
             format!("this device cannot run the model: {reason}"),
             remedy,
         )
@@ -104,15 +94,20 @@ async fn find_out(
         memory_bytes,
         settings.throttle_percent,
     );
-    let unreachable = found.reach.as_ref().is_some_and(|reach| !reach.webrtc);
-    found.verdict = Some(if unreachable {
-        cannot(
-            "this browser makes no connections to other volunteers (WebRTC is off)",
-            "Switch WebRTC on, or use another browser.",
-        )
-    } else {
-        cost::verdict(&config, memory_bytes)
-    });
+    say(found);
+    let visitor = Visitor {
+        key: storage.identity().await.key,
+        settings,
+        device: &device,
+        made,
+    };
+    let welcome = door::visit(link, &visitor).await?;
+    let servers = welcome.ice_servers;
+    port::say(&ToPage::Reach { servers });
+    // A page that does not answer is gone.
+    let reach = reached.await.unwrap_or_default();
+    let verdict = cost::verdict(&config, memory_bytes, &reach, settings.relay_only);
+    (found.reach, found.verdict) = (Some(reach), Some(verdict));
     Ok(Ready {
         remote,
         device,
@@ -143,18 +138,18 @@ async fn introduction(link: &str) -> Result<RunConfig, Verdict> {
     let outcome = within(HELLO_MAX, hello)
         .await
         .unwrap_or_else(|| Err("no answer in 10 s".to_owned()));
-    let hello =
-        outcome.map_err(|reason| cannot(format!("the host cannot be reached: {reason}"), remedy));
+    let hello = outcome
+        .map_err(|reason| Verdict::cannot(format!("the host cannot be reached: {reason}"), remedy));
     socket.close().await;
     let (version, config) = hello?;
     if version != VERSION {
-        return Err(cannot(
+        return Err(Verdict::cannot(
             format!("the host speaks version {version}, this page version {VERSION}"),
             "Reload the page.",
         ));
     }
     config.validate().map_err(|error| {
-        cannot(
+        Verdict::cannot(
             format!("the host's configuration is not valid: {error}"),
             "Tell whoever hosts this run.",
         )

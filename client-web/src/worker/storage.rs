@@ -204,7 +204,7 @@ async fn open() -> Result<Database, Error> {
 }
 
 /// Random bytes from the browser.
-fn random<const N: usize>() -> [u8; N] {
+pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("every browser with WebAssembly gives random numbers");
     bytes

@@ -93,7 +93,7 @@ fn reachability_is_direct_relayed_or_none() {
             host,
             reflexive,
             relay,
-            silent: vec![],
+            ..Reachability::default()
         };
         let row = connection(&reach, relay_only);
         (row.mark, row.text)
@@ -112,6 +112,25 @@ fn reachability_is_direct_relayed_or_none() {
     begins(row(false, false, false, false), Mark::Bad, "Nobody can");
     begins(row(true, true, true, true), Mark::Good, "Through a relay,");
     begins(row(true, true, false, true), Mark::Bad, "No relay");
+}
+
+#[test]
+fn servers_that_do_not_help_are_named() {
+    let urls = ["stun:a.example", "turn:b.example"].map(str::to_owned);
+    let mut reach = Reachability {
+        webrtc: true,
+        host: true,
+        ..Reachability::default()
+    };
+    assert!(
+        connection(&reach, false).text.contains("names no server"),
+        "what has no servers blames none"
+    );
+    reach.note_servers(&urls, &["turn:b.example?transport=udp".to_owned()]);
+    let text = connection(&reach, false).text;
+    assert!(text.starts_with("Only from your own network"), "{text}");
+    assert!(text.contains("No answer from stun:a.example."), "{text}");
+    assert!(text.contains("Turned away by turn:b.example"), "{text}");
 }
 
 #[test]

@@ -9,13 +9,14 @@ use crate::steps::{Count, Ledger};
 use crate::web::{For, web};
 
 /// The tests, by file.
-const TESTS: [&str; 6] = [
+const TESTS: [&str; 7] = [
     "browser",
     "tab",
     "e2e_firefox",
     "e2e_return",
     "e2e_lend",
     "e2e_look",
+    "e2e_reach",
 ];
 
 /// What is asked for.
