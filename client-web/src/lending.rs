@@ -1,10 +1,16 @@
 //! Whether a volunteer rests, and why: what its person wants, the machine's power, the day's data.
 //!
-//! One place decides, and says so only when the answer changes.
+//! One place decides, and says so only when the answer changes. [`DayKeeper`] says when the day's data is to be written down.
 
+use shared::units::{Span, Time};
 use shared::wire::signal::Pause;
 
 use crate::messages::Settings;
+
+/// The day's data is written down so often, while it grows.
+const KEEP_EVERY: Span = Span::from_secs(10);
+/// ... and whenever it has grown by so much: a tab that is killed forgets no more than that of a cap.
+const KEEP_BYTES: u64 = 1_000_000;
 
 /// What decides whether this machine lends right now.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +41,33 @@ impl Day {
             *self = Self { number, bytes: 0 };
         }
         self.bytes += bytes;
+    }
+}
+
+/// When the day's data is to be written down: neither a reload nor the end of a tab lets a cap begin anew.
+#[derive(Clone, Copy, Debug)]
+pub struct DayKeeper {
+    kept: Day,
+    at: Time,
+}
+
+impl DayKeeper {
+    /// `kept` is what lies in storage `now`.
+    #[must_use]
+    pub fn new(now: Time, kept: Day) -> Self {
+        Self { kept, at: now }
+    }
+
+    /// Whether `day` is to be written now; then it counts as written. `at_once` where no moment may be lost.
+    pub fn due(&mut self, now: Time, day: Day, at_once: bool) -> bool {
+        let same_day = day.number == self.kept.number;
+        let grown = day.bytes.saturating_sub(self.kept.bytes) >= KEEP_BYTES;
+        let due = at_once || !same_day || grown || now.since(self.at) >= KEEP_EVERY;
+        let due = due && day != self.kept;
+        if due {
+            *self = Self::new(now, day);
+        }
+        due
     }
 }
 
@@ -141,6 +174,27 @@ mod tests {
         assert_eq!(lending.pause(), Some(Pause::DataCap));
         lending.moved(20_001, 0);
         assert_eq!(lending.pause(), None);
+    }
+
+    #[test]
+    fn a_days_data_is_written_down_as_it_grows() {
+        let day = |bytes| Day { number: 3, bytes };
+        let at = |seconds| Time::ZERO + Span::from_secs(seconds);
+        let mut keeper = DayKeeper::new(at(0), day(5));
+        assert!(!keeper.due(at(60), day(5), true), "it lies there already");
+        assert!(!keeper.due(at(1), day(6), false));
+        assert!(keeper.due(at(1), day(6), true), "at once");
+        assert!(keeper.due(at(2), day(6 + KEEP_BYTES), false), "it grew");
+        assert!(!keeper.due(at(11), day(7 + KEEP_BYTES), false));
+        assert!(
+            keeper.due(at(12), day(7 + KEEP_BYTES), false),
+            "time passed"
+        );
+        let next = Day {
+            number: 4,
+            bytes: 0,
+        };
+        assert!(keeper.due(at(12), next, false), "another day");
     }
 
     #[test]

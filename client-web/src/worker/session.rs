@@ -13,15 +13,16 @@ use shared::peer::{Exit, Identity as PeerIdentity, Peer};
 use shared::transport::TransportStopped;
 use shared::units::Digest;
 use shared::wire::signal::{Capabilities, VolunteerKind};
+use wasm_bindgen_futures::spawn_local;
 
-use super::board::Board;
+use super::board::{Board, today};
 use super::clock::WorkerClock;
 use super::host::WebHost;
 use super::remote::{Fitted, Remote, WebWorkshop};
 use super::shelf::BrowserShelf;
 use super::storage::Storage;
 use super::transport::{Inlet, PageTransport};
-use crate::lending::Lending;
+use crate::lending::{DayKeeper, Lending};
 use crate::messages::{Ended, Settings, ToWorker};
 use crate::meter::Meter;
 
@@ -71,6 +72,8 @@ struct Wishes {
     lending: Rc<RefCell<Lending>>,
     meter: Rc<RefCell<Meter>>,
     board: Rc<RefCell<Board>>,
+    storage: Storage,
+    keeper: RefCell<DayKeeper>,
 }
 
 /// Takes part until it is over. What the page says meanwhile comes through `heard`.
@@ -112,7 +115,10 @@ pub(super) async fn take_part(
     });
     let meter = Rc::new(RefCell::new(Meter::default()));
     meter.borrow_mut().set_hidden(around.hidden);
-    let day = storage.day().await;
+    let mut day = storage.day().await;
+    let keeper = RefCell::new(DayKeeper::new(WorkerClock.now(), day));
+    // What was moved yesterday says nothing of today's cap.
+    day.add(today(), 0);
     let lending = Rc::new(RefCell::new(Lending::new(&settings, around.on_mains, day)));
     let board = Board::new(name, device, Rc::clone(&meter), Rc::clone(&lending));
     let board = Rc::new(RefCell::new(board));
@@ -135,12 +141,15 @@ pub(super) async fn take_part(
         lending,
         meter,
         board: Rc::clone(&board),
+        storage: storage.clone(),
+        keeper,
     };
     wishes.lend();
     let watch = |peer: &Peer, now, event| {
         board.borrow_mut().watch(peer, now, event);
         // The day's data may have reached its cap.
-        wishes.lend();
+        let is_news = wishes.lend();
+        wishes.keep_day(is_news);
     };
     let driving = driver::run(peer, world, watch, told).fuse();
     let mut given_up = given_up.fuse();
@@ -169,17 +178,33 @@ impl Wishes {
         drop(self.commands.unbounded_send(command));
     }
 
-    /// Tells the driver to rest or to work, where that is news.
-    fn lend(&self) {
+    /// Tells the driver to rest or to work, where that is news. Whether it is.
+    fn lend(&self) -> bool {
         let news = self.lending.borrow_mut().news();
         match news {
             Some(Some(pause)) => self.command(Command::Pause(pause)),
             Some(None) => self.command(Command::Resume),
             None => {}
         }
+        news.is_some()
+    }
+
+    /// Writes the day's data down where that is due; nobody waits for it. `at_once` where no moment may be lost.
+    fn keep_day(&self, at_once: bool) {
+        let day = self.lending.borrow().day();
+        if self
+            .keeper
+            .borrow_mut()
+            .due(WorkerClock.now(), day, at_once)
+        {
+            let storage = self.storage.clone();
+            spawn_local(async move { storage.keep_day(day).await });
+        }
     }
 
     fn hear(&self, message: ToWorker) {
+        // The tab may be gone in a moment.
+        self.keep_day(matches!(message, ToWorker::PageHide { .. }));
         match message {
             ToWorker::Pause => self.lending.borrow_mut().ask(true),
             ToWorker::Resume => self.lending.borrow_mut().ask(false),
