@@ -97,10 +97,11 @@ pub(super) async fn take_part(
         "" => format!("tab {}", &public.to_string()[..6]),
         name => name.to_owned(),
     };
+    let memory_bytes = settings.memory_bytes.unwrap_or(MEMORY_BYTES);
     let capabilities = Capabilities {
         kind: VolunteerKind::Browser,
         device: device.clone(),
-        memory_bytes: settings.memory_bytes.unwrap_or(MEMORY_BYTES),
+        memory_bytes,
         // Measured when the run's model is known.
         block_us: 0,
         throttle_percent: settings.throttle_percent.clamp(10, 100),
@@ -133,7 +134,7 @@ pub(super) async fn take_part(
         },
         clock: WorkerClock,
         sent: Sent::default(),
-        shelf: BrowserShelf(storage.clone()),
+        shelf: BrowserShelf::new(storage.clone(), memory_bytes),
     };
     let (commands, told) = mpsc::unbounded();
     let wishes = Wishes {

@@ -1,4 +1,4 @@
-//! What the browser keeps: a person's settings, and the lock that lets one tab at a time contribute.
+//! What the browser keeps: a person's settings, whether it may clear things away, and the lock that lets one tab at a time contribute.
 
 use js_sys::{Function, Promise};
 use leptos::prelude::window;
@@ -13,6 +13,8 @@ use crate::messages::{DeviceWish, Settings};
 const SETTINGS: &str = "shoal-settings";
 /// Where a tab notes, in `sessionStorage`, that it contributes.
 const CONTRIBUTES: &str = "shoal-contributes";
+/// Where it is noted, in `localStorage`, that the browser was asked not to clear away what this page keeps.
+const ASKED_TO_KEEP: &str = "shoal-asked-to-keep";
 /// Name of the lock that a contributing tab holds.
 const LOCK: &str = "shoal-contributes";
 
@@ -66,6 +68,23 @@ pub(super) fn contributed_before_reload() -> bool {
     let kind = entries.map(|entries| get(&get(&entries, "0"), "type").as_string());
     let reloaded = kind.is_ok_and(|kind| kind.as_deref() == Some("reload"));
     reloaded && noted.is_ok_and(|noted| noted.is_string())
+}
+
+/// Asks the browser, once and for good, not to clear away what this page keeps: the key, and states of the model.
+pub(super) fn ask_to_keep() {
+    let name = JsValue::from_str(ASKED_TO_KEEP);
+    let noted = call(&storage(), "getItem", std::slice::from_ref(&name));
+    if noted.is_ok_and(|noted| noted.is_string()) {
+        return;
+    }
+    drop(call(&storage(), "setItem", &[name, JsValue::from_str("1")]));
+    let manager = get(&window().navigator(), "storage");
+    // Where it does not know the question, or says no, a browser short of room clears as it likes.
+    if let Ok(asked) = call(&manager, "persist", &[]) {
+        spawn_local(async move {
+            drop(JsFuture::from(asked.unchecked_into::<Promise>()).await);
+        });
+    }
 }
 
 fn storage() -> JsValue {

@@ -153,6 +153,7 @@ impl State {
             if !self.open() {
                 return;
             }
+            kept::ask_to_keep();
             self.snapshot.set(Snapshot::default());
             self.pausing.set(false);
             self.stopping.set(false);
