@@ -7,8 +7,9 @@ use std::cell::RefCell;
 use std::panic::PanicHookInfo;
 
 use js_sys::Reflect;
-use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen::JsValue;
 
+use crate::console;
 use crate::messages::Broken;
 
 /// Longest report: a message and a few dozen lines of stack.
@@ -20,8 +21,9 @@ thread_local! {
     static TELL: RefCell<Option<Tell>> = const { RefCell::new(None) };
 }
 
-/// From now on a panic in this module is told to `tell`, once.
+/// From now on a panic in this module is told to `tell`, once; what libraries log goes to the console.
 pub fn install(module: &'static str, tell: impl Fn(Broken) + 'static) {
+    console::install();
     TELL.set(Some(Box::new(tell)));
     std::panic::set_hook(Box::new(move |info| {
         let broken = Broken {
@@ -29,27 +31,12 @@ pub fn install(module: &'static str, tell: impl Fn(Broken) + 'static) {
             report: report(module, info),
         };
         // For whoever looks at the console: there is more room.
-        js_sys::global()
-            .unchecked_into::<Console>()
-            .console()
-            .error(&broken.report);
+        console::error(&broken.report);
         // Taken out: a panic while telling must not tell again.
         if let Some(tell) = TELL.take() {
             tell(broken);
         }
     }));
-}
-
-#[wasm_bindgen::prelude::wasm_bindgen]
-extern "C" {
-    type Console;
-    type Out;
-
-    #[wasm_bindgen(method, getter)]
-    fn console(this: &Console) -> Out;
-
-    #[wasm_bindgen(method)]
-    fn error(this: &Out, text: &str);
 }
 
 fn report(module: &str, info: &PanicHookInfo<'_>) -> String {

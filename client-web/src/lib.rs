@@ -21,6 +21,8 @@ pub mod shelf;
 #[cfg(target_arch = "wasm32")]
 pub mod broken;
 #[cfg(target_arch = "wasm32")]
+pub mod console;
+#[cfg(target_arch = "wasm32")]
 pub mod js;
 #[cfg(all(target_arch = "wasm32", feature = "page"))]
 pub mod volunteer;

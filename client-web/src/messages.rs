@@ -268,6 +268,8 @@ pub enum NoWebGpu {
     NotOffered,
     /// The browser knows WebGPU, but gives no adapter: none fits, or it was blocked.
     NoAdapter,
+    /// There is an adapter without timestamp queries, which what computes here cannot do without.
+    NoTimestamps,
 }
 
 /// What lending costs, estimated for the seat that this machine would get alone beside the others.

@@ -215,6 +215,15 @@ fn processor(gpu: &WebGpu, found: &Preflight) -> Row {
                 "The browser gives no GPU, for want of one or of a driver it trusts. It can help on the {device}, more slowly."
             ),
         ),
+        WebGpu::Absent {
+            reason: NoWebGpu::NoTimestamps,
+        } => (
+            Mark::Note,
+            format!(
+                "The browser’s WebGPU has no timestamp queries, which Shoal cannot do without yet. It can help on the \
+                 {device}, more slowly; another browser, or a newer one, may use the GPU."
+            ),
+        ),
     };
     row("Processor", mark, text)
 }

@@ -42,6 +42,14 @@ pub(super) async fn ask() -> WebGpu {
         Some(Ok(adapter)) if !adapter.is_null() && !adapter.is_undefined() => adapter,
         Some(Ok(_) | Err(_)) | None => return absent(NoWebGpu::NoAdapter),
     };
+    let features = get(&adapter, "features");
+    let has = |feature| {
+        call(&features, "has", &[JsValue::from_str(feature)]).is_ok_and(|has| has.is_truthy())
+    };
+    // Without it cubecl measures by the clock, which in a browser it cannot: it panics when it opens its first stream.
+    if !has("timestamp-query") {
+        return absent(NoWebGpu::NoTimestamps);
+    }
     let info = get(&adapter, "info");
     let words: Vec<String> = ["description", "vendor", "architecture", "device"]
         .iter()
@@ -56,10 +64,6 @@ pub(super) async fn ask() -> WebGpu {
     let fallback = get(&info, "isFallbackAdapter").is_truthy()
         || get(&adapter, "isFallbackAdapter").is_truthy();
     let known = name.to_lowercase();
-    let features = get(&adapter, "features");
-    let has = |feature| {
-        call(&features, "has", &[JsValue::from_str(feature)]).is_ok_and(|has| has.is_truthy())
-    };
     let limits = get(&adapter, "limits");
     let bytes = get(&limits, "maxStorageBufferBindingSize").as_f64();
     WebGpu::Adapter {
@@ -88,10 +92,20 @@ pub(super) async fn ask_if_wanted(wish: DeviceWish) -> WebGpu {
 /// Opens the device that a person wishes, given what the browser said.
 ///
 /// # Errors
-/// WebGPU was asked for by name and there is none.
+/// WebGPU was asked for by name and there is none that can be used.
 pub(super) async fn open(wish: DeviceWish, webgpu: &WebGpu) -> Result<Opened, DeviceError> {
     let gpu = || DeviceChoice::Named("WebGPU".to_owned());
     let choice = match (wish, webgpu) {
+        (
+            DeviceWish::WebGpu,
+            WebGpu::Absent {
+                reason: NoWebGpu::NoTimestamps,
+            },
+        ) => {
+            return Err(DeviceError::NoWebGpu {
+                reason: "it has no timestamp queries".to_owned(),
+            });
+        }
         (DeviceWish::WebGpu, _) => gpu(),
         (
             DeviceWish::Auto,

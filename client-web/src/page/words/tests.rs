@@ -135,7 +135,11 @@ fn servers_that_do_not_help_are_named() {
 
 #[test]
 fn a_browser_without_webgpu_is_offered_the_cpu() {
-    for reason in [NoWebGpu::NotOffered, NoWebGpu::NoAdapter] {
+    for reason in [
+        NoWebGpu::NotOffered,
+        NoWebGpu::NoAdapter,
+        NoWebGpu::NoTimestamps,
+    ] {
         let found = Preflight {
             webgpu: Some(WebGpu::Absent { reason }),
             device: Some("CPU (SIMD)".to_owned()),
