@@ -20,7 +20,7 @@ use shared::units::PeerId;
 use shared::wire::signal::RefuseCode;
 
 pub use reach::Reachability;
-pub use snapshot::{Accepted, Neighbour, Phase, Rates, Seat, Snapshot, Traffic};
+pub use snapshot::{Accepted, Neighbour, Phase, Rates, Seat, Snapshot, Traffic, ranges};
 
 /// Which processor a person lends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

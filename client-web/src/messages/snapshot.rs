@@ -1,7 +1,7 @@
 //! How a volunteer stands at one moment, for whoever draws it.
 
 use serde::{Deserialize, Serialize};
-use shared::units::{PeerId, Round, StageRange};
+use shared::units::{PeerId, Round, StageId, StageRange};
 
 /// What a volunteer does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,12 +101,28 @@ pub struct Neighbour {
 pub struct Accepted {
     /// Microbatches.
     pub microbatches: u64,
-    /// Stages that the newest of them were for.
-    pub stages: Option<StageRange>,
+    /// Stages that they were for, as ranges in order: earlier seats' too, whatever the seat is now.
+    pub stages: Vec<StageRange>,
     /// The first round that holds some of them.
     pub first_round: Option<Round>,
     /// The last.
     pub last_round: Option<Round>,
+}
+
+/// Stages in order as ranges: those in a row together.
+#[must_use]
+pub fn ranges(stages: impl IntoIterator<Item = StageId>) -> Vec<StageRange> {
+    let mut ranges: Vec<StageRange> = Vec::new();
+    for StageId(stage) in stages {
+        match ranges.last_mut() {
+            Some(last) if last.end == stage => last.end += 1,
+            Some(_) | None => ranges.push(StageRange {
+                first: stage,
+                end: stage + 1,
+            }),
+        }
+    }
+    ranges
 }
 
 /// How fast a volunteer works.

@@ -91,7 +91,7 @@ fn what_the_worker_says_survives_its_json() {
         measured_percent: Some(49.5),
         accepted: Accepted {
             microbatches: 412,
-            stages: Some(StageRange { first: 2, end: 4 }),
+            stages: vec![StageRange { first: 2, end: 4 }],
             first_round: Some(Round(17)),
             last_round: Some(Round(21)),
         },

@@ -205,6 +205,20 @@ impl Curve {
         svg
     }
 
+    /// What the lines are, with a piece of each: HTML, for below the SVG.
+    #[must_use]
+    pub fn legend(&self) -> String {
+        let is_measured = self.points.iter().any(|point| point.validation.is_some());
+        let held_out = if is_measured {
+            " <span class=\"key held-out\"></span>on held-out text"
+        } else {
+            ""
+        };
+        format!(
+            "<span class=\"key\"></span>training loss{held_out}, in nats a token, over tokens trained on"
+        )
+    }
+
     fn axes(&self, svg: &mut String) {
         let digits = self.losses.digits();
         for loss in self.losses.steps() {

@@ -11,11 +11,13 @@ use std::fmt::Write as _;
 
 use shared::config::model::{Codec, NumberFormat};
 use shared::wire::report::{RoundReport, RunReport, VolunteerReport, VolunteerState};
-use shared::wire::signal::VolunteerKind;
+use shared::wire::signal::{Pause, VolunteerKind};
 
 use super::chart::Curve;
 use super::format::{bytes, count, nats, percent, plural, span};
 
+/// Why volunteers rest.
+const PAUSES: [Pause; 4] = [Pause::Asked, Pause::Battery, Pause::DataCap, Pause::Hung];
 /// Rows of the table of volunteers; the rest is counted.
 const VOLUNTEERS_SHOWN: usize = 60;
 /// Rows of the table of rounds: of long runs, rounds at even distances.
@@ -23,12 +25,16 @@ const ROUNDS_SHOWN: usize = 100;
 
 /// All parts of the page that show the run, by name.
 #[must_use]
-pub fn parts(report: &RunReport) -> [(&'static str, String); 7] {
+pub fn parts(report: &RunReport) -> [(&'static str, String); 8] {
     let curve = Curve::new(&report.rounds, report.model.context);
     [
         ("head", head(report)),
         ("figures", figures(report)),
         ("curve", curve.as_ref().map(Curve::svg).unwrap_or_default()),
+        (
+            "legend",
+            curve.as_ref().map(Curve::legend).unwrap_or_default(),
+        ),
         (
             "curve-says",
             curve.map_or_else(
@@ -186,12 +192,17 @@ fn volunteers(list: &[VolunteerReport]) -> String {
             VolunteerKind::Native => "terminal",
             VolunteerKind::Browser => "browser",
         };
-        // What those with a seat and the spares were told is addressed to them, and says no more than their seat.
-        let reason = match volunteer.state {
-            VolunteerState::Seated | VolunteerState::Spare => String::new(),
-            VolunteerState::Paused | VolunteerState::Leaving | VolunteerState::Away => {
-                format!("<small>{}</small>", escape(&sentence(&volunteer.reason)))
-            }
+        // What volunteers were told is addressed to them, and may be of before: only why one rests says more here than
+        // its state does.
+        let is_rest = volunteer.state == VolunteerState::Paused;
+        let reason = if is_rest
+            && PAUSES
+                .map(Pause::words)
+                .contains(&volunteer.reason.as_str())
+        {
+            format!("<small>{}</small>", escape(&sentence(&volunteer.reason)))
+        } else {
+            String::new()
         };
         let seat = match (volunteer.state, volunteer.stages) {
             (VolunteerState::Seated, Some(stages)) => stages.to_string(),
@@ -369,6 +380,52 @@ mod tests {
         assert!(part(&report, "curve-says").contains("second round"));
         assert!(part(&report, "figures").contains("none yet"));
         assert!(part(&report, "volunteers").contains("Nobody yet"));
+    }
+
+    #[test]
+    fn the_legend_names_the_lines_that_are_there() {
+        let mut report = report(40);
+        assert!(part(&report, "legend").contains("held-out"));
+        for round in &mut report.rounds {
+            round.validation_loss = None;
+        }
+        let legend = part(&report, "legend");
+        assert!(legend.contains("training loss"), "{legend}");
+        assert!(!legend.contains("held-out"), "{legend}");
+        report.rounds.clear();
+        assert_eq!(part(&report, "legend"), "", "no curve, no legend");
+    }
+
+    #[test]
+    fn what_somebody_was_told_is_not_told_of_it() {
+        let told = |state, reason: &str| {
+            let mut report = report(4);
+            let one = VolunteerReport {
+                state,
+                reason: reason.to_owned(),
+                ..volunteer("anchovy")
+            };
+            report.volunteers = vec![one];
+            part(&report, "volunteers")
+        };
+        let spare = "spare: you keep copies until a seat is free";
+        for state in [
+            VolunteerState::Seated,
+            VolunteerState::Spare,
+            VolunteerState::Paused,
+            VolunteerState::Leaving,
+            VolunteerState::Away,
+        ] {
+            let shown = told(state, spare);
+            assert!(!shown.contains("you keep"), "{shown}");
+            assert!(shown.contains("anchovy"), "{shown}");
+        }
+        let shown = told(VolunteerState::Paused, Pause::Battery.words());
+        assert!(
+            shown.contains("<small>Paused: on battery.</small>"),
+            "{shown}"
+        );
+        assert!(shown.contains("<td>paused</td>"), "{shown}");
     }
 
     #[test]

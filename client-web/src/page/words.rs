@@ -411,10 +411,11 @@ pub fn sense(reason: &str) -> String {
         .collect()
 }
 
-/// What of this volunteer's work is in the model, from commits.
+/// What of this volunteer's work is in the model, from commits. It may have been for another seat than today's.
 #[must_use]
 pub fn accepted(work: &Accepted) -> String {
-    let (Some(stages), Some(first), Some(last)) = (work.stages, work.first_round, work.last_round)
+    let (Some(stages), Some(first), Some(last)) =
+        (worked_on(&work.stages), work.first_round, work.last_round)
     else {
         return "Nothing of yours is in the model yet. Work counts when its round is committed."
             .to_owned();
@@ -425,9 +426,27 @@ pub fn accepted(work: &Accepted) -> String {
         format!("in rounds {first} to {last}")
     };
     format!(
-        "Your {stages}: {} accepted, {rounds}.",
+        "Your work on {stages}: {} accepted, {rounds}.",
         plural(work.microbatches, "microbatch", "microbatches")
     )
+}
+
+/// Stages in words: `stage 2`, `stages 2-3`, `stages 0-1 and 3`.
+fn worked_on(ranges: &[StageRange]) -> Option<String> {
+    let (last, others) = ranges.split_last()?;
+    if others.is_empty() {
+        return Some(last.to_string());
+    }
+    let numbers = |range: &StageRange| match range.count() {
+        1 => range.first.to_string(),
+        _ => format!("{}-{}", range.first, range.end - 1),
+    };
+    let others: Vec<String> = others.iter().map(numbers).collect();
+    Some(format!(
+        "stages {} and {}",
+        others.join(", "),
+        numbers(last)
+    ))
 }
 
 /// What compression saved, from bytes that were counted.

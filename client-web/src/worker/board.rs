@@ -9,7 +9,7 @@ use shared::units::{PeerId, Time};
 
 use super::port;
 use crate::lending::Lending;
-use crate::messages::{Accepted, Neighbour, Phase, Seat, Snapshot, ToPage, Traffic};
+use crate::messages::{Accepted, Neighbour, Phase, Seat, Snapshot, ToPage, Traffic, ranges};
 use crate::meter::Meter;
 
 /// Puts snapshots together and posts those that differ from the last one.
@@ -123,15 +123,7 @@ impl Board {
         snapshot.measured_percent = stats.measured_percent;
         snapshot.accepted = Accepted {
             microbatches: stats.accepted.microbatches,
-            stages: stats
-                .accepted
-                .stages
-                .first()
-                .zip(stats.accepted.stages.last())
-                .map(|(first, last)| shared::units::StageRange {
-                    first: first.0,
-                    end: last.0 + 1,
-                }),
+            stages: ranges(stats.accepted.stages.iter().copied()),
             first_round: stats.accepted.rounds.map(|(first, _)| first),
             last_round: stats.accepted.rounds.map(|(_, last)| last),
         };

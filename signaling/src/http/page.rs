@@ -34,8 +34,16 @@ pub(super) struct Program<'a> {
 
 /// The whole page.
 pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> String {
-    let [head, figures, curve, says, rounds, standing, volunteers] =
-        parts(report).map(|(_, html)| html);
+    let [
+        head,
+        figures,
+        curve,
+        legend,
+        says,
+        rounds,
+        standing,
+        volunteers,
+    ] = parts(report).map(|(_, html)| html);
     let name = escape(&report.name);
     let link = escape(link);
     let lend = lend(report, links.program.is_some());
@@ -84,8 +92,7 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
 <h2 id="curve-title">How far it is</h2>
 <figure>
 <div class="plot"><svg viewBox="0 0 720 280" role="img" aria-labelledby="curve-says" data-part="curve">{curve}</svg><div id="cursor"></div></div>
-<figcaption><span class="key"></span>training loss <span class="key held-out"></span>on held-out text, in nats a token, over
-tokens trained on<p id="curve-says" data-part="curve-says">{says}</p></figcaption>
+<figcaption><span data-part="legend">{legend}</span><p id="curve-says" data-part="curve-says">{says}</p></figcaption>
 </figure>
 <details>
 <summary>The curve as a table</summary>

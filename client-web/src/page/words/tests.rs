@@ -1,9 +1,10 @@
 use shared::config::run::RunConfig;
-use shared::units::{Round, StageRange};
+use shared::units::{Round, StageId, StageRange};
 use shared::wire::report::{DataReport, RoundReport, VolunteerState};
 use shared::wire::signal::{RefuseCode, VolunteerKind};
 
 use super::*;
+use crate::messages::ranges;
 
 fn plain(text: &str) -> String {
     text.replace('\u{a0}', " ")
@@ -159,19 +160,29 @@ fn accepted_work_is_told_from_commits() {
     let mut work = Accepted::default();
     assert!(accepted(&work).starts_with("Nothing of yours"));
     work.microbatches = 412;
-    work.stages = Some(StageRange { first: 2, end: 4 });
+    work.stages = vec![StageRange { first: 2, end: 4 }];
     work.first_round = Some(Round(17));
     work.last_round = Some(Round(21));
     assert_eq!(
         plain(&accepted(&work)),
-        "Your stages 2-3: 412 microbatches accepted, in rounds 17 to 21."
+        "Your work on stages 2-3: 412 microbatches accepted, in rounds 17 to 21."
     );
     work.microbatches = 1;
     work.first_round = Some(Round(21));
     assert_eq!(
         plain(&accepted(&work)),
-        "Your stages 2-3: 1 microbatch accepted, in round 21."
+        "Your work on stages 2-3: 1 microbatch accepted, in round 21."
     );
+}
+
+#[test]
+fn work_of_earlier_seats_is_not_called_todays() {
+    let of = |stages: &[u16]| worked_on(&ranges(stages.iter().map(|&stage| StageId(stage))));
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&[2]).as_deref(), Some("stage 2"));
+    assert_eq!(of(&[1, 2, 3]).as_deref(), Some("stages 1-3"));
+    assert_eq!(of(&[0, 1, 3]).as_deref(), Some("stages 0-1 and 3"));
+    assert_eq!(of(&[0, 2, 4, 5]).as_deref(), Some("stages 0, 2 and 4-5"));
 }
 
 #[test]
