@@ -191,7 +191,30 @@ impl History {
         Ok(())
     }
 
+    /// Whether a commit may come next: what [`History::apply`] would say of its row.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn judge(&self, commit: &CommitRow) -> Result<(), HistoryError> {
+        self.done_after(commit).map(drop)
+    }
+
+    /// The first sample of `steps` that a standing round, or a step before it, holds already.
+    pub fn sample_twice(&self, steps: impl IntoIterator<Item = SampleRange>) -> Option<u64> {
+        let mut done = self.done.clone();
+        let mut steps = steps.into_iter();
+        steps.find_map(|samples| insert_range(&mut done, samples).err())
+    }
+
     fn commit(&mut self, commit: &CommitRow) -> Result<(), HistoryError> {
+        self.done = self.done_after(commit)?;
+        self.given_out = commit.round;
+        self.commits.insert(commit.round, commit.clone());
+        Ok(())
+    }
+
+    /// The samples that are done once `commit` stands.
+    fn done_after(&self, commit: &CommitRow) -> Result<BTreeMap<u64, u64>, HistoryError> {
         let (round, parent) = (commit.round, commit.parent);
         if round <= self.given_out {
             return Err(HistoryError::RoundReused {
@@ -211,10 +234,7 @@ impl History {
             insert_range(&mut done, *samples)
                 .map_err(|sample| HistoryError::SampleTwice { sample, round })?;
         }
-        self.done = done;
-        self.given_out = round;
-        self.commits.insert(round, commit.clone());
-        Ok(())
+        Ok(done)
     }
 
     fn rewind(&mut self, to: Round) -> Result<(), HistoryError> {

@@ -236,8 +236,7 @@ impl Coordinator {
             .apply(row)
             .expect("a rewind goes to a round that stands");
         let to = self.history.newest();
-        let (waiting, fresh) = self.history.waiting(self.config().training.batch);
-        (self.queue, self.fresh) = (waiting.into(), fresh);
+        self.open_anew();
         self.lost_since = None;
         self.safe = self.safe.min(to);
         self.stop_securing();

@@ -129,7 +129,7 @@ pub struct Start {
 pub struct BrokenRules {
     /// Says `commit` before the row is synced.
     pub commit_before_sync: bool,
-    /// Gives a lease's samples out again while they are leased.
+    /// Gives a lease's samples out again while they are leased, and does not look before it commits.
     pub lease_twice: bool,
     /// Uses a manifest of a round that is void.
     pub void_manifest: bool,

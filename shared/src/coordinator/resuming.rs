@@ -4,7 +4,7 @@
 //! no effect twice.
 
 use super::Coordinator;
-use super::pipeline::Phase;
+use super::pipeline::{Phase, Pipeline};
 use crate::units::{PeerId, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Resume};
@@ -26,27 +26,41 @@ impl Coordinator {
                     .as_ref()
                     .is_some_and(|holds| holds.attempt == commit.attempt)
         });
-        let training = &self.config().training;
-        let farthest = self.fresh
-            + training
-                .samples
-                .min(u64::from(training.batch) * u64::from(u16::MAX));
-        // A head says itself what it was leased; it can't lease itself what no host would.
-        let steps_max = self.config().schedule.round_steps;
-        let leases_fit = resume
-            .leases
-            .unpack(place, training.batch, steps_max)
-            .is_some_and(|leases| {
-                leases.iter().all(|lease| {
-                    let first = lease.samples.first;
-                    first.is_multiple_of(u64::from(training.batch)) && first < farthest
-                })
-            });
         pipeline.seat(resume.peer).is_some()
-            && leases_fit
+            && self.leases_fit(pipeline, place, resume)
             && pipeline.phase != Phase::Journaling
             && place.epoch == pipeline.place.epoch
             && (place.round == pipeline.place.round || missed_commit)
+    }
+
+    /// Whether a volunteer was leased what it brings back, as far as the host can tell. After a restart of the host the
+    /// head alone knows; it can't lease itself what no host would, or what is trained already.
+    fn leases_fit(&self, pipeline: &Pipeline, place: Place, resume: &Resume) -> bool {
+        let batch = self.config().training.batch;
+        let steps_max = self.config().schedule.round_steps;
+        let Some(leases) = resume.leases.unpack(place, batch, steps_max) else {
+            return false;
+        };
+        let is_asked = matches!(pipeline.phase, Phase::Resuming { .. })
+            && pipeline.head() == resume.peer
+            && place.round == pipeline.place.round;
+        if !is_asked {
+            return true;
+        }
+        let total = self.config().training.samples;
+        let farthest = self.fresh + total.min(u64::from(batch) * u64::from(u16::MAX));
+        let are_whole = leases.iter().all(|lease| {
+            let first = lease.samples.first;
+            first.is_multiple_of(u64::from(batch)) && first < farthest
+        });
+        let count = u32::try_from(leases.len()).expect("at most a round's steps");
+        let report = resume.report.filter(|report| report.place == place);
+        let reported = report.map_or(0, |report| report.steps);
+        let samples = leases.iter().map(|lease| lease.samples);
+        are_whole
+            && count <= self.steps_target()
+            && count >= pipeline.steps_done().max(reported)
+            && self.history.sample_twice(samples).is_none()
     }
 
     /// Goes on with a seat whose volunteer came back.
@@ -74,9 +88,11 @@ impl Coordinator {
             }
         } else {
             if let (Phase::Resuming { .. }, true) = (pipeline.phase, is_head) {
-                pipeline.leases = leases;
+                let before = std::mem::replace(&mut pipeline.leases, leases);
                 pipeline.attempt = resume.attempt;
                 let leased: Vec<_> = pipeline.leased_samples().collect();
+                // It may have come back before, with others.
+                self.return_leases(&before);
                 self.take_out(&leased);
             }
             if let Some(report) = resume.report {

@@ -20,6 +20,12 @@ impl Coordinator {
         u32::try_from(open / u64::from(training.batch)).unwrap_or(u32::MAX)
     }
 
+    /// Steps that the next round is to have.
+    pub(super) fn steps_target(&self) -> u32 {
+        let round_steps = self.config().schedule.round_steps;
+        round_steps.min(self.remaining_steps())
+    }
+
     /// All seats are ready: evaluate if it is due, else train.
     pub(super) fn begin(&mut self, now: Time) {
         let newest = self.history.newest();
@@ -31,11 +37,7 @@ impl Coordinator {
             && self.history.validation(newest).is_none();
         let mode = if is_due { Mode::Evaluate } else { Mode::Train };
         let attempt = self.issue();
-        let steps_target = self
-            .config()
-            .schedule
-            .round_steps
-            .min(self.remaining_steps());
+        let steps_target = self.steps_target();
         let result = self.history.next_round();
         let Some(pipeline) = &mut self.pipeline else {
             return;
@@ -96,7 +98,7 @@ impl Coordinator {
         let is_head = pipeline.head() == peer;
         // Those before were done before the connection broke.
         let first = usize::try_from(pipeline.steps_done()).expect("a round's steps fit usize");
-        let leases = pipeline.leases[first..].to_vec();
+        let leases: Vec<Lease> = pipeline.leases.iter().skip(first).copied().collect();
         let (place, closing) = (pipeline.place, pipeline.closing);
         self.say_begin(peer, mode);
         if is_head && mode == Mode::Train {
@@ -292,6 +294,9 @@ impl Coordinator {
         if self.jumped(report.round_loss) {
             return self.postpone();
         }
+        if !self.fits(&row) {
+            return self.give_round_up();
+        }
         self.jumps_in_a_row = 0;
         if let Some(pipeline) = &mut self.pipeline {
             pipeline.phase = Phase::Committing;
@@ -304,6 +309,30 @@ impl Coordinator {
         }
         #[cfg(not(any(test, feature = "sim")))]
         let _ = now; // only a broken rule would commit at once
+    }
+
+    /// Whether a round may be committed: what is journaled is never taken back, and must be read again at each start.
+    fn fits(&self, row: &CommitRow) -> bool {
+        #[cfg(any(test, feature = "sim"))]
+        if self.broken.lease_twice {
+            return true;
+        }
+        self.history.judge(row).is_ok()
+    }
+
+    /// A round that can't follow the history: the books are wrong, so they are written anew from the history.
+    fn give_round_up(&mut self) {
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.leases.clear();
+        }
+        self.break_pipeline();
+        self.open_anew();
+    }
+
+    /// What the history does not hold is open, and nothing is leased.
+    pub(super) fn open_anew(&mut self) {
+        let (waiting, fresh) = self.history.waiting(self.config().training.batch);
+        (self.queue, self.fresh) = (waiting.into(), fresh);
     }
 
     /// Whether a round's loss lies far above the recent ones.

@@ -3,10 +3,12 @@
 mod conduct;
 mod cost;
 mod durability;
+mod resuming;
 
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::history::Row;
+use super::pipeline::Pipeline;
 use super::roster::ConnectionId;
 use super::{Coordinator, Manifest, Output, Start};
 use crate::config::run::RunConfig;
@@ -126,6 +128,11 @@ impl Desk {
 
     /// Somebody of that name joins; its connection.
     pub(super) fn join(&mut self, name: u8) -> ConnectionId {
+        self.join_as(name, |_| {})
+    }
+
+    /// Somebody of that name joins, and says of itself what a test changes; its connection.
+    pub(super) fn join_as(&mut self, name: u8, change: impl FnOnce(&mut Join)) -> ConnectionId {
         self.connections += 1;
         let connection = ConnectionId(self.connections);
         self.host.handle_connected(connection);
@@ -135,7 +142,7 @@ impl Desk {
         };
         let (key, session) = (key_of(name), u64::from(name));
         let proof = key.sign(&join_message(nonce, session)).to_bytes();
-        let join = Join {
+        let mut join = Join {
             version: VERSION,
             key: Digest(key.verifying_key().to_bytes()),
             proof: proof.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -156,6 +163,7 @@ impl Desk {
             resume: None,
             invite: None,
         };
+        change(&mut join);
         self.say(connection, Up::Join(Box::new(join)));
         connection
     }
@@ -203,18 +211,20 @@ impl Desk {
         let Some(pipeline) = &self.host.pipeline else {
             return Vec::new();
         };
-        let seat = |peer: PeerId| {
+        let seat = |(index, peer): (usize, PeerId)| {
             let connection = self.host.roster.get(peer)?.connection?;
-            let order = self.heard(connection, |message| {
+            let told = self.heard(connection, |message| {
                 if let Down::Seat(order) = message {
                     Some((**order).clone())
                 } else {
                     None
                 }
-            })?;
+            });
+            // Whoever was seated before the host restarted is not told again.
+            let order = told.unwrap_or_else(|| self.host.seat_order(pipeline, index));
             Some((connection, order))
         };
-        pipeline.peers().filter_map(seat).collect()
+        pipeline.peers().enumerate().filter_map(seat).collect()
     }
 
     /// All seats have their states and links.
@@ -245,6 +255,8 @@ impl Desk {
                 None
             }
         });
+        let resumed = |pipeline: &Pipeline| Some((pipeline.attempt?, pipeline.result));
+        let begun = begun.or_else(|| self.host.pipeline.as_ref().and_then(resumed));
         begun.expect("the round has begun")
     }
 
