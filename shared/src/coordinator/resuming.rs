@@ -132,6 +132,7 @@ impl Coordinator {
 
     /// All seats are back after a restart: go on where they are.
     fn resume_pipeline(&mut self, now: Time) {
+        let steps_target = self.steps_target();
         let Some(pipeline) = &mut self.pipeline else {
             return;
         };
@@ -143,7 +144,7 @@ impl Coordinator {
         pipeline.progressed = now;
         if pipeline.attempt.is_some() {
             pipeline.phase = Phase::Training;
-            pipeline.steps_target = self.start.config.schedule.round_steps;
+            pipeline.steps_target = steps_target;
             self.top_up();
             self.try_commit(now);
         } else {

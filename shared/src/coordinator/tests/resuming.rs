@@ -162,3 +162,23 @@ fn what_cannot_follow_the_history_is_not_journaled_as_a_commit() {
     assert_eq!(desk.newest(), Round(1));
     check_goes_on(&mut desk);
 }
+
+#[test]
+fn a_last_round_that_goes_on_after_a_restart_is_as_long_as_it_was() {
+    let mut config = config();
+    config.training.samples = 3 * u64::from(config.training.batch);
+    let (mut desk, place, attempt, commit) = killed_in_the_second_round(config);
+    let next = desk.host.lowest_open_sample();
+    let brought = leases(&desk, place, &[next]);
+    assert!(brought[0].last);
+    assert!(come_back(
+        &mut desk,
+        (place, attempt, &commit),
+        0,
+        (&brought, 0)
+    ));
+    assert_eq!(desk.leases(), brought);
+    desk.train(4.0);
+    let samples = desk.host.history().samples();
+    assert_eq!(samples, desk.host.config().training.samples);
+}
