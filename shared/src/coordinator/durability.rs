@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::Row;
-use super::{Coordinator, Manifest, Output};
+use super::{Awaited, Coordinator, Manifest, Output};
 use crate::limits::{CHECKPOINT_RETRY, COPY_MAX, MISSING_MAX, UPLOAD_MAX};
 use crate::units::{Digest, PeerId, Round, StageId, Time};
 use crate::wire::signal::{Down, Held};
@@ -178,7 +178,8 @@ impl Coordinator {
 
     /// A manifest is in the store, or (`written` false) could not be written: then the old one stands.
     pub fn handle_manifest(&mut self, now: Time, round: Round, written: bool) {
-        if written && self.history.get(round).is_some() {
+        let stands = self.history.get(round).is_some() && !self.is_being_voided(round);
+        if written && stands {
             self.note(Row::Manifest { round });
         }
         if let Some(securing) = self
@@ -193,6 +194,13 @@ impl Coordinator {
         self.manifest_failed = (!written).then_some(now);
         self.judge_safety(now);
         self.reconsider(now);
+    }
+
+    /// Whether a rewind that makes `round` void is on its way to the disk: nothing of it may be journaled behind that.
+    fn is_being_voided(&self, round: Round) -> bool {
+        self.awaited.iter().any(
+            |(_, awaited)| matches!(awaited, Awaited::Rewind(Row::Rewind { to }) if *to < round),
+        )
     }
 
     /// The store is about to clear away all manifests but these: nothing may be promised from the others.

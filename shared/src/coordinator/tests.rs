@@ -21,7 +21,7 @@ use crate::wire::signal::{
     join_message,
 };
 
-/// A host whose disk is fast, and volunteers that do as they are told when they are told to.
+/// A host whose disk is fast unless a test says otherwise, and volunteers that do as they are told when they are told to.
 pub(super) struct Desk {
     pub(super) host: Coordinator,
     pub(super) now: Time,
@@ -30,6 +30,8 @@ pub(super) struct Desk {
     tickets: Vec<String>,
     pub(super) manifests: Vec<Manifest>,
     connections: u64,
+    /// The rows that are not synced yet, while the disk is slow.
+    unsynced: Option<Vec<u64>>,
     /// How slow those are who join.
     pub(super) block_us: u64,
 }
@@ -78,13 +80,27 @@ impl Desk {
             tickets: Vec::new(),
             manifests: Vec::new(),
             connections: 0,
+            unsynced: None,
             block_us: 50_000,
         };
         desk.settle();
         desk
     }
 
-    /// Carries out what the host wants; rows are synced at once.
+    /// From now on rows stay unsynced, until [`Desk::sync`].
+    pub(super) fn slow_disk(&mut self) {
+        self.unsynced = Some(Vec::new());
+    }
+
+    /// The disk is fast again: all rows are synced.
+    pub(super) fn sync(&mut self) {
+        for seq in self.unsynced.take().into_iter().flatten() {
+            self.host.handle_journaled(self.now, seq);
+        }
+        self.settle();
+    }
+
+    /// Carries out what the host wants.
     pub(super) fn settle(&mut self) {
         while let Some(output) = self.host.poll_output() {
             match output {
@@ -92,7 +108,10 @@ impl Desk {
                 Output::Close(_) | Output::Tell(_) => {}
                 Output::Journal { seq, row } => {
                     self.rows.push(row);
-                    self.host.handle_journaled(self.now, seq);
+                    match &mut self.unsynced {
+                        Some(unsynced) => unsynced.push(seq),
+                        None => self.host.handle_journaled(self.now, seq),
+                    }
                 }
                 Output::ExpectUpload { ticket, .. } => self.tickets.push(ticket),
                 Output::WriteManifest(manifest) => self.manifests.push(manifest),

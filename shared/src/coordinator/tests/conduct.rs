@@ -253,9 +253,12 @@ fn broken_frames_to_whoever_takes_a_copy_count_and_cost_no_round() {
     desk.pass(TICK);
     let epoch = desk.place().epoch;
     let source = desk.host.roster.speaker(first).expect("it joined");
-    let copy = desk.heard(last, |message| match message {
-        Down::Copy { keys, .. } => Some(keys.iter().any(|key| key.peer == source)),
-        _ => None,
+    let copy = desk.heard(last, |message| {
+        if let Down::Copy { keys, .. } = message {
+            Some(keys.iter().any(|key| key.peer == source))
+        } else {
+            None
+        }
     });
     assert_eq!(copy, Some(true), "the other end of the pipe takes a copy");
     accuse(&mut desk, last, first);

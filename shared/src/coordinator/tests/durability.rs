@@ -1,6 +1,7 @@
 //! What survives: copies, manifests, seats of those who come back.
 
 use super::*;
+use crate::coordinator::history::History;
 use crate::schedule::placement::{Links, Measured};
 
 /// A run whose every round is stored, by a lone volunteer.
@@ -82,6 +83,32 @@ fn without_a_kept_manifest_the_run_goes_back_to_one_that_is_there_instead_of_wai
     assert_eq!(desk.newest(), Round(1));
     desk.rounds(1);
     assert_eq!(desk.newest(), Round(6), "numbers are never used again");
+}
+
+#[test]
+fn a_manifest_that_is_written_while_its_round_becomes_void_is_not_journaled() {
+    let mut config = config();
+    config.schedule.checkpoint = Span::ZERO;
+    let mut desk = Desk::new(config);
+    desk.join(1);
+    desk.rounds(1);
+    for ticket in std::mem::take(&mut desk.tickets) {
+        desk.host.handle_stored(desk.now, &ticket);
+    }
+    desk.settle();
+    assert_eq!(desk.manifests.len(), 1);
+    everybody_leaves(&mut desk);
+    desk.join(2);
+    desk.slow_disk();
+    desk.pass(Span::from_secs(20));
+    assert_eq!(desk.rows.last(), Some(&Row::Rewind { to: Round(0) }));
+    desk.host.handle_manifest(desk.now, Round(1), true);
+    desk.settle();
+    desk.sync();
+    desk.rounds(1);
+    assert_eq!(desk.newest(), Round(2));
+    let history = History::replay(&desk.rows).expect("what a host can start over");
+    assert!(history.manifests().is_empty());
 }
 
 #[test]

@@ -63,9 +63,12 @@ fn come_back(
             holds: None,
         });
     });
-    let resumed = desk.heard(connection, |message| match message {
-        Down::Welcome(welcome) => Some(welcome.resumed),
-        _ => None,
+    let resumed = desk.heard(connection, |message| {
+        if let Down::Welcome(welcome) = message {
+            Some(welcome.resumed)
+        } else {
+            None
+        }
     });
     resumed.expect("a welcome")
 }
