@@ -119,8 +119,11 @@ pub const COPY_MAX: Span = Span::from_secs(120);
 pub const STRIKES_MAX: u32 = 2;
 /// Volunteers that must have got malformed frames of another one before it is removed: one alone may lie.
 pub const MALFORMED_ACCUSERS: usize = 2;
-/// Reports of state that cannot be fetched, before nobody is believed to hold it.
-pub const MISSING_MAX: u32 = 3;
+/// Volunteers, by key, that could not get a state from one who says it holds it, before that one is not believed: one
+/// volunteer's network may be at fault.
+pub const MISSING_MAX: usize = 3;
+/// Times in a row that a volunteer cannot get its seat's state, before it gets no seat for [`BENCH`].
+pub const SEAT_FAILURES_MAX: u32 = 3;
 /// Rounds whose losses say what the next one may be.
 pub const LOSS_WINDOW: usize = 8;
 /// Longest rest of a throttled device at once, so that it still answers its pipeline in time.

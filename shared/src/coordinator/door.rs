@@ -387,6 +387,7 @@ impl Coordinator {
             .retain(|pair, _| pair.0 != peer && pair.1 != peer);
         self.links.forget(peer);
         self.conduct.forget(peer);
+        self.missing.forget(peer);
         self.drop_uploads_of(peer);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::Row;
 use super::{Awaited, Coordinator, Manifest, Output};
-use crate::limits::{CHECKPOINT_RETRY, COPY_MAX, MISSING_MAX, UPLOAD_MAX};
+use crate::limits::{CHECKPOINT_RETRY, COPY_MAX, UPLOAD_MAX};
 use crate::units::{Digest, PeerId, Round, StageId, Time};
 use crate::wire::signal::{Down, Held};
 
@@ -80,7 +80,7 @@ impl Coordinator {
         self.say_safe();
         if checkpoint {
             self.manifest_tried = Some(now);
-            self.order_uploads(now);
+            self.order_uploads();
         }
         self.order_copies(now);
     }
@@ -91,41 +91,67 @@ impl Coordinator {
     }
 
     /// Asks one holder of each stage to upload it; if a stage has none, there is no checkpoint now.
-    fn order_uploads(&mut self, now: Time) {
-        let Some(commit) = self
-            .securing_round()
-            .and_then(|round| self.history.get(round))
-        else {
+    fn order_uploads(&mut self) {
+        let round = self.securing_round();
+        let Some(commit) = round.and_then(|round| self.history.get(round)) else {
             return;
         };
-        let holders: Option<Vec<(Held, PeerId)>> = commit
-            .stages
-            .iter()
-            .map(|held| Some((*held, self.roster.holders(held).next()?.peer)))
-            .collect();
-        let Some(holders) = holders else {
+        let stages = commit.stages.clone();
+        if stages.iter().all(|held| self.uploader(held).is_some()) {
+            for held in stages {
+                self.order_upload(held);
+            }
+        } else {
             self.manifest_tried = None;
             if let Some(securing) = &mut self.securing {
                 securing.checkpoint = false;
             }
-            return;
-        };
-        for (held, holder) in holders {
-            self.tickets += 1;
-            let ticket = self.ticket();
-            if let Some(securing) = &mut self.securing {
-                securing
-                    .uploads
-                    .insert(held.stage, (ticket.clone(), holder));
-            }
-            let deadline = now + UPLOAD_MAX;
-            self.out(Output::ExpectUpload {
-                ticket: ticket.clone(),
-                held,
-                deadline,
-            });
-            self.tell(holder, Down::Upload { held, ticket });
         }
+    }
+
+    /// Who is asked for an upload: of the holders, whoever left the fewest undone.
+    fn uploader(&self, held: &Held) -> Option<PeerId> {
+        let holders = self.roster.holders(held).map(|holder| holder.peer);
+        holders.min_by_key(|peer| (self.undone_uploads.get(peer).copied(), *peer))
+    }
+
+    /// Asks a holder of that state to upload it. Whether there is one.
+    fn order_upload(&mut self, held: Held) -> bool {
+        self.tickets += 1;
+        let ticket = self.ticket();
+        let holder = self.uploader(&held);
+        let (Some(holder), Some(securing)) = (holder, &mut self.securing) else {
+            return false;
+        };
+        let deadline = securing.until;
+        let asked = (ticket.clone(), holder);
+        securing.uploads.insert(held.stage, asked);
+        self.out(Output::ExpectUpload {
+            ticket: ticket.clone(),
+            held,
+            deadline,
+        });
+        self.tell(holder, Down::Upload { held, ticket });
+        true
+    }
+
+    /// An upload will not come from whom it was asked of: another holder is asked. If there is none, the checkpoint is
+    /// tried again later.
+    fn reorder_upload(&mut self, stage: StageId) {
+        let round = self.securing_round();
+        let commit = round.and_then(|round| self.history.get(round));
+        let held = commit.map(|commit| commit.stages[usize::from(stage.0)]);
+        if !held.is_some_and(|held| self.order_upload(held)) {
+            self.securing = None;
+            self.manifest_tried = None;
+        }
+    }
+
+    /// Whose upload of which stage is to come with that ticket.
+    fn expected_with(&self, ticket: &str) -> Option<(StageId, PeerId)> {
+        let mut uploads = self.securing.iter().flat_map(|it| &it.uploads);
+        let expected = uploads.find(|(_, (expected, _))| expected == ticket);
+        expected.map(|(stage, (_, holder))| (*stage, *holder))
     }
 
     fn ticket(&self) -> String {
@@ -136,13 +162,15 @@ impl Coordinator {
 
     /// A blob was stored under this ticket, and its hash is right.
     pub fn handle_stored(&mut self, now: Time, ticket: &str) {
+        let expected = self.expected_with(ticket);
         let Some(securing) = &mut self.securing else {
             return;
         };
         let round = securing.round;
-        securing
-            .uploads
-            .retain(|_, (expected, _)| expected != ticket);
+        if let Some((stage, holder)) = expected {
+            securing.uploads.remove(&stage);
+            self.undone_uploads.remove(&holder);
+        }
         if securing.uploads.is_empty() && securing.checkpoint && !securing.writing {
             securing.writing = true;
             self.write_manifest(round);
@@ -152,13 +180,32 @@ impl Coordinator {
 
     /// The store could not take the upload with this ticket: the checkpoint is given up, and the old one stands.
     pub fn handle_not_stored(&mut self, now: Time, ticket: &str) {
-        let round = self
-            .securing
-            .as_ref()
-            .filter(|it| it.uploads.values().any(|(expected, _)| expected == ticket))
-            .map(|it| it.round);
-        if let Some(round) = round {
+        let round = self.securing_round();
+        if let (Some(round), Some(_)) = (round, self.expected_with(ticket)) {
             self.handle_manifest(now, round, false);
+        }
+    }
+
+    /// What came with this ticket is not the state it was made for: whoever sent it does not hold that, and another
+    /// holder is asked.
+    pub fn handle_not_held(&mut self, now: Time, ticket: &str) {
+        if let (Some(round), Some((stage, holder))) =
+            (self.securing_round(), self.expected_with(ticket))
+        {
+            self.roster.drop_kept(holder, round, stage);
+            self.reorder_upload(stage);
+            self.reconsider(now);
+        }
+    }
+
+    /// A volunteer does not have a state; if it was to upload it, another one is asked.
+    pub(super) fn upload_is_missing(&mut self, peer: PeerId, (round, stage): (Round, StageId)) {
+        let is_asked = self.securing.as_ref().is_some_and(|securing| {
+            let asked = securing.uploads.get(&stage);
+            securing.round == round && asked.is_some_and(|(_, holder)| *holder == peer)
+        });
+        if is_asked {
+            self.reorder_upload(stage);
         }
     }
 
@@ -247,7 +294,7 @@ impl Coordinator {
             copies.sort_by_key(|(count, held)| (*count, held.stage));
             let wanted = copies
                 .iter_mut()
-                .find(|(_, held)| self.has_room(peer, held.stage) && !self.has(peer, held));
+                .find(|(_, held)| self.can_copy(peer, held));
             let Some((count, held)) = wanted else {
                 continue;
             };
@@ -256,10 +303,18 @@ impl Coordinator {
         }
     }
 
-    fn has(&self, peer: PeerId, held: &Held) -> bool {
-        self.roster
-            .get(peer)
-            .is_some_and(|volunteer| volunteer.keeps(held))
+    /// Whether a volunteer may be asked for a copy: it has room, does not have it, and there is a source that it
+    /// has not failed with.
+    fn can_copy(&self, peer: PeerId, held: &Held) -> bool {
+        let Some(volunteer) = self.roster.get(peer) else {
+            return false;
+        };
+        let at = (held.round, held.stage);
+        let is_new = |source: PeerId| !self.missing.has_failed(at, source, &volunteer.key);
+        let mut holders = self.roster.holders(held).map(|holder| holder.peer);
+        !volunteer.keeps(held)
+            && self.has_room(peer, held.stage)
+            && (self.has_manifest(held.round) || holders.any(is_new))
     }
 
     /// Whether a volunteer's memory holds one more state beside its seat's and its copies.
@@ -308,45 +363,33 @@ impl Coordinator {
         if stands {
             self.roster.keep(peer, &held);
         }
-        self.missing.remove(&(held.round, held.stage));
+        self.missing.found((held.round, held.stage));
     }
 
-    /// A volunteer could not get a state from anyone it was told.
-    pub(super) fn missing(&mut self, peer: PeerId, round: Round, stage: StageId) {
-        if let Some(volunteer) = self.roster.get_mut(peer) {
-            let is_copy = volunteer
-                .copying
-                .is_some_and(|(held, _)| (held.round, held.stage) == (round, stage));
-            if is_copy {
-                volunteer.copying = None;
+    /// A volunteer is gone: others that hold what it was to upload are asked.
+    pub(super) fn drop_uploads_of(&mut self, peer: PeerId) {
+        self.undone_uploads.remove(&peer);
+        let uploads = self.securing.iter().flat_map(|it| &it.uploads);
+        let asked = uploads.filter(|(_, (_, holder))| *holder == peer);
+        let stages: Vec<StageId> = asked.map(|(stage, _)| *stage).collect();
+        for stage in stages {
+            self.reorder_upload(stage);
+        }
+    }
+
+    /// What was to be secured is not secured in time. Who did not upload is asked after others next time, and is not
+    /// believed where somebody else could not get the state from it either.
+    fn give_up_securing(&mut self) {
+        let Some(securing) = self.securing.take() else {
+            return;
+        };
+        for (stage, (_, holder)) in securing.uploads {
+            *self.undone_uploads.entry(holder).or_default() += 1;
+            if self.missing.is_doubted((securing.round, stage), holder) {
+                self.roster.drop_kept(holder, securing.round, stage);
             }
         }
-        self.roster.drop_kept(peer, round, stage);
-        let count = self.missing.entry((round, stage)).or_default();
-        *count += 1;
-        if *count >= MISSING_MAX {
-            self.missing.remove(&(round, stage));
-            self.roster.drop_kept_of_all(round, stage);
-        }
-        let is_for_seat = self.pipeline.as_ref().is_some_and(|pipeline| {
-            pipeline.place.round == round
-                && pipeline
-                    .seat(peer)
-                    .is_some_and(|seat| !seat.ready && seat.row.stages.contains(stage))
-        });
-        if is_for_seat {
-            self.break_pipeline();
-        }
-    }
-
-    /// A volunteer that was asked to upload is gone: the checkpoint is tried again later.
-    pub(super) fn drop_uploads_of(&mut self, peer: PeerId) {
-        if let Some(securing) = &mut self.securing
-            && securing.uploads.values().any(|(_, holder)| *holder == peer)
-        {
-            self.securing = None;
-            self.manifest_tried = None;
-        }
+        self.say_safe();
     }
 
     /// Looks at what is being secured.
@@ -360,8 +403,7 @@ impl Coordinator {
             .as_ref()
             .is_some_and(|securing| now >= securing.until)
         {
-            self.securing = None;
-            self.say_safe();
+            self.give_up_securing();
         }
         self.order_copies(now);
         let is_anyone_finishing = self.roster.finishing().next().is_some();
@@ -414,8 +456,9 @@ impl Coordinator {
     /// Drops from the books what volunteers drop by the same rule.
     pub(super) fn forget_old_copies(&mut self) {
         let (newest, safe, securing) = (self.history.newest(), self.safe, self.securing_round());
-        self.roster
-            .retain_rounds(|round| round >= newest || round == safe || Some(round) == securing);
+        let is_kept = |round| round >= newest || round == safe || Some(round) == securing;
+        self.roster.retain_rounds(is_kept);
+        self.missing.retain_rounds(is_kept);
     }
 
     /// Rounds that survive the loss of any one volunteer, and of all of them.

@@ -240,6 +240,7 @@ impl Coordinator {
         self.lost_since = None;
         self.safe = self.safe.min(to);
         self.stop_securing();
+        self.missing.retain_rounds(|round| round <= to);
         self.roster.retain_rounds(|round| round <= to);
         for volunteer in self.roster.iter_mut() {
             volunteer.copying = None;

@@ -9,7 +9,7 @@
 //!
 //! [`history`] is what the journal says, [`roster`] who is here, [`incident`] what a person is told of
 //! them, [`pipeline`] the line-up at work. The rules stand in
-//! `door`, `lineups`, `rounds`, `durability` and `conduct`; `resuming` is for those who come back, `waiting` for those
+//! `door`, `lineups`, `rounds`, `durability`, `missing` and `conduct`; `resuming` is for those who come back, `waiting` for those
 //! who wait or go. What a volunteer says costs no look at all of them. Begin reading at [`Coordinator::handle_up`].
 
 pub mod history;
@@ -22,6 +22,7 @@ mod conduct;
 mod door;
 mod durability;
 mod lineups;
+mod missing;
 mod orders;
 mod resuming;
 mod rounds;
@@ -34,13 +35,14 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
 use crate::schedule::placement::{LineUp, Links, StageCosts};
-use crate::units::{Digest, Issue, PeerId, Round, SampleRange, StageId, Time};
+use crate::units::{Digest, Issue, PeerId, Round, SampleRange, Time};
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
 use conduct::Conduct;
 use durability::Securing;
 use history::{History, HistoryError, Row};
 use incident::{Incident, What};
+use missing::Missing;
 use pipeline::Pipeline;
 use roster::{ConnectionId, Roster};
 
@@ -157,7 +159,9 @@ pub struct Coordinator {
     manifest_tried: Option<Time>,
     /// When a checkpoint could not be written, if the last one could not.
     manifest_failed: Option<Time>,
-    missing: BTreeMap<(Round, StageId), u32>,
+    missing: Missing,
+    /// Uploads that each volunteer left undone since it did one: others are asked first.
+    undone_uploads: BTreeMap<PeerId, u32>,
     /// Since when the newest round's state is not to be had.
     lost_since: Option<Time>,
     jumps_in_a_row: u32,
@@ -209,7 +213,8 @@ impl Coordinator {
             securing: None,
             manifest_tried: None,
             manifest_failed: None,
-            missing: BTreeMap::new(),
+            missing: Missing::default(),
+            undone_uploads: BTreeMap::new(),
             lost_since: None,
             jumps_in_a_row: 0,
             wire_bytes: WireBytes::default(),
@@ -386,7 +391,7 @@ impl Coordinator {
             Up::Holds(holds) => self.holds(now, peer, holds),
             Up::Evaluated { place, loss } => self.evaluated(now, peer, place, loss),
             Up::Copied { held } => self.copied(peer, held),
-            Up::Missing { round, stage } => self.missing(peer, round, stage),
+            Up::Missing { round, stage } => self.missing(now, peer, round, stage),
             // The store itself says when an upload is complete.
             Up::Uploaded { .. } => {}
             Up::Update {

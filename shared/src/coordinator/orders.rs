@@ -64,17 +64,28 @@ impl Coordinator {
             };
         };
         let held = commit.stages[usize::from(stage.0)];
-        let peers = self
-            .roster
-            .holders(&held)
-            .filter(|volunteer| volunteer.peer != peer)
-            .map(|volunteer| Source::Peer(volunteer.peer));
+        let key = self.roster.get(peer).map(|volunteer| volunteer.key);
+        let has_failed = |source: &PeerId| {
+            key.is_some_and(|key| self.missing.has_failed((round, stage), *source, &key))
+        };
+        let holders = self.roster.holders(&held).map(|volunteer| volunteer.peer);
+        let (failed, others): (Vec<PeerId>, Vec<PeerId>) = holders
+            .filter(|source| *source != peer)
+            .partition(has_failed);
+        let failed = failed
+            .into_iter()
+            .take(SOURCES_MAX.saturating_sub(others.len()));
+        let others = others.into_iter().take(SOURCES_MAX).map(Source::Peer);
         let stored = self
             .has_manifest(round)
             .then(|| Source::Store(format!("/store/blobs/{}", held.blob)));
         Fetch {
             held,
-            sources: peers.take(SOURCES_MAX).chain(stored).collect(),
+            // Whom it could not get it from before may have it all the same, when there is nobody else.
+            sources: others
+                .chain(stored)
+                .chain(failed.map(Source::Peer))
+                .collect(),
         }
     }
 

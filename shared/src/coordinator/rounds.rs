@@ -396,6 +396,7 @@ impl Coordinator {
             }
         }
         self.conduct.committed();
+        self.missing.committed();
         self.named = None;
         self.secure(now, false);
         let peers: Vec<PeerId> = self.roster.iter().map(|volunteer| volunteer.peer).collect();

@@ -3,6 +3,7 @@
 mod conduct;
 mod cost;
 mod durability;
+mod missing;
 mod resuming;
 
 use ed25519_dalek::{Signer, SigningKey};
