@@ -419,24 +419,14 @@ impl Coordinator {
 
     /// Finds out whether a later round became safe.
     fn judge_safety(&mut self, now: Time) {
-        let is_safe = |round: Round| {
-            let Some(commit) = self.history.get(round) else {
-                return false;
-            };
-            self.history.manifests().contains(&round)
-                || commit
-                    .stages
-                    .iter()
-                    .all(|held| self.roster.holders(held).count() >= COPIES_MIN)
-        };
         let newest_safe = self
             .history
             .newest_first()
             .map(|commit| commit.round)
             .take_while(|round| *round > self.safe)
-            .find(|round| is_safe(*round));
+            .find(|round| self.survives_one(*round));
         let secured = self.securing.as_ref().is_some_and(|securing| {
-            is_safe(securing.round) && !securing.checkpoint && !securing.writing
+            self.survives_one(securing.round) && !securing.checkpoint && !securing.writing
         });
         if secured {
             self.securing = None;
@@ -461,11 +451,29 @@ impl Coordinator {
         self.missing.retain_rounds(is_kept);
     }
 
-    /// Rounds that survive the loss of any one volunteer, and of all of them.
+    /// Rounds that survive the loss of any one volunteer, and of all of them, as it is now: whoever held a copy may have
+    /// left since.
     pub fn survivable(&self) -> (Round, Round) {
-        let any_one = self.safe;
         let all = self.history.manifests().last().copied().unwrap_or(Round(0));
-        (any_one.max(all), all)
+        let any_one = self
+            .history
+            .newest_first()
+            .map(|commit| commit.round)
+            .take_while(|round| *round > all)
+            .find(|round| self.survives_one(*round));
+        (any_one.unwrap_or(all), all)
+    }
+
+    /// Whether a round is in the store, or at two volunteers that are here.
+    fn survives_one(&self, round: Round) -> bool {
+        let Some(commit) = self.history.get(round) else {
+            return false;
+        };
+        self.history.manifests().contains(&round)
+            || commit
+                .stages
+                .iter()
+                .all(|held| self.roster.holders(held).count() >= COPIES_MIN)
     }
 
     /// Peers that hold copies, by stage of the newest round: for the page and metrics.

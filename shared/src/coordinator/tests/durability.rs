@@ -112,6 +112,25 @@ fn a_manifest_that_is_written_while_its_round_becomes_void_is_not_journaled() {
 }
 
 #[test]
+fn a_round_survives_one_loss_as_long_as_two_who_hold_it_are_here() {
+    let mut desk = Desk::new(config());
+    desk.join(1);
+    desk.block_us = 1_000_000_000;
+    let spare = desk.join(2);
+    desk.rounds(1);
+    desk.store_all();
+    desk.rounds(1);
+    assert_eq!(desk.host.survivable(), (Round(1), Round(1)));
+    let copied = desk.host.history().get(Round(2)).expect("a commit");
+    for held in copied.stages.clone() {
+        desk.say(spare, Up::Copied { held });
+    }
+    assert_eq!(desk.host.survivable(), (Round(2), Round(1)));
+    desk.host.handle_closed(desk.now, spare);
+    assert_eq!(desk.host.survivable(), (Round(1), Round(1)));
+}
+
+#[test]
 fn whoever_reloads_is_waited_for_longer_than_whoever_vanishes() {
     let mut desk = Desk::new(config());
     let seated = desk.join(1);
