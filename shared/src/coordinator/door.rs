@@ -198,7 +198,7 @@ impl Coordinator {
                 text,
                 "export the model from the host's page",
             ))
-        } else if self.roster.len() >= VOLUNTEERS_MAX {
+        } else if self.roster.len() >= VOLUNTEERS_MAX && !self.comes_again(join) {
             let text = format!("this host holds {VOLUNTEERS_MAX} volunteers");
             Some((RefuseCode::Full, text, "try again later"))
         } else {
@@ -228,6 +228,13 @@ impl Coordinator {
             .and_then(|pipeline| pipeline.seat(resume.peer));
         let journaled = seat.map(|seat| (seat.row.key, seat.row.session));
         here.or(journaled) == Some((join.key, join.session))
+    }
+
+    /// Whether its session is in the books: then it takes the place that it has.
+    fn comes_again(&self, join: &Join) -> bool {
+        let is_known = |resume| self.is_known(resume, join);
+        join.resume.as_ref().is_some_and(is_known)
+            || self.roster.of_session(&join.key, join.session).is_some()
     }
 
     fn volunteer(&self, now: Time, peer: PeerId, join: Join) -> Volunteer {

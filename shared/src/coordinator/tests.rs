@@ -2,6 +2,7 @@
 
 mod conduct;
 mod cost;
+mod door;
 mod durability;
 mod missing;
 mod resuming;
