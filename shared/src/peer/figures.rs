@@ -153,7 +153,7 @@ impl Peer {
 
     /// Whether the host knows us and hears us.
     fn may_tell(&self) -> bool {
-        self.me.is_some() && self.host_is_open && self.nonce.is_none() && !self.over
+        self.me.is_some() && self.joined && !self.over
     }
 
     fn tell_links(&mut self) {

@@ -26,13 +26,12 @@ const HOST_LOST: &str = "the connection to the host is lost; what is leased goes
 impl Peer {
     /// The connection to the host is open; it speaks first.
     pub fn handle_host_open(&mut self) {
-        self.host_is_open = true;
         self.host_away = None;
     }
 
     /// The connection to the host broke. What is leased goes on; the caller connects again.
     pub fn handle_host_closed(&mut self, now: Time) {
-        self.host_is_open = false;
+        self.joined = false;
         self.host_away.get_or_insert(now);
         self.nonce = None;
         if !self.over {
@@ -68,6 +67,7 @@ impl Peer {
             resume: self.me.map(|peer| self.resumption(peer)),
             invite: None,
         };
+        self.joined = true;
         self.up(Up::Join(Box::new(join)));
     }
 

@@ -240,11 +240,13 @@ pub struct Peer {
     config: Option<RunConfig>,
     data: Option<DataInfo>,
     seed_hash: Option<Digest>,
+    /// Of the open connection, until `join` answers it.
     nonce: Option<Digest>,
+    /// Whether `join` was said on the open connection: before, the host takes nothing else.
+    joined: bool,
     me: Option<PeerId>,
     /// Since when there has been no connection to the host; `None` while there is one, and before the first.
     host_away: Option<Time>,
-    host_is_open: bool,
     leaving: Leaving,
     paused: Option<Pause>,
     over: bool,
@@ -297,9 +299,9 @@ impl Peer {
             data: None,
             seed_hash: None,
             nonce: None,
+            joined: false,
             me: None,
             host_away: None,
-            host_is_open: false,
             leaving: Leaving::No,
             paused: None,
             over: false,
@@ -382,8 +384,9 @@ impl Peer {
     }
 
     fn up(&mut self, message: Up) {
-        // While the connection is down nothing is queued: what still matters is told on return.
-        if self.host_is_open {
+        // Until the host has been told who speaks nothing is queued: what still matters is told by `join`, or
+        // after it.
+        if self.joined {
             self.out(Output::Host(message));
         }
     }
@@ -537,3 +540,6 @@ impl Peer {
         Some((work.order().clone(), steps, loss))
     }
 }
+
+#[cfg(test)]
+mod tests;

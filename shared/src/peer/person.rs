@@ -94,14 +94,12 @@ impl Peer {
         self.figures.pause().or(self.paused)
     }
 
-    /// Tells the host what is lent now. Before it has let us in, `join` will tell.
+    /// Tells the host what is lent now. Until it knows us, `join` will tell.
     pub(super) fn tell_update(&mut self) {
-        if self.me.is_some() && self.nonce.is_none() {
-            let capabilities = self.identity.capabilities.clone();
-            self.up(Up::Update {
-                capabilities,
-                paused: self.pause_now(),
-            });
-        }
+        let capabilities = self.identity.capabilities.clone();
+        self.up(Up::Update {
+            capabilities,
+            paused: self.pause_now(),
+        });
     }
 }

@@ -1,7 +1,7 @@
 //! What goes wrong: one fault at a time, drawn from the seed; then peace.
 
 use super::network::ProcessId;
-use super::world::{Event, World};
+use super::world::{Event, Failure, World};
 use crate::peer::Peer;
 use crate::units::{Span, Time};
 use crate::wire::signal::{Down, Pause};
@@ -14,9 +14,9 @@ pub(super) type OfKind = fn(&Down) -> bool;
 
 impl World {
     /// One fault, and the next one later.
-    pub(super) fn fault(&mut self) {
+    pub(super) fn fault(&mut self) -> Result<(), Failure> {
         if self.now >= self.faults_until {
-            return;
+            return Ok(());
         }
         self.summary.faults += 1;
         let alive = self.alive();
@@ -36,7 +36,7 @@ impl World {
                 let percent = u8::try_from(self.dice.between(10, 101)).expect("at most 100");
                 self.say(|peer, now| peer.throttle(now, percent));
             }
-            13 | 14 => self.reload(),
+            13 | 14 => self.reload()?,
             10 if self.dice.once_in(3) => {
                 for id in alive {
                     self.bury(id);
@@ -54,6 +54,7 @@ impl World {
         }
         let wait = self.dice.millis(1_000, 25_000);
         self.after(wait, Event::Fault);
+        Ok(())
     }
 
     /// Processes that run now.
@@ -154,20 +155,23 @@ impl World {
     }
 
     /// A page is loaded again: its process says so and ends, another one of the same session comes.
-    fn reload(&mut self) {
-        let Some(id) = self.anyone() else { return };
+    fn reload(&mut self) -> Result<(), Failure> {
+        let Some(id) = self.anyone() else {
+            return Ok(());
+        };
         let now = self.now;
         let Some(process) = self
             .processes
             .get_mut(&id)
             .filter(|process| !process.is_frozen(now))
         else {
-            return;
+            return Ok(());
         };
         let (session, pace_ms) = (process.session, process.pace_ms);
         process.peer.reload();
-        self.settle_process(id);
+        self.settle_process(id)?;
         self.start(session, pace_ms);
+        Ok(())
     }
 
     /// Everybody is killed and comes back with what is on its disk, under the session of before or another.

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use super::compute::{FakeCompute, tokens};
 use super::network::{ProcessId, channel};
 use super::volunteer::LinkEnd;
-use super::world::{Event, World};
+use super::world::{Event, Failure, World};
 use crate::compute::Job;
 use crate::coordinator::roster::ConnectionId;
-use crate::peer;
+use crate::peer::{self, Exit};
 use crate::transport::{LinkEvent, LinkStep};
 use crate::units::{Digest, PeerId, Span};
 use crate::wire::frame::Frame;
@@ -157,7 +157,11 @@ impl World {
         process.peer.handle_link_event(now, peer, event);
     }
 
-    pub(super) fn settle_process(&mut self, id: ProcessId) {
+    /// Carries out what a process wants.
+    ///
+    /// # Errors
+    /// It ended for a reason that nobody gave it.
+    pub(super) fn settle_process(&mut self, id: ProcessId) -> Result<(), Failure> {
         let mut outputs = VecDeque::new();
         if let Some(process) = self.processes.get_mut(&id) {
             while let Some(output) = process.peer.poll_output() {
@@ -165,10 +169,10 @@ impl World {
             }
         }
         for output in outputs {
-            self.carry_out_for_process(id, output);
+            self.carry_out_for_process(id, output)?;
         }
         let Some(process) = self.processes.get_mut(&id) else {
-            return;
+            return Ok(());
         };
         let wanted = process.peer.poll_timeout().map(|at| at.max(self.now));
         if wanted != process.timer {
@@ -177,11 +181,16 @@ impl World {
                 self.at(at, Event::Timer { process: id, at });
             }
         }
+        Ok(())
     }
 
-    fn carry_out_for_process(&mut self, id: ProcessId, output: peer::Output) {
+    fn carry_out_for_process(
+        &mut self,
+        id: ProcessId,
+        output: peer::Output,
+    ) -> Result<(), Failure> {
         let Some(process) = self.processes.get_mut(&id) else {
-            return;
+            return Ok(());
         };
         let sequences = u64::from(self.config.microbatch_sequences());
         match output {
@@ -269,7 +278,20 @@ impl World {
             peer::Output::Shelve(held, blob) => self.shelve(id, held, Some(blob)),
             peer::Output::Unshelve(held) => self.shelve(id, held, None),
             peer::Output::IceServers(_) | peer::Output::Event(_) => {}
-            peer::Output::Exit(_) => self.bury(id),
+            peer::Output::Exit(exit) => return self.exit(id, &exit),
+        }
+        Ok(())
+    }
+
+    /// A process ends by itself. No volunteer here does what a host refuses.
+    fn exit(&mut self, id: ProcessId, exit: &Exit) -> Result<(), Failure> {
+        self.bury(id);
+        match exit {
+            Exit::Refused { code, text, .. } => {
+                Err(self.failure(format!("process {id} was refused, {code:?}: {text}")))
+            }
+            Exit::Device { reason } => Err(self.failure(format!("device of {id}: {reason}"))),
+            Exit::Finished | Exit::Stopped | Exit::HostAway | Exit::RunOver => Ok(()),
         }
     }
 

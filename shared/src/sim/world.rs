@@ -338,7 +338,7 @@ impl World {
                 Some(_) => {}
             }
             self.happen_to_process(id, event);
-            self.settle_process(id);
+            self.settle_process(id)?;
         } else {
             self.happen_to_host(event)?;
         }
@@ -359,7 +359,7 @@ impl World {
                     self.sync(seq, &row, crash)?;
                 }
             }
-            Event::Fault => self.fault(),
+            Event::Fault => self.fault()?,
             Event::ToHost {
                 connection,
                 message,
