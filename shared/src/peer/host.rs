@@ -48,10 +48,13 @@ impl Peer {
         self.pump(now);
     }
 
+    /// Asks to be let in, once the host has greeted us and the model is prepared.
     fn join(&mut self) {
-        let (Some(nonce), Some(seed_hash)) = (self.nonce.take(), self.seed_hash) else {
+        // The nonce is kept until it is signed: preparing may outlast a connection.
+        let (Some(nonce), Some(seed_hash)) = (self.nonce, self.seed_hash) else {
             return;
         };
+        self.nonce = None;
         let identity = &self.identity;
         let signature = identity.key.sign(&join_message(&nonce, identity.session));
         let join = Join {

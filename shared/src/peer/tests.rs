@@ -5,7 +5,7 @@ use ed25519_dalek::SigningKey;
 use super::*;
 use crate::units::Span;
 use crate::wire::frame::VERSION;
-use crate::wire::signal::{Down, VolunteerKind, Welcome};
+use crate::wire::signal::{Down, VolunteerKind, Welcome, join_message, verifies};
 
 /// A volunteer, a clock, and a host that says what a test wants.
 struct Alone {
@@ -147,4 +147,23 @@ fn what_a_person_wants_between_join_and_welcome_reaches_the_host() {
         ),
         "{ups:?}"
     );
+}
+
+#[test]
+fn a_connection_that_breaks_while_the_model_is_prepared_costs_nothing() {
+    let mut alone = Alone::new();
+    alone.open(1);
+    alone.peer.handle_host_closed(alone.now);
+    alone.open(2);
+    assert_eq!(alone.ups(), Vec::new());
+    alone.prepared();
+    let ups = alone.ups();
+    let [Up::Join(join)] = &ups[..] else {
+        panic!("{ups:?}");
+    };
+    let message = join_message(&Digest([2; 32]), join.session);
+    let proof: Vec<u8> = (0..64)
+        .map(|at| u8::from_str_radix(&join.proof[2 * at..2 * at + 2], 16).unwrap())
+        .collect();
+    assert!(verifies(&join.key, &message, &proof), "the newest nonce");
 }
