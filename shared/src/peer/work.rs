@@ -274,17 +274,41 @@ impl Work {
     /// The host says go.
     pub fn handle_begin(&mut self, now: Time, mode: Mode, begun: Begun) {
         match mode {
-            Mode::Train if self.begun.is_none() => {
-                self.begun = Some(begun);
-                self.head.began = now;
-            }
+            Mode::Train => self.begin_attempt(now, begun),
             Mode::Evaluate if self.is_head() => {
                 if let Some(samples) = self.evaluation.begin(self.sequences) {
                     let mode = Mode::Evaluate;
                     self.outputs.push_back(WorkOutput::Tokens { mode, samples });
                 }
             }
-            Mode::Train | Mode::Evaluate => {}
+            Mode::Evaluate => {}
+        }
+    }
+
+    /// An attempt voids all earlier ones. What was computed stays good: line-up, round and so the work are the
+    /// same, and only what the host is told of it bears the attempt.
+    fn begin_attempt(&mut self, now: Time, begun: Begun) {
+        let Some(before) = self.begun else {
+            self.begun = Some(begun);
+            self.head.began = now;
+            return;
+        };
+        if begun.attempt <= before.attempt {
+            return;
+        }
+        self.begun = Some(begun);
+        if self.phase != Phase::Held {
+            return;
+        }
+        if begun.result != before.result {
+            // Its weights bear the number of the round: they are copied out once more.
+            self.phase = Phase::Ending;
+            self.snapshot_asked = false;
+            self.holds = None;
+        } else if let Some(holds) = &mut self.holds {
+            holds.attempt = begun.attempt;
+            self.outputs
+                .push_back(WorkOutput::Up(Up::Holds(holds.clone())));
         }
     }
 

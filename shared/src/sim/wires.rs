@@ -194,6 +194,40 @@ fn a_begin_that_is_lost_is_asked_for() {
 }
 
 #[test]
+fn a_host_killed_while_it_says_begin_costs_no_stall() {
+    for seed in 1..=8 {
+        let (mut world, _) = training(seed);
+        let head = world.seated(0).unwrap();
+        world.lost = Some((head, |message| {
+            matches!(
+                message,
+                Down::Begin {
+                    mode: Mode::Train,
+                    ..
+                }
+            )
+        }));
+        let bound = Span::from_secs(10);
+        world
+            .run_until(bound, |world| world.lost.is_none())
+            .unwrap();
+        // The others hear it, and keep the attempt that the next host knows nothing of.
+        let heard = world.now + world.one_way() + Span::from_millis(1);
+        world.run_until(bound, |world| world.now > heard).unwrap();
+        world.crash_host();
+        let rounds = world.summary.rounds;
+        let line_ups = world.summary.line_ups;
+        // It is away for 12 s at most.
+        world
+            .run_until(Span::from_secs(30), |world| {
+                world.summary.rounds >= rounds + 2
+            })
+            .unwrap();
+        assert_eq!(world.summary.line_ups, line_ups, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_seat_that_is_lost_is_asked_for() {
     let (mut world, id) = training(2);
     // Whoever sits there leaves its seat when the head does.

@@ -189,6 +189,11 @@ impl Work {
 
     fn snapshot_done(&mut self, round: Round, snapshots: Vec<Snapshot>) {
         let begun = self.begun.expect("a snapshot is asked for after begin");
+        if round != begun.result {
+            // A newer attempt gave the result another number meanwhile.
+            self.snapshot_asked = false;
+            return;
+        }
         let states: Vec<(Held, Bytes)> = snapshots
             .into_iter()
             .map(
