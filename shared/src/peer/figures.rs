@@ -62,6 +62,11 @@ impl Figures {
         self.links_told = None;
     }
 
+    /// The device is another one as it were: what it was last told to be like says nothing.
+    pub(super) fn forget_speed(&mut self) {
+        self.speed_told = None;
+    }
+
     /// All links are closed, and numbers of before mean nothing any more.
     pub(super) fn forget_links(&mut self) {
         self.links.clear();

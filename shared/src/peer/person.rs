@@ -3,6 +3,7 @@
 //! A pause and a finish take nothing back: the seat is kept until the round is committed. What is lent is told to
 //! the host whenever it changes, and again by the next `join`.
 
+use super::rhythm::Rhythm;
 use super::{Exit, Leaving, Peer};
 use crate::limits::FINISH_AWAY_MAX;
 use crate::units::Time;
@@ -81,10 +82,13 @@ impl Peer {
         }
     }
 
-    /// The page is hidden, or seen again.
+    /// The page is hidden, or seen again. A browser gives a hidden one another share of the machine: its speed is measured
+    /// anew, and told as soon as it is known.
     pub fn hide(&mut self, hidden: bool) {
         if self.identity.capabilities.hidden != hidden {
             self.identity.capabilities.hidden = hidden;
+            self.rhythm = Rhythm::default();
+            self.figures.forget_speed();
             self.tell_update();
         }
     }

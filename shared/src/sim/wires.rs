@@ -158,6 +158,31 @@ fn a_seat_whose_machine_becomes_busy_is_known_to_be_slower() {
     assert!(now <= 3 * told + 1, "{now} after {told}");
 }
 
+#[test]
+fn a_page_that_is_hidden_or_seen_again_is_known_by_its_new_speed_within_eight_microbatches() {
+    let mut world = pipe(Span::from_millis(5), u64::MAX, false);
+    world
+        .run_until(Span::from_secs(600), |world| world.summary.rounds >= 1)
+        .unwrap();
+    let id = world.seated(1).unwrap();
+    let block_us = |world: &World| world.processes[&id].peer.stats().block_us;
+    let done = |world: &World| world.processes[&id].peer.stats().microbatches;
+    // Each change comes long before the minute is over that otherwise lies between two words of a speed.
+    for (hidden, times) in [(true, 4), (false, 1), (true, 4)] {
+        let (told, before) = (block_us(&world), done(&world));
+        let process = world.processes.get_mut(&id).unwrap();
+        process.pace_ms = 20 * times;
+        process.peer.hide(hidden);
+        world
+            .run_until(Span::from_secs(60), |world| done(world) >= before + 9)
+            .unwrap();
+        let now = block_us(&world);
+        assert!(now.abs_diff(told) > told / 2, "{now} after {told}");
+        let expected = world.processes[&id].block_us();
+        assert!(now.abs_diff(expected) <= 1, "{now} instead of {expected}");
+    }
+}
+
 /// Loses the next message of a kind to one seat, and expects rounds again long before a stall would be noticed.
 fn check_lost(is_it: fn(&Down) -> bool) {
     for seed in 1..=8 {
