@@ -13,7 +13,7 @@ use crate::limits::{APART_MAX, BENCH, READY_MAX, TICK};
 use crate::schedule::placement::{self, Given, LineUp, Links};
 use crate::units::{PeerId, PipelineId, Round, StageId, Time};
 use crate::wire::frame::Place;
-use crate::wire::signal::Down;
+use crate::wire::signal::{Down, Held};
 
 impl Coordinator {
     /// Does whatever the rules ask for now. Called after everything that happened.
@@ -272,13 +272,22 @@ impl Coordinator {
         self.tell_spares();
     }
 
-    /// A seat has its links and states.
-    pub(super) fn ready(&mut self, now: Time, peer: PeerId, place: Place) {
-        let Some(pipeline) = self
+    /// A seat has its links and states. With other states than the history names it is not ready: it gets them again.
+    pub(super) fn ready(&mut self, now: Time, peer: PeerId, place: Place, stages: &[Held]) {
+        let seat = self
             .pipeline
-            .as_mut()
+            .as_ref()
             .filter(|pipeline| pipeline.place == place)
-        else {
+            .and_then(|pipeline| pipeline.seat(peer));
+        let Some(seat) = seat else { return };
+        // Said again after a connection broke, it names the states of the round at which the line-up began.
+        let named = stages.iter().filter(|held| held.round == place.round);
+        let is_other = |held: &Held| *held != self.fetch(held.round, held.stage, peer).held;
+        let is_of_seat = |held: &&Held| seat.row.stages.contains(held.stage);
+        if !seat.ready && named.filter(is_of_seat).any(is_other) {
+            return self.seat_is_wrong(now, peer, place.round);
+        }
+        let Some(pipeline) = &mut self.pipeline else {
             return;
         };
         if let Some(seat) = pipeline.seat_mut(peer) {

@@ -111,6 +111,18 @@ impl Coordinator {
         }
     }
 
+    /// A volunteer has other states in its seat than it should: it gets them again, from others.
+    pub(super) fn seat_is_wrong(&mut self, now: Time, peer: PeerId, round: Round) {
+        let seat = self.pipeline.as_ref().and_then(|it| it.seat(peer));
+        for stage in seat.into_iter().flat_map(|seat| seat.row.stages.iter()) {
+            self.roster.drop_kept(peer, round, stage);
+        }
+        self.break_pipeline();
+        let text = "your seat's state is not the run's; you get it again";
+        self.reason(peer, text.to_owned());
+        self.seat_failed(now, peer);
+    }
+
     /// A volunteer could not get its seat's states. After a few times in a row it waits, and the state goes to the
     /// store: either it can be had there then, or its holder shows that it has it not.
     fn seat_failed(&mut self, now: Time, peer: PeerId) {

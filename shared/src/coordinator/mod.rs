@@ -386,7 +386,7 @@ impl Coordinator {
                     );
                 }
             }
-            Up::Ready { place, .. } => self.ready(now, peer, place),
+            Up::Ready { place, stages } => self.ready(now, peer, place, &stages),
             Up::Report(report) => self.report(now, peer, report),
             Up::Holds(holds) => self.holds(now, peer, holds),
             Up::Evaluated { place, loss } => self.evaluated(now, peer, place, loss),

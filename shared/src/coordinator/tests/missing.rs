@@ -94,6 +94,36 @@ fn whom_three_keys_could_not_get_a_state_from_is_not_believed_to_hold_it() {
     assert!(desk.host.stage_copies().iter().all(|count| *count == 0));
 }
 
+#[test]
+fn a_seat_with_other_states_than_the_history_names_is_not_ready() {
+    let mut desk = Desk::new(config());
+    let seated = desk.join(1);
+    desk.rounds(1);
+    desk.block_us = 1_000_000_000;
+    let spare = desk.join(2);
+    for held in states(&desk, 1) {
+        desk.say(spare, Up::Copied { held });
+    }
+    desk.say(seated, Up::Leave { may_return: false });
+    desk.block_us = 50_000;
+    let newcomer = desk.join(3);
+    desk.pass(TICK);
+    let (place, mut wrong) = (desk.place(), states(&desk, 1));
+    assert_eq!(desk.seats()[0].0, newcomer);
+    wrong[0].agreed = Digest::of(b"other weights");
+    desk.sent.clear();
+    let stages = wrong;
+    desk.say(newcomer, Up::Ready { place, stages });
+    let begun = desk.heard(newcomer, |message| {
+        matches!(message, Down::Begin { .. }).then_some(())
+    });
+    assert_eq!(begun, None);
+    let says = "your seat's state is not the run's; you get it again";
+    assert_eq!(desk.reason(newcomer), says);
+    desk.rounds(1);
+    assert_eq!(desk.newest(), Round(2), "it has it now");
+}
+
 /// Two who hold all states of round 1, and were asked for none of it yet.
 fn two_holders(checkpoint: Span) -> (Desk, ConnectionId, ConnectionId) {
     let mut config = config();
