@@ -4,6 +4,7 @@
 //! feeds its rule a broken sample, so that a rule that sees nothing cannot pass, then all files.
 //! Comments, strings and test modules are no code to these rules. Begin with [`ARROWS`].
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use tests::paths::{self, File};
@@ -209,6 +210,29 @@ fn nothing_waits_by_sleeping_a_thread() {
 }
 
 #[test]
+fn every_limit_is_in_the_architecture_with_its_reason() {
+    let table = "| `A_MAX` | 3 | As many as |";
+    let limits =
+        "/// Some.\npub const A_MAX: u32 = 3;\npub const B_MAX: Span = Span::from_secs(1);\n";
+    assert_eq!(
+        unlisted(limits, table),
+        ["B_MAX"],
+        "the rule does not see its broken sample"
+    );
+    assert_eq!(unlisted("", table), ["A_MAX"], "a limit that is gone");
+    let files = files();
+    let text = |name: &str| {
+        let file = files.iter().find(|(path, _)| path == name);
+        file.unwrap_or_else(|| panic!("no {name}")).1.as_str()
+    };
+    let (limits, page) = (text("shared/src/limits.rs"), text("ARCHITECTURE.md"));
+    let (_, table) = page.split_once("\n## Limits\n").expect("a table");
+    let (table, _) = table.split_once("\n## ").expect("what follows it");
+    assert!(limits.contains("pub const TICK"), "no limits were seen");
+    assert_eq!(unlisted(limits, table), Vec::<String>::new());
+}
+
+#[test]
 fn the_table_of_arrows_has_no_circle() {
     for (row, (own, allowed)) in ARROWS.iter().enumerate() {
         for name in allowed.split_whitespace() {
@@ -337,6 +361,19 @@ fn no_machine_paths(_path: &str, text: &str) -> Vec<String> {
             .any(|folder| line.contains(folder.as_str()))
     };
     text.lines().filter(names).map(str::to_owned).collect()
+}
+
+/// Names that stand in only one of them: the constants of `limits` and the first column of the table.
+fn unlisted(limits: &str, table: &str) -> Vec<String> {
+    let named = |text: &str, begin: &str, end: char| -> BTreeSet<String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(begin));
+        lines
+            .filter_map(|line| Some(line.split_once(end)?.0.to_owned()))
+            .collect()
+    };
+    let constants = named(limits, "pub const ", ':');
+    let listed = named(table, "| `", '`');
+    constants.symmetric_difference(&listed).cloned().collect()
 }
 
 /// Beginnings of paths that exist on one machine only. In pieces, so that this file has none.
