@@ -70,6 +70,20 @@ impl Transfer {
         &self.held
     }
 
+    /// Whom it is being fetched from now.
+    pub fn source(&self) -> Option<PeerId> {
+        self.from
+    }
+
+    /// Whom it is or may be fetched from.
+    pub fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
+        let later = self.sources.iter().filter_map(|source| match source {
+            Source::Peer(peer) => Some(*peer),
+            Source::Seed | Source::Store(_) => None,
+        });
+        self.from.into_iter().chain(later)
+    }
+
     fn next_source(&mut self, now: Time) {
         self.pieces.clear();
         self.total = 0;

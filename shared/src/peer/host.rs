@@ -1,6 +1,6 @@
 //! What the host says, and what follows from it. See protocol: sections 3 and 5.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use ed25519_dalek::Signer;
 
@@ -10,8 +10,6 @@ use super::rhythm::Rhythm;
 use super::work::{Begun, Work};
 use super::{Event, Exit, Gathering, Leaving, Output, Peer};
 use crate::compute::{Job, StageState};
-use crate::limits::LINKS_MAX;
-use crate::transport::LinkStep;
 use crate::units::{Attempt, Digest, PeerId, Round, Time};
 use crate::wire::frame::{Place, VERSION};
 use crate::wire::leases::Leases;
@@ -109,7 +107,7 @@ impl Peer {
             Down::Seat(order) => self.seat(now, *order),
             Down::Spare { place } => self.spare(place),
             Down::Signal { from, key, signal } => {
-                if let Some(link) = self.link_mut(from, Some(key)) {
+                if let Some(link) = self.link_mut(now, from, Some(key)) {
                     link.handle_signal(now, signal);
                 }
             }
@@ -238,31 +236,6 @@ impl Peer {
         self.out(Output::IceServers(servers));
     }
 
-    pub(super) fn close_links(&mut self) {
-        self.tally.forget_links();
-        self.figures.forget_links();
-        for (peer, _) in std::mem::take(&mut self.links) {
-            self.out(Output::Link(peer, LinkStep::Close));
-        }
-    }
-
-    /// The link to `peer`, made if there is room. `None` before the host gave us a number.
-    pub(super) fn link_mut(&mut self, peer: PeerId, key: Option<Digest>) -> Option<&mut Link> {
-        let me = self.me.filter(|me| *me != peer)?;
-        if !self.links.contains_key(&peer) && self.links.len() >= LINKS_MAX {
-            return None;
-        }
-        let link = self
-            .links
-            .entry(peer)
-            .or_insert_with(|| Link::new(me, peer, key));
-        if let Some(key) = key {
-            link.set_key(key);
-        }
-        link.set_relays(self.relays);
-        Some(link)
-    }
-
     fn seat(&mut self, now: Time, order: SeatOrder) {
         self.told_of(order.place);
         let current = self.order().map(|order| order.place);
@@ -270,23 +243,30 @@ impl Peer {
             return;
         }
         self.leave_seat();
-        for neighbour in order.previous.iter().chain(&order.next).chain(&order.keys) {
-            self.link_mut(neighbour.peer, Some(neighbour.key));
-        }
+        self.out(Output::Event(Event::Seated(Box::new(order.clone()))));
+        // Known first: by it links are kept.
+        self.gathering = Some(Gathering {
+            order: order.clone(),
+            loading: false,
+            loaded: false,
+        });
         for neighbour in order.previous.iter().chain(&order.next) {
-            if let Some(link) = self.links.get_mut(&neighbour.peer) {
+            if let Some(link) = self.link_mut(now, neighbour.peer, Some(neighbour.key)) {
                 link.want(now);
             }
         }
         for fetch in &order.state {
             self.fetch(now, fetch.clone());
         }
-        self.out(Output::Event(Event::Seated(Box::new(order.clone()))));
-        self.gathering = Some(Gathering {
-            order,
-            loading: false,
-            loaded: false,
-        });
+        self.learn_keys(&order.keys);
+    }
+
+    /// Keys of those that states are to be had from.
+    fn learn_keys(&mut self, neighbours: &[Neighbour]) {
+        let keys = neighbours.iter().map(|it| (it.peer, it.key));
+        self.keys.extend(keys);
+        let named: BTreeSet<PeerId> = self.transfers.values().flat_map(Transfer::peers).collect();
+        self.keys.retain(|peer, _| named.contains(peer));
     }
 
     /// Begins a transfer unless the state is here, follows from the seed, or is on its way.
@@ -300,15 +280,13 @@ impl Peer {
     }
 
     fn copy(&mut self, now: Time, fetch: Fetch, keys: &[Neighbour]) {
-        for neighbour in keys {
-            self.link_mut(neighbour.peer, Some(neighbour.key));
-        }
         let held = fetch.held;
         if self.kept.get(&held).is_some() {
             return self.up(Up::Copied { held });
         }
         self.copies.insert((held.round, held.stage));
         self.fetch(now, fetch);
+        self.learn_keys(keys);
     }
 
     /// Gives up the seat; links stay for copies.

@@ -95,6 +95,10 @@ pub struct Link {
     early_candidates: Vec<(u32, String)>,
     described: bool,
     pulse: Pulse,
+    /// When it was last wanted, or anything came of the other end.
+    used: Time,
+    /// When the other end last asked us for a state.
+    asked: Option<Time>,
     next_keepalive: Time,
     /// The other end's newest keepalive that is not answered: its stamp, and when it came.
     unanswered: Option<(u64, Time)>,
@@ -125,11 +129,49 @@ impl Link {
             early_candidates: Vec::new(),
             described: false,
             pulse: Pulse::default(),
+            used: Time::ZERO,
+            asked: None,
             next_keepalive: Time::ZERO,
             unanswered: None,
             meter: Meter::default(),
             outputs: VecDeque::new(),
         }
+    }
+
+    /// ... of which there was one before that is forgotten: tries are numbered on from that generation.
+    #[must_use]
+    pub fn after(mut self, generation: u32) -> Self {
+        // Whoever does not offer takes the offerer's number.
+        if self.offers() {
+            self.generation = generation;
+            self.connection = generation;
+        }
+        self
+    }
+
+    /// Of the newest try or restart.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether it is open or being opened.
+    pub fn is_busy(&self) -> bool {
+        self.state != State::Idle
+    }
+
+    /// When it was last wanted, or anything came of the other end.
+    pub fn used(&self) -> Time {
+        self.used
+    }
+
+    /// When the other end last asked us for a state.
+    pub fn asked(&self) -> Option<Time> {
+        self.asked
+    }
+
+    /// The other end asks us for a state.
+    pub fn handle_asked(&mut self, now: Time) {
+        self.asked = Some(now);
     }
 
     /// Whether frames may be sent, even if they have to wait for a restart.
@@ -149,6 +191,7 @@ impl Link {
 
     /// Opens the link unless it is up or being opened.
     pub fn want(&mut self, now: Time) {
+        self.used = now;
         if self.state == State::Idle {
             self.tries = 0;
             self.begin_try(now);
@@ -195,6 +238,7 @@ impl Link {
 
     /// The other end said something, through the host.
     pub fn handle_signal(&mut self, now: Time, signal: LinkSignal) {
+        self.used = now;
         match signal {
             LinkSignal::Again { generation } => {
                 let asked_already = matches!(self.state, State::Asking | State::Opening)
@@ -385,6 +429,7 @@ impl Link {
 
     /// Anything at all arrived from the other end.
     pub fn heard(&mut self, now: Time) {
+        self.used = now;
         self.pulse.beat(now);
         self.recover_if_heard(now);
     }

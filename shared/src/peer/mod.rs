@@ -22,6 +22,7 @@ mod behind;
 mod evaluation;
 mod figures;
 mod host;
+mod links;
 mod net;
 mod person;
 mod pulse;
@@ -252,6 +253,10 @@ pub struct Peer {
     over: bool,
 
     links: BTreeMap<PeerId, Link>,
+    /// The newest generation of links that made room for others.
+    generation: u32,
+    /// Keys of those that running transfers name.
+    keys: BTreeMap<PeerId, Digest>,
     /// Whether the host named a TURN server.
     relays: bool,
     /// Credit that came before the seat it is for was known.
@@ -306,6 +311,8 @@ impl Peer {
             paused: None,
             over: false,
             links: BTreeMap::new(),
+            generation: 0,
+            keys: BTreeMap::new(),
             relays: false,
             credits: BTreeMap::new(),
             kept: Kept::default(),

@@ -97,6 +97,9 @@ impl Peer {
                 stage,
                 offset,
             } => {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.handle_asked(now);
+                }
                 let piece = self.kept.piece(*round, *stage, *offset);
                 let (payload, total) = piece.unwrap_or((Bytes::new(), 0));
                 let header = Header::StateChunk {
@@ -220,7 +223,7 @@ impl Peer {
         }
     }
 
-    fn send(&mut self, now: Time, to: PeerId, frame: Frame) {
+    pub(super) fn send(&mut self, now: Time, to: PeerId, frame: Frame) {
         if let Header::Forward { slot, mode, .. } | Header::Backward { slot, mode, .. } =
             frame.header
             && let Some(link) = self.links.get_mut(&to)
@@ -287,11 +290,7 @@ impl Peer {
     fn link_lost(&mut self, now: Time, peer: PeerId, suspicion: Suspicion, reason: String) {
         self.tally.link_lost(peer);
         self.out(Output::Event(Event::LinkLost { peer, reason }));
-        self.early.retain(|(from, _)| *from != peer);
-        self.credits.remove(&peer);
-        for transfer in self.transfers.values_mut() {
-            transfer.handle_lost(now, peer);
-        }
+        self.forget_frames(now, peer);
         let order = self.order();
         let is_neighbour = order.is_some_and(|order| {
             let mut sides = order.previous.iter().chain(&order.next);
@@ -336,7 +335,8 @@ impl Peer {
         };
         match output {
             FetchOutput::Link(peer) => {
-                let is_up = self.link_mut(peer, None).map(|link| {
+                let public_key = self.keys.get(&peer).copied();
+                let is_up = self.link_mut(now, peer, public_key).map(|link| {
                     link.want(now);
                     link.is_up()
                 });

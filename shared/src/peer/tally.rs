@@ -193,6 +193,11 @@ impl Tally {
         }
     }
 
+    /// A link is closed for good.
+    pub(super) fn forget_link(&mut self, peer: PeerId) {
+        self.links.remove(&peer);
+    }
+
     /// All links are closed: numbers of before mean nothing any more.
     pub(super) fn forget_links(&mut self) {
         self.links.clear();
