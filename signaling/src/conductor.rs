@@ -106,6 +106,18 @@ pub struct Conductor {
 pub struct Writer(tokio::task::JoinHandle<()>);
 
 impl Writer {
+    /// The writer whose task that is.
+    #[cfg(test)]
+    pub(crate) fn of(task: tokio::task::JoinHandle<()>) -> Self {
+        Self(task)
+    }
+
+    /// Waits until the task ends before anybody wants it to; why, if it failed.
+    pub(crate) async fn failed(&mut self) -> Option<String> {
+        let ended = (&mut self.0).await;
+        ended.err().map(|error| error.to_string())
+    }
+
     /// Waits until all rows are written and the file is closed.
     pub async fn finish(self) {
         if let Err(error) = self.0.await {

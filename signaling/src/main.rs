@@ -53,7 +53,7 @@ async fn host(args: Args) -> Result<(), HostError> {
     let mut interrupt = handler(SignalKind::interrupt())?;
     let mut terminate = handler(SignalKind::terminate())?;
     let port = std::env::var("PORT").ok();
-    let host = tokio::select! {
+    let mut host = tokio::select! {
         host = start(args, port.as_deref()) => host?,
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
@@ -61,6 +61,7 @@ async fn host(args: Args) -> Result<(), HostError> {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        error = host.failed() => return Err(error),
     }
     tracing::info!("stopping");
     tokio::select! {

@@ -174,6 +174,21 @@ pub struct Host {
 }
 
 impl Host {
+    /// Waits until something ends that should not before [`Host::stop`]: then the host serves nobody, whatever else of it
+    /// still answers. There is nothing to stop in good order any more; what is journaled is safe.
+    pub async fn failed(&mut self) -> HostError {
+        let (what, reason) = tokio::select! {
+            ended = &mut self.conductor => ("the coordinator's task", ended.err().map(|it| it.to_string())),
+            failed = self.writer.failed() => ("the journal's task", failed),
+            ended = &mut self.server => ("the server's task", match ended {
+                Ok(served) => served.err().map(|it| it.to_string()),
+                Err(error) => Some(error.to_string()),
+            }),
+        };
+        let reason = reason.unwrap_or_else(|| "it ended by itself".to_owned());
+        HostError::System { what, reason }
+    }
+
     /// Ends in good order: volunteers are told, rows are written, files are closed.
     ///
     /// # Errors
@@ -500,5 +515,56 @@ fn opening(args: &Args, config: &RunConfig, data: &Data, link: &str, ice: &IceSe
             data.tokenizer
         ),
         reach,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a host says of whose tasks one ends: the coordinator's, the journal's or the server's.
+    async fn failure(conductor: bool, writer: bool, server: bool) -> String {
+        let task = |ends: bool| async move {
+            if !ends {
+                std::future::pending::<()>().await;
+            }
+        };
+        let serve = async move {
+            task(server).await;
+            Err(std::io::Error::other("no more files"))
+        };
+        let coordinate = async move {
+            task(conductor).await;
+            panic!("an invariant")
+        };
+        let mut host = Host {
+            stop: watch::Sender::new(false),
+            server: tokio::spawn(serve),
+            conductor: tokio::spawn(coordinate),
+            writer: Writer::of(tokio::spawn(task(writer))),
+        };
+        let failed = tokio::time::timeout(STOP_MAX, host.failed()).await;
+        let error = failed.expect("in time");
+        assert_eq!(error.exit_code(), 1);
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_host_whose_task_ends_says_so() {
+        let coordinator = failure(true, false, false).await;
+        assert!(
+            coordinator.starts_with("the coordinator's task failed: task")
+                && coordinator.contains("an invariant")
+                && coordinator.ends_with(". Start again"),
+            "{coordinator}"
+        );
+        assert_eq!(
+            failure(false, true, false).await,
+            "the journal's task failed: it ended by itself. Start again"
+        );
+        assert_eq!(
+            failure(false, false, true).await,
+            "the server's task failed: no more files. Start again"
+        );
     }
 }
