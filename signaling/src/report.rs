@@ -3,6 +3,7 @@
 use shared::config::run::RunConfig;
 use shared::coordinator::Coordinator;
 use shared::coordinator::view::{RoundView, RunView, VolunteerView};
+use shared::wire::frame::{BUILD, VERSION};
 use shared::wire::number::payload_bytes;
 use shared::wire::report::{DataReport, RoundReport, RunReport, VolunteerReport, VolunteerState};
 
@@ -32,6 +33,8 @@ pub fn of_run(
     });
     RunReport {
         name: config.name.clone(),
+        build: BUILD.to_owned(),
+        wire_version: VERSION,
         model: model.clone(),
         format: config.format,
         parameters: model.parameter_count() as u64,

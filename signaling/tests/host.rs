@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
+use shared::wire::frame::VERSION;
 use shared::wire::report::RunReport;
 use shared::wire::signal::{Down, RefuseCode, Up};
 use shared::wire::web::{Manifest, Module, Packed};
@@ -241,9 +242,12 @@ async fn page_numbers_and_data_are_served() {
     let metrics = host.text("/metrics").await;
     assert!(metrics.contains("shoal_rounds_total 0"), "{metrics}");
     assert!(metrics.contains("shoal_build_info{version="), "{metrics}");
+    let build = env!("CARGO_PKG_VERSION");
+    assert!(page.contains(&format!("This host is Shoal {build}")));
 
     let run = host.run().await;
     assert_eq!((run.round.0, run.volunteers.len()), (0, 0));
+    assert_eq!((run.build.as_str(), run.wire_version), (build, VERSION));
     assert_eq!(run.data.train_tokens + run.data.validation_tokens, 400 * 28);
     // Rank 32 as int8 with a bf16 scale, both ways; 128 wide in f16, both ways.
     assert_eq!(

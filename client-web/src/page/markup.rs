@@ -280,6 +280,8 @@ mod tests {
             .collect();
         RunReport {
             name: "school of fish".to_owned(),
+            build: "0.1.0".to_owned(),
+            wire_version: 2,
             parameters: config.model.parameter_count() as u64,
             format: config.format,
             model: config.model,

@@ -9,7 +9,7 @@ use super::{Coordinator, Output};
 use crate::limits::{AWAY_MAX, LINKS_MAX, VOLUNTEERS_MAX};
 use crate::schedule::placement::Measured;
 use crate::units::{Digest, PeerId, StageId, Time};
-use crate::wire::frame::VERSION;
+use crate::wire::frame::{BUILD, VERSION};
 use crate::wire::signal::{
     Capabilities, Down, Join, LinkFigures, Pause, RefuseCode, Resume, Welcome, join_message,
     verifies,
@@ -17,8 +17,6 @@ use crate::wire::signal::{
 
 /// What whoever misbehaved for good is told.
 const REMOVED: &str = "this volunteer is removed from the run: two others received from it what no correct build sends";
-const REMOVED_REMEDY: &str =
-    "install the version that the host's page names; then ask the host to let you in again";
 
 impl Coordinator {
     /// A connection is open: the host speaks first.
@@ -42,8 +40,7 @@ impl Coordinator {
         Digest(*blake3::keyed_hash(&self.start.secret, &message).as_bytes())
     }
 
-    fn refuse(&mut self, connection: ConnectionId, code: RefuseCode, text: String, remedy: &str) {
-        let remedy = remedy.to_owned();
+    fn refuse(&mut self, connection: ConnectionId, code: RefuseCode, text: String, remedy: String) {
         self.out(Output::Send(
             connection,
             Down::Refuse { code, text, remedy },
@@ -56,24 +53,14 @@ impl Coordinator {
     pub(super) fn refuse_silent(&mut self, connection: ConnectionId) {
         if self.roster.is_waiting(connection) {
             let text = "the first message must be `join`".to_owned();
-            self.refuse(
-                connection,
-                RefuseCode::Malformed,
-                text,
-                "use a client of this version",
-            );
+            self.refuse(connection, RefuseCode::Malformed, text, install());
         }
     }
 
     /// A message that could not be read.
     pub fn handle_malformed(&mut self, now: Time, connection: ConnectionId, reason: String) {
         let peer = self.roster.speaker(connection);
-        self.refuse(
-            connection,
-            RefuseCode::Malformed,
-            reason,
-            "use a client of this version",
-        );
+        self.refuse(connection, RefuseCode::Malformed, reason, install());
         if let Some(peer) = peer {
             self.lose(peer, What::Malformed);
         }
@@ -162,45 +149,37 @@ impl Coordinator {
         &self,
         connection: ConnectionId,
         join: &Join,
-    ) -> Option<(RefuseCode, String, &'static str)> {
+    ) -> Option<(RefuseCode, String, String)> {
         let proof = unhex(&join.proof);
         let message = join_message(&self.nonce(connection), join.session);
         if join.version != VERSION {
-            let text = format!("you speak version {}, this host {VERSION}", join.version);
-            Some((
-                RefuseCode::Version,
-                text,
-                "install the version that the host's page names",
-            ))
+            let text = format!(
+                "you speak version {} of the protocol, this host {VERSION}",
+                join.version
+            );
+            Some((RefuseCode::Version, text, install()))
         } else if !proof.is_some_and(|proof| verifies(&join.key, &message, &proof)) {
             let text = "the proof does not fit the key".to_owned();
-            Some((
-                RefuseCode::Proof,
-                text,
-                "delete the identity file and start again",
-            ))
+            let remedy = format!(
+                "start again; if that does not help, {}. The identity file is not at fault: keep it",
+                install()
+            );
+            Some((RefuseCode::Proof, text, remedy))
         } else if join.seed_hash != self.start.seed_hash {
             let text = format!(
                 "this machine derives {:?} from the run's seed, the host {:?}",
                 join.seed_hash, self.start.seed_hash
             );
-            Some((
-                RefuseCode::SeedHash,
-                text,
-                "install the version that the host's page names",
-            ))
+            Some((RefuseCode::SeedHash, text, install()))
         } else if self.conduct.is_refused(&join.key) {
-            Some((RefuseCode::Removed, REMOVED.to_owned(), REMOVED_REMEDY))
+            Some((RefuseCode::Removed, REMOVED.to_owned(), removed_remedy()))
         } else if self.over {
             let text = "the run has reached its length".to_owned();
-            Some((
-                RefuseCode::Over,
-                text,
-                "export the model from the host's page",
-            ))
+            let remedy = "export the model from the host's page".to_owned();
+            Some((RefuseCode::Over, text, remedy))
         } else if self.roster.len() >= VOLUNTEERS_MAX && !self.comes_again(join) {
             let text = format!("this host holds {VOLUNTEERS_MAX} volunteers");
-            Some((RefuseCode::Full, text, "try again later"))
+            Some((RefuseCode::Full, text, "try again later".to_owned()))
         } else {
             None
         }
@@ -208,7 +187,7 @@ impl Coordinator {
 
     pub(super) fn refuse_for_conduct(&mut self, connection: ConnectionId) {
         let text = REMOVED.to_owned();
-        self.refuse(connection, RefuseCode::Removed, text, REMOVED_REMEDY);
+        self.refuse(connection, RefuseCode::Removed, text, removed_remedy());
     }
 
     fn new_peer(&mut self) -> PeerId {
@@ -397,6 +376,15 @@ impl Coordinator {
         self.missing.forget(peer);
         self.drop_uploads_of(peer);
     }
+}
+
+/// Which build takes part for sure.
+fn install() -> String {
+    format!("install Shoal {BUILD}, which this host is")
+}
+
+fn removed_remedy() -> String {
+    format!("{}; then ask the host to let you in again", install())
 }
 
 /// What a volunteer says of itself, within what placement can reckon with.

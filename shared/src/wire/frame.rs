@@ -18,6 +18,8 @@ use crate::units::{Epoch, Microbatch, PeerId, PipelineId, Round, StageId, Step};
 
 /// First byte of every frame and of every hello to the host.
 pub const VERSION: u8 = 2;
+/// Version of this build, as people install it. Builds that speak the same [`VERSION`] take part in one run.
+pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
 /// What a microbatch is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

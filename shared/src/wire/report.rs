@@ -14,6 +14,12 @@ use crate::units::{Round, StageRange};
 pub struct RunReport {
     /// What the run is called.
     pub name: String,
+    /// Version of the host's build, as people install it; empty from a host that does not say.
+    #[serde(default)]
+    pub build: String,
+    /// What it speaks: a volunteer must speak the same [`VERSION`](super::frame::VERSION).
+    #[serde(default)]
+    pub wire_version: u8,
     /// Sizes of the model.
     pub model: ModelConfig,
     /// How boundaries are packed.

@@ -46,6 +46,7 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
     ] = parts(report).map(|(_, html)| html);
     let name = escape(&report.name);
     let link = escape(link);
+    let (build, wire) = (escape(&report.build), report.wire_version);
     let lend = lend(report, links.program.is_some());
     let (style, icon) = (links.style, links.icon);
     let program = links.program.as_ref().map_or_else(String::new, |program| {
@@ -113,6 +114,7 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
 <h2 id="terminal-title">From a terminal</h2>
 <p>A machine without a browser helps with the headless client. Ctrl-C finishes the round and leaves.</p>
 <pre><code>shoal join {link}</code></pre>
+<p class="soft">This host is Shoal {build}, version {wire} of the protocol. Install that, or one that speaks the same.</p>
 </section>
 </div>
 </main>
@@ -176,6 +178,8 @@ mod tests {
         let config = RunConfig::preset("tiny").unwrap();
         RunReport {
             name: "a <b> & c".to_owned(),
+            build: "1.2.3".to_owned(),
+            wire_version: 2,
             parameters: config.model.parameter_count() as u64,
             format: config.format,
             model: config.model,
@@ -238,6 +242,13 @@ mod tests {
             let (_, inside) = after.split_once('>').unwrap();
             assert!(inside.trim_start().starts_with(part.trim()), "{name}");
         }
+    }
+
+    #[test]
+    fn the_page_names_the_version_that_a_volunteer_needs() {
+        let html = render(&report("training"), "http://localhost:8080", &LINKS);
+        let says = "This host is Shoal 1.2.3, version 2 of the protocol.";
+        assert!(html.contains(says), "{html}");
     }
 
     #[test]

@@ -245,6 +245,8 @@ fn time_to_go_follows_the_last_rounds() {
     };
     let mut report = RunReport {
         name: String::new(),
+        build: "0.1.0".to_owned(),
+        wire_version: 2,
         parameters: 0,
         format: config.format,
         model: config.model,

@@ -18,6 +18,46 @@ fn fill(desk: &mut Desk, like: ConnectionId) {
     }
 }
 
+/// What somebody is told who knocks like that.
+fn check_refused(change: impl FnOnce(&mut crate::wire::signal::Join), says: expect_test::Expect) {
+    let mut desk = Desk::new(config());
+    let connection = desk.join_as(1, change);
+    let told = desk.heard(connection, |message| {
+        if let Down::Refuse { text, remedy, .. } = message {
+            Some(format!("{text}; {remedy}"))
+        } else {
+            None
+        }
+    });
+    says.assert_eq(&told.unwrap_or_default());
+}
+
+#[test]
+fn whoever_has_another_build_is_told_which_one_to_install() {
+    check_refused(
+        |join| join.version = 1,
+        expect_test::expect![
+            "you speak version 1 of the protocol, this host 2; install Shoal 0.1.0, which this host is"
+        ],
+    );
+    check_refused(
+        |join| join.seed_hash = Digest::of(b"other numbers"),
+        expect_test::expect![
+            "this machine derives bc046c07 from the run's seed, the host 00000000; install Shoal 0.1.0, which this host is"
+        ],
+    );
+}
+
+#[test]
+fn nobody_is_told_to_throw_its_identity_away() {
+    check_refused(
+        |join| join.session += 1,
+        expect_test::expect![
+            "the proof does not fit the key; start again; if that does not help, install Shoal 0.1.0, which this host is. The identity file is not at fault: keep it"
+        ],
+    );
+}
+
 #[test]
 fn a_full_host_lets_in_again_whom_it_knows() {
     let mut desk = Desk::new(config());
