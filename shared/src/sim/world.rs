@@ -391,8 +391,14 @@ impl World {
                         held.blob,
                         "a peer uploads what it was asked for"
                     );
-                    self.blobs.insert(held.blob, blob);
-                    host.handle_stored(now, &ticket);
+                    let peaceful = now >= self.faults_until;
+                    if !peaceful && self.dice.once_in(20) {
+                        // On its way it became something else.
+                        host.handle_not_held(now, &ticket);
+                    } else {
+                        self.blobs.insert(held.blob, blob);
+                        host.handle_stored(now, &ticket);
+                    }
                 }
             }
             Event::Manifest { incarnation, round } if incarnation == current => {
