@@ -32,6 +32,10 @@ pub const REASSEMBLY_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 pub const STATE_CHUNK_BYTES: usize = 256 << 10;
 /// State chunks that a peer may ask for ahead: fills 80 Mbit/s at 100 ms.
 pub const STATE_CHUNKS_AHEAD: u32 = 8;
+/// Pieces of state for one peer that are cut or about to be: one that waits keeps the link full while one goes.
+pub const STATE_PIECES_QUEUED: usize = 2;
+/// Requests for pieces that one peer may have waiting: [`STATE_CHUNKS_AHEAD`] of every stage of the largest run, in two rounds.
+pub const STATE_REQUESTS_MAX: usize = 8 * 2 * STAGES_MAX;
 /// Largest blob of one stage: weights and both moments of 350 M parameters.
 pub const STATE_BYTES_MAX: u64 = 4 << 30;
 /// Microbatches that a seat always has room for at a time: one at work, one that waits, one on the wire.
@@ -43,7 +47,7 @@ pub const CREDIT_MAX: u16 = 48;
 pub const HUNG_TIMES: u64 = 16;
 /// ... and at least this long: a machine that wakes up, or compiles a kernel anew, stalls too.
 pub const HUNG_MIN: Span = Span::from_secs(10);
-/// Frames of a future epoch that are kept unread until the host says it is current.
+/// Frames of one neighbour, of a future epoch or round, that are kept unread until the host says it is current.
 pub const EARLY_FRAMES_MAX: usize = 64;
 /// Leases the head holds ahead, so that a round trip to the host costs no pause.
 pub const LEASES_AHEAD: usize = 2;
@@ -103,7 +107,7 @@ pub const VOLUNTEERS_MAX: usize = 20_000;
 pub const NAME_CHARS_MAX: usize = 32;
 /// Candidates kept that came before the description they belong to: a machine has a few interfaces.
 pub const CANDIDATES_EARLY_MAX: usize = 64;
-/// Links one volunteer keeps open: two neighbours, and those it copies from or for.
+/// Links one volunteer keeps open: two neighbours, and those it copies from or for. The one of least use makes room.
 pub const LINKS_MAX: usize = 64;
 /// How long a source of state may be silent before the next one is asked.
 pub const FETCH_SILENCE_MAX: Span = Span::from_secs(10);

@@ -304,7 +304,11 @@ where
     let mut commands = pin!(commands.fuse());
     loop {
         let mut exit = None;
-        while let Some(output) = peer.poll_output() {
+        loop {
+            state.tell_state_left(&mut peer, clock.now());
+            let Some(output) = peer.poll_output() else {
+                break;
+            };
             exit = exit.or(state.carry_out(&peer, clock.now(), output, &mut watch));
         }
         if let Some(exit) = exit {
@@ -479,6 +483,15 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
         if let Some(outbox) = self.outboxes.get_mut(&to) {
             outbox.push(frame);
             outbox.flush(to, &mut self.transport);
+        }
+    }
+
+    /// Whoever has room for more pieces of state gets them.
+    fn tell_state_left(&mut self, peer: &mut Peer, now: Time) {
+        for (&to, outbox) in &mut self.outboxes {
+            for _ in 0..outbox.state_left() {
+                peer.handle_state_sent(now, to);
+            }
         }
     }
 

@@ -37,6 +37,8 @@ struct Queued {
 struct Lane {
     frames: VecDeque<Queued>,
     messages: VecDeque<Bytes>,
+    /// Frames that left since this was asked last.
+    left: usize,
 }
 
 impl Lane {
@@ -111,6 +113,11 @@ impl Outbox {
         }
     }
 
+    /// How many pieces of state the transport has taken as a whole since this was asked last.
+    pub(super) fn state_left(&mut self) -> usize {
+        std::mem::take(&mut self.state.left)
+    }
+
     /// Takes a message; gives the frame that it completes.
     pub(super) fn join(
         &mut self,
@@ -140,6 +147,7 @@ fn drain<T: Transport>(
             return false;
         }
         lane.messages.pop_front();
+        lane.left += usize::from(lane.messages.is_empty());
     }
     true
 }
@@ -242,9 +250,11 @@ mod tests {
         assert_eq!(sent.volumes().forward, expected);
         assert_eq!(sent.volumes().evaluation, Volume::default(), "still waits");
         while transport.taken.len() < 2 * messages + 1 {
+            assert_eq!(outbox.state_left(), 0);
             transport.room = 1;
             outbox.flush(PeerId(1), &mut transport);
         }
+        assert_eq!((outbox.state_left(), outbox.state_left()), (1, 0));
         let volumes = sent.volumes();
         assert_eq!((volumes.forward, volumes.evaluation), (expected, expected));
         assert_eq!(

@@ -250,6 +250,11 @@ impl Peer {
             loading: false,
             loaded: false,
         });
+        let early = std::mem::take(&mut self.early);
+        let early = early
+            .into_iter()
+            .filter(|(from, _)| self.is_neighbour(*from));
+        self.early = early.collect();
         for neighbour in order.previous.iter().chain(&order.next) {
             if let Some(link) = self.link_mut(now, neighbour.peer, Some(neighbour.key)) {
                 link.want(now);

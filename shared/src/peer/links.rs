@@ -30,13 +30,17 @@ enum Use {
 }
 
 impl Peer {
-    fn use_of(&self, now: Time, peer: PeerId) -> Use {
-        let is_neighbour = self.order().is_some_and(|order| {
+    /// Whether microbatches go over a link to `peer`, or are to.
+    pub(super) fn is_neighbour(&self, peer: PeerId) -> bool {
+        self.order().is_some_and(|order| {
             let mut sides = order.previous.iter().chain(&order.next);
             sides.any(|neighbour| neighbour.peer == peer)
-        });
+        })
+    }
+
+    fn use_of(&self, now: Time, peer: PeerId) -> Use {
         let asked = self.links.get(&peer).and_then(Link::asked);
-        if is_neighbour {
+        if self.is_neighbour(peer) {
             Use::Neighbour
         } else if self.transfers.values().any(|it| it.source() == Some(peer)) {
             Use::Source
@@ -99,6 +103,7 @@ impl Peer {
     pub(super) fn forget_frames(&mut self, now: Time, peer: PeerId) {
         self.early.retain(|(from, _)| *from != peer);
         self.credits.remove(&peer);
+        self.serving.remove(&peer);
         for transfer in self.transfers.values_mut() {
             transfer.handle_lost(now, peer);
         }
@@ -110,6 +115,7 @@ impl Peer {
         self.figures.forget_links();
         self.early.clear();
         self.credits.clear();
+        self.serving.clear();
         for (peer, _) in std::mem::take(&mut self.links) {
             self.out(Output::Link(peer, LinkStep::Close));
         }

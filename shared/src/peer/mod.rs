@@ -27,6 +27,7 @@ mod net;
 mod person;
 mod pulse;
 mod rhythm;
+mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -48,6 +49,7 @@ use figures::Figures;
 use kept::Kept;
 use link::Link;
 use rhythm::Rhythm;
+use serving::Serving;
 use tally::{Stats, Tally};
 use work::Work;
 
@@ -262,6 +264,8 @@ pub struct Peer {
     /// Credit that came before the seat it is for was known.
     credits: BTreeMap<PeerId, (PipelineId, Epoch, u64, Behind)>,
     kept: Kept,
+    /// What others take from us.
+    serving: BTreeMap<PeerId, Serving>,
     transfers: BTreeMap<(Round, StageId), Transfer>,
     /// Copies that the host asked for, among the transfers.
     copies: std::collections::BTreeSet<(Round, StageId)>,
@@ -271,7 +275,7 @@ pub struct Peer {
     securing: Option<Round>,
     gathering: Option<Gathering>,
     work: Option<Work>,
-    /// Frames of a line-up or round that the host has not told us of yet.
+    /// Neighbours' frames of a line-up or round that the host has not told us of yet.
     early: VecDeque<(PeerId, Frame)>,
     /// The job under way, the epoch it is for, and when it began.
     job: Option<(Epoch, Job, Time)>,
@@ -316,6 +320,7 @@ impl Peer {
             relays: false,
             credits: BTreeMap::new(),
             kept: Kept::default(),
+            serving: BTreeMap::new(),
             transfers: BTreeMap::new(),
             copies: std::collections::BTreeSet::new(),
             newest: Round(0),

@@ -1,20 +1,62 @@
 //! What other volunteers send, and what becomes of links and transfers.
 
-use bytes::Bytes;
-
 use super::fetch::FetchOutput;
 use super::link::{Link, LinkOutput};
 use super::work::{Side, Work, WorkOutput};
 use super::{Event, Output, Peer};
 use crate::compute::Input;
+use crate::config::run::RunConfig;
 use crate::limits::EARLY_FRAMES_MAX;
 use crate::transport::LinkEvent;
 use crate::units::{PeerId, Time};
 #[cfg(any(test, feature = "sim"))]
 use crate::wire::frame::StepEnd;
 use crate::wire::frame::{Frame, Header, Mode, Place};
+use crate::wire::payload;
 use crate::wire::signal::{Suspicion, Up};
-use crate::wire::{number, payload};
+
+/// What is wrong with a forward frame whose sizes or tokens are another model's.
+const FORWARD_MISFIT: &str = "a forward frame that does not fit the model";
+
+/// What is wrong with the sizes of a frame about a microbatch, before it is kept or read.
+fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
+    let bytes = frame.payload.len();
+    let of_step = config.training.microbatches;
+    match &frame.header {
+        Header::Forward {
+            mode,
+            sequences,
+            microbatches,
+            ..
+        } => {
+            let expected = match mode {
+                Mode::Train => of_step,
+                Mode::Evaluate => of_step.max(*microbatches),
+            };
+            let fits = *sequences == config.microbatch_sequences()
+                && *microbatches == expected
+                && bytes == config.forward_payload_bytes();
+            (!fits).then_some(FORWARD_MISFIT)
+        }
+        Header::Backward {
+            slot,
+            mode: Mode::Train,
+            ..
+        } => {
+            let fits = slot.microbatch.0 < of_step && bytes == config.boundary_bytes();
+            (!fits).then_some("a gradient that does not fit the model")
+        }
+        Header::Backward { .. }
+        | Header::Apply { .. }
+        | Header::Hello { .. }
+        | Header::StateRequest { .. }
+        | Header::StateChunk { .. }
+        | Header::Credit { .. }
+        | Header::Keepalive { .. }
+        | Header::Bye { .. }
+        | Header::Received { .. } => None,
+    }
+}
 
 impl Peer {
     /// News of a link, from the transport.
@@ -97,18 +139,7 @@ impl Peer {
                 stage,
                 offset,
             } => {
-                if let Some(link) = self.links.get_mut(&peer) {
-                    link.handle_asked(now);
-                }
-                let piece = self.kept.piece(*round, *stage, *offset);
-                let (payload, total) = piece.unwrap_or((Bytes::new(), 0));
-                let header = Header::StateChunk {
-                    round: *round,
-                    stage: *stage,
-                    offset: *offset,
-                    total,
-                };
-                self.send(now, peer, Frame { header, payload });
+                self.state_asked(now, peer, (*round, *stage, *offset));
             }
             Header::StateChunk {
                 round,
@@ -130,6 +161,9 @@ impl Peer {
 
     /// A frame about a microbatch: of our line-up and round, of an older one, or of one to come.
     fn place_frame(&mut self, peer: PeerId, place: Place, frame: Frame) {
+        if let Some(what) = self.config.as_ref().and_then(|it| misfit(it, &frame)) {
+            return self.refuse_link(peer, what);
+        }
         let current = self.work.as_ref().map(Work::place);
         #[cfg(any(test, feature = "sim"))]
         let place = match current {
@@ -142,7 +176,9 @@ impl Peer {
             .is_none_or(|current| (place.epoch, place.round) > (current.epoch, current.round))
         {
             self.seen_at(place.epoch, Some(place.round));
-            if self.early.len() < EARLY_FRAMES_MAX {
+            // Nobody else was granted any credit, and so has none to send.
+            let waiting = self.early.iter().filter(|(from, _)| *from == peer).count();
+            if waiting < EARLY_FRAMES_MAX && self.is_neighbour(peer) {
                 self.early.push_back((peer, frame));
             }
         }
@@ -161,28 +197,20 @@ impl Peer {
                 slot,
                 mode,
                 sequences,
-                microbatches,
                 first_sample,
                 previous,
+                ..
             } if from_previous => {
-                let model = &config.model;
-                let expected = match mode {
-                    Mode::Train => config.training.microbatches,
-                    Mode::Evaluate => config.training.microbatches.max(microbatches),
-                };
-                let fits = sequences == config.microbatch_sequences() && microbatches == expected;
-                let payload = fits.then(|| {
-                    let rows = usize::from(sequences) * model.context;
-                    payload::decode_forward(
-                        &frame.payload,
-                        usize::from(sequences),
-                        model.context,
-                        model.vocabulary,
-                        number::payload_bytes(config.format, rows, model.boundary_width()),
-                    )
-                });
-                let Some(Ok((tokens, boundary))) = payload else {
-                    return self.refuse_link(peer, "a forward frame that does not fit the model");
+                let (context, vocabulary) = (config.model.context, config.model.vocabulary);
+                let payload = payload::decode_forward(
+                    &frame.payload,
+                    usize::from(sequences),
+                    context,
+                    vocabulary,
+                    config.boundary_bytes(),
+                );
+                let Ok((tokens, boundary)) = payload else {
+                    return self.refuse_link(peer, FORWARD_MISFIT);
                 };
                 #[cfg(any(test, feature = "sim"))]
                 let previous = previous.map(|end| match self.broken.stale_scale {
@@ -291,15 +319,10 @@ impl Peer {
         self.tally.link_lost(peer);
         self.out(Output::Event(Event::LinkLost { peer, reason }));
         self.forget_frames(now, peer);
-        let order = self.order();
-        let is_neighbour = order.is_some_and(|order| {
-            let mut sides = order.previous.iter().chain(&order.next);
-            sides.any(|neighbour| neighbour.peer == peer)
-        });
         // Whoever sends broken frames is told of even by those that only take a state from it.
-        if is_neighbour || suspicion == Suspicion::Malformed {
+        if self.is_neighbour(peer) || suspicion == Suspicion::Malformed {
             self.up(Up::Suspect {
-                place: order.map(|order| order.place),
+                place: self.order().map(|order| order.place),
                 peer,
                 suspicion,
             });

@@ -1,14 +1,17 @@
 //! One volunteer alone: what it says to a host that a test plays.
 
+mod greed;
+mod links;
+
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::*;
-use crate::limits::{FETCH_SILENCE_MAX, LINKS_MAX};
 use crate::transport::{LinkEvent, LinkSignal};
 use crate::units::{Issue, Span, StageRange};
-use crate::wire::frame::{Header, VERSION};
+use crate::wire::frame::{Header, Slot, VERSION};
 use crate::wire::signal::{
-    Down, Fetch, Neighbour, Source, VolunteerKind, Welcome, hello_message, join_message, verifies,
+    Down, Fetch, Neighbour, Source, Suspicion, VolunteerKind, Welcome, hello_message, join_message,
+    verifies,
 };
 
 /// A volunteer, a clock, and a host that says what a test wants.
@@ -199,6 +202,78 @@ impl Alone {
         self.say(Down::Copy { fetch, keys });
     }
 
+    /// A seat between two neighbours, 9 and 10, that has begun its round; and the microbatches it takes.
+    fn at_work() -> (Self, Place, u64) {
+        let mut alone = Self::joined(1);
+        alone.link(9);
+        alone.link(10);
+        let place = alone.seat(Some(9), Some(10));
+        alone.outputs();
+        alone.peer.handle_done(alone.now, Done::Seated);
+        alone.begin(place, 1);
+        let granted = alone.outputs().into_iter().find_map(|output| {
+            let Output::Frame(PeerId(9), frame) = output else {
+                return None;
+            };
+            let Header::Credit { granted, .. } = frame.header else {
+                return None;
+            };
+            Some(granted)
+        });
+        (alone, place, granted.unwrap())
+    }
+
+    fn begin(&mut self, place: Place, attempt: u32) {
+        self.say(Down::Begin {
+            place,
+            mode: Mode::Train,
+            attempt: Issue {
+                incarnation: 1,
+                counter: attempt,
+            },
+            result: place.round.next(),
+            samples_done: 0,
+        });
+    }
+
+    fn forward(&self, slot: Slot) -> Frame {
+        let header = Header::Forward {
+            slot,
+            mode: Mode::Train,
+            microbatches: self.config.training.microbatches,
+            sequences: self.config.microbatch_sequences(),
+            first_sample: 0,
+            previous: None,
+        };
+        let payload = vec![0; self.config.forward_payload_bytes()].into();
+        Frame { header, payload }
+    }
+
+    fn backward(&self, slot: Slot) -> Frame {
+        let header = Header::Backward {
+            slot,
+            mode: Mode::Train,
+            loss_sum: 1.0,
+            norm_squared: None,
+        };
+        let payload = vec![0; self.config.boundary_bytes()].into();
+        Frame { header, payload }
+    }
+
+    /// Whether a link was refused since this was asked last, and whose.
+    fn refused(&mut self) -> Vec<u64> {
+        let suspect = |up| {
+            let Up::Suspect {
+                peer, suspicion, ..
+            } = up
+            else {
+                return None;
+            };
+            (suspicion == Suspicion::Malformed).then_some(peer.0)
+        };
+        self.ups().into_iter().filter_map(suspect).collect()
+    }
+
     fn outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.peer.poll_output()).collect()
     }
@@ -213,6 +288,16 @@ impl Alone {
         };
         self.outputs().into_iter().filter_map(to_host).collect()
     }
+}
+
+/// Asks for a piece of a stage's state in round 1.
+fn state_request(offset: u64) -> Frame {
+    let (round, stage) = (Round(1), StageId(0));
+    Frame::from(Header::StateRequest {
+        round,
+        stage,
+        offset,
+    })
 }
 
 #[test]
@@ -273,127 +358,4 @@ fn a_connection_that_breaks_while_the_model_is_prepared_costs_nothing() {
         .map(|at| u8::from_str_radix(&join.proof[2 * at..2 * at + 2], 16).unwrap())
         .collect();
     assert!(verifies(&join.key, &message, &proof), "the newest nonce");
-}
-
-/// Asks for a piece of a stage's state in round 1.
-fn state_request(offset: u64) -> Frame {
-    let (round, stage) = (Round(1), StageId(0));
-    Frame::from(Header::StateRequest {
-        round,
-        stage,
-        offset,
-    })
-}
-
-/// As many links as there may be, all to strangers.
-fn full(alone: &mut Alone) {
-    for stranger in 100.. {
-        if alone.peer.links.len() == LINKS_MAX {
-            return;
-        }
-        alone.signal(stranger, LinkSignal::Again { generation: 0 });
-    }
-}
-
-#[test]
-fn neighbours_and_sources_replace_links_of_no_use() {
-    let mut alone = Alone::joined(1);
-    alone.link(7);
-    full(&mut alone);
-    alone.outputs();
-    alone.after(Span::from_micros(1));
-    alone.signal(100, LinkSignal::Again { generation: 0 });
-    alone.copy(0, 8);
-    alone.seat(Some(9), Some(10));
-    let is_linked = |alone: &Alone, peer| alone.peer.links.contains_key(&PeerId(peer));
-    assert!([8, 9, 10].iter().all(|peer| is_linked(&alone, *peer)));
-    assert_eq!(alone.peer.links.len(), LINKS_MAX);
-    let outputs = alone.outputs();
-    // Those that were not used for longest.
-    for gone in [7, 101, 102] {
-        assert!(outputs.contains(&Output::Link(PeerId(gone), LinkStep::Close)));
-        assert!(!is_linked(&alone, gone));
-    }
-    let byes = outputs.iter().filter(|output| {
-        let Output::Frame(to, frame) = output else {
-            return false;
-        };
-        *to == PeerId(7) && frame.header.kind() == "bye"
-    });
-    assert_eq!(byes.count(), 1, "the link that was up");
-    assert!(alone.peer.stats().links.is_empty(), "nor is it counted on");
-}
-
-#[test]
-fn strangers_replace_no_link_that_is_of_use() {
-    let mut alone = Alone::joined(1);
-    alone.seat(Some(9), Some(10));
-    alone.copy(0, 8);
-    alone.link(7);
-    full(&mut alone);
-    alone.after(Span::from_secs(1));
-    alone.frame(7, state_request(0));
-    let stranger = |alone: &mut Alone, number| {
-        alone.signal(number, LinkSignal::Again { generation: 0 });
-        assert!(alone.peer.links.contains_key(&PeerId(number)), "{number}");
-    };
-    for number in 1_000..1_200 {
-        stranger(&mut alone, number);
-    }
-    let linked = |alone: &Alone| [7, 8, 9, 10].map(|it| alone.peer.links.contains_key(&PeerId(it)));
-    assert_eq!(linked(&alone), [true; 4]);
-    assert_eq!(alone.peer.links.len(), LINKS_MAX);
-    // Who has not asked for anything for a while takes nothing.
-    alone.now = alone.now + FETCH_SILENCE_MAX;
-    for number in 2_000..2_200 {
-        stranger(&mut alone, number);
-    }
-    assert_eq!(linked(&alone), [false, true, true, true]);
-}
-
-#[test]
-fn where_all_links_are_of_use_a_stranger_gets_none() {
-    let mut alone = Alone::joined(1);
-    alone.link(7);
-    alone.frame(7, state_request(0));
-    for (stage, source) in (0..).zip(200..263) {
-        alone.copy(stage, source);
-    }
-    assert_eq!(alone.peer.links.len(), LINKS_MAX);
-    let is_linked = |alone: &Alone, peer| alone.peer.links.contains_key(&PeerId(peer));
-    alone.signal(100, LinkSignal::Again { generation: 0 });
-    assert!(!is_linked(&alone, 100) && is_linked(&alone, 7));
-    // A source goes before who takes from us, a neighbour before both.
-    alone.copy(63, 263);
-    assert!(is_linked(&alone, 263) && !is_linked(&alone, 7));
-    alone.copy(64, 264);
-    assert!(!is_linked(&alone, 264));
-    alone.seat(Some(9), Some(10));
-    assert!(is_linked(&alone, 9) && is_linked(&alone, 10));
-    assert_eq!(alone.peer.links.len(), LINKS_MAX);
-}
-
-#[test]
-fn a_link_that_made_room_is_offered_under_a_new_number() {
-    let mut alone = Alone::joined(1);
-    for _ in 0..3 {
-        alone.link(7);
-    }
-    let before = alone.peer.links[&PeerId(7)].generation();
-    full(&mut alone);
-    alone.after(Span::from_micros(1));
-    for number in 100..163 {
-        alone.signal(number, LinkSignal::Again { generation: 0 });
-    }
-    alone.signal(99, LinkSignal::Again { generation: 0 });
-    assert!(!alone.peer.links.contains_key(&PeerId(7)));
-    alone.outputs();
-    alone.seat(Some(7), None);
-    let offered = alone.outputs().into_iter().find_map(|output| {
-        let Output::Link(PeerId(7), LinkStep::Offer { generation, .. }) = output else {
-            return None;
-        };
-        Some(generation)
-    });
-    assert!(offered.unwrap() > before, "{offered:?} after {before}");
 }

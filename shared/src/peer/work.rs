@@ -119,8 +119,11 @@ pub struct Work {
     /// Forwards sent in this epoch, and how many the next seat takes in all.
     sent: u64,
     credit: u64,
-    /// Forwards that the previous seat may send in this epoch in all.
+    /// Forwards that the previous seat may send in this epoch in all, and how many came.
     granted: u64,
+    received: u64,
+    /// Held-out microbatches that the next seat has not answered.
+    unanswered: u64,
     flow: Flow,
     /// Microbatches that there is memory for.
     room: u16,
@@ -169,6 +172,8 @@ impl Work {
             sent: 0,
             credit: 0,
             granted: 0,
+            received: 0,
+            unanswered: 0,
             flow: Flow::default(),
             room: flow::room(config, order.stages, memory_bytes),
             head: Head::default(),
@@ -384,6 +389,10 @@ impl Work {
         previous: Option<StepEnd>,
         input: Input,
     ) {
+        self.received += 1;
+        if self.received > self.granted {
+            return self.refuse(Side::Previous, "more microbatches than it has credit for");
+        }
         match mode {
             Mode::Evaluate => self.evaluation.push(slot.microbatch.0, input),
             Mode::Train => {
@@ -410,23 +419,36 @@ impl Work {
         norm_squared: Option<f64>,
         gradient: Bytes,
     ) {
+        let (forwards, backwards) = (
+            self.order_in_step.forwards(),
+            self.order_in_step.backwards(),
+        );
+        let number = slot.microbatch.0;
         match mode {
-            Mode::Evaluate => self.evaluated(slot, loss_sum),
-            Mode::Train
-                if slot.step == self.step
-                    && slot.microbatch.0 >= self.order_in_step.backwards() =>
-            {
+            Mode::Evaluate if self.unanswered > 0 && number < self.evaluation.microbatches() => {
+                self.unanswered -= 1;
+                self.evaluated(slot, loss_sum);
+            }
+            Mode::Train if slot.step < self.step => {}
+            Mode::Train if slot.step == self.step && number < backwards => {}
+            Mode::Train if slot.step == self.step && number < forwards => {
                 self.head.backward_bytes += gradient.len() as u64;
                 let arrived = Arrived {
                     gradient,
                     loss_sum,
                     norm_squared,
                 };
-                self.gradients
-                    .insert((slot.step, slot.microbatch.0), arrived);
+                self.gradients.insert((slot.step, number), arrived);
             }
-            Mode::Train => {}
+            Mode::Train | Mode::Evaluate => {
+                self.refuse(Side::Next, "an answer to a microbatch that it was not sent");
+            }
         }
+    }
+
+    fn refuse(&mut self, side: Side, what: &str) {
+        self.outputs
+            .push_back(WorkOutput::Refuse(side, what.to_owned()));
     }
 
     fn evaluated(&mut self, slot: Slot, loss_sum: f64) {

@@ -1,7 +1,5 @@
 //! What happens to volunteers' processes, and what their peers want done.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 
 use super::compute::{FakeCompute, tokens};
@@ -13,7 +11,7 @@ use crate::coordinator::roster::ConnectionId;
 use crate::peer::{self, Exit};
 use crate::transport::{LinkEvent, LinkStep};
 use crate::units::{Digest, PeerId, Span};
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Header};
 use crate::wire::signal::{Down, Held};
 
 impl World {
@@ -162,13 +160,11 @@ impl World {
     /// # Errors
     /// It ended for a reason that nobody gave it.
     pub(super) fn settle_process(&mut self, id: ProcessId) -> Result<(), Failure> {
-        let mut outputs = VecDeque::new();
-        if let Some(process) = self.processes.get_mut(&id) {
-            while let Some(output) = process.peer.poll_output() {
-                outputs.push_back(output);
-            }
-        }
-        for output in outputs {
+        while let Some(output) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.peer.poll_output())
+        {
             self.carry_out_for_process(id, output)?;
         }
         let Some(process) = self.processes.get_mut(&id) else {
@@ -212,7 +208,14 @@ impl World {
                     );
                 }
             }
-            peer::Output::Frame(to, frame) => self.send(id, to, frame),
+            peer::Output::Frame(to, frame) => {
+                let is_state = matches!(frame.header, Header::StateChunk { .. });
+                self.send(id, to, frame);
+                // Its channels take whatever it has.
+                if let Some(process) = self.processes.get_mut(&id).filter(|_| is_state) {
+                    process.peer.handle_state_sent(self.now, to);
+                }
+            }
             peer::Output::Link(peer, step) => self.link_step(id, peer, step),
             peer::Output::Prepare(_) => {
                 self.after(Span::from_millis(300), Event::Prepared { process: id });
@@ -277,6 +280,12 @@ impl World {
             }
             peer::Output::Shelve(held, blob) => self.shelve(id, held, Some(blob)),
             peer::Output::Unshelve(held) => self.shelve(id, held, None),
+            // Nobody here sends what no correct build does, so nobody may be taken for such a one.
+            peer::Output::Event(peer::Event::LinkLost { peer, reason })
+                if reason.contains("no correct build") =>
+            {
+                return Err(self.failure(format!("process {id} refuses {peer}: {reason}")));
+            }
             peer::Output::IceServers(_) | peer::Output::Event(_) => {}
             peer::Output::Exit(exit) => return self.exit(id, &exit),
         }

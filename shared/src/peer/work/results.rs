@@ -74,6 +74,7 @@ impl Work {
         }
         if let Some(boundary) = boundary {
             self.sent += 1;
+            self.unanswered += u64::from(mode == Mode::Evaluate);
             let previous = slot.step.0.checked_sub(1).and_then(|before| {
                 // Kept until the step after is applied: every microbatch of the step carries it.
                 self.ends.get(&Step(before)).copied()
