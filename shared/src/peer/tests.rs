@@ -6,6 +6,7 @@ mod links;
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::*;
+use crate::limits::FINISH_AWAY_MAX;
 use crate::transport::{LinkEvent, LinkSignal};
 use crate::units::{Issue, Span, StageRange};
 use crate::wire::frame::{Header, Slot, VERSION};
@@ -358,4 +359,55 @@ fn a_connection_that_breaks_while_the_model_is_prepared_costs_nothing() {
         .map(|at| u8::from_str_radix(&join.proof[2 * at..2 * at + 2], 16).unwrap())
         .collect();
     assert!(verifies(&join.key, &message, &proof), "the newest nonce");
+}
+
+/// A volunteer that was let in, whose host then went away.
+fn without_host() -> Alone {
+    let mut alone = Alone::joined(1);
+    alone.after(Span::from_secs(100));
+    alone.peer.handle_host_closed(alone.now);
+    alone.outputs();
+    alone
+}
+
+fn exit(alone: &mut Alone) -> Option<Exit> {
+    alone.outputs().into_iter().find_map(|output| {
+        let Output::Exit(exit) = output else {
+            return None;
+        };
+        Some(exit)
+    })
+}
+
+#[test]
+fn who_finishes_waits_so_long_for_a_host_that_is_away() {
+    let mut alone = without_host();
+    alone.after(Span::from_secs(3_600));
+    assert_eq!(exit(&mut alone), None, "nobody asked it to leave");
+    alone.peer.finish(alone.now);
+    let due = alone.now + FINISH_AWAY_MAX;
+    assert!(alone.peer.poll_timeout().unwrap() <= due);
+    alone.after(Span::from_micros(FINISH_AWAY_MAX.as_micros() - 1));
+    assert_eq!(exit(&mut alone), None);
+    alone.after(Span::from_micros(1));
+    assert_eq!(exit(&mut alone), Some(Exit::HostAway));
+}
+
+#[test]
+fn who_finishes_leaves_by_the_host_if_that_is_back_in_time() {
+    let mut alone = without_host();
+    alone.peer.finish(alone.now);
+    alone.after(Span::from_secs(29));
+    alone.open(2);
+    alone.welcome(1, true);
+    alone.after(Span::from_secs(60));
+    assert!(alone.ups().contains(&Up::Finish));
+    // It goes away again: the wait begins anew.
+    alone.peer.handle_host_closed(alone.now);
+    alone.after(Span::from_secs(29));
+    assert_eq!(exit(&mut alone), None);
+    alone.open(3);
+    alone.welcome(1, true);
+    alone.say(Down::Released);
+    assert_eq!(exit(&mut alone), Some(Exit::Finished));
 }
