@@ -6,13 +6,14 @@ mod links;
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::*;
+use crate::compute::Snapshot;
 use crate::limits::FINISH_AWAY_MAX;
 use crate::transport::{LinkEvent, LinkSignal};
-use crate::units::{Issue, Span, StageRange};
+use crate::units::{Issue, Span, StageRange, Step};
 use crate::wire::frame::{Header, Slot, VERSION};
 use crate::wire::signal::{
-    Down, Fetch, Neighbour, Source, Suspicion, VolunteerKind, Welcome, hello_message, join_message,
-    verifies,
+    Down, Fetch, Lease, Neighbour, Source, Suspicion, VolunteerKind, Welcome, hello_message,
+    join_message, verifies,
 };
 
 /// A volunteer, a clock, and a host that says what a test wants.
@@ -29,6 +30,35 @@ fn private(of: u64) -> SigningKey {
     let mut seed = [1; 32];
     seed[..8].copy_from_slice(&of.to_le_bytes());
     SigningKey::from_bytes(&seed)
+}
+
+/// What comes of a job at the only seat of a pipeline.
+fn done(job: Job) -> Done {
+    match job {
+        Job::Seat { .. } => Done::Seated,
+        Job::Forward { slot, .. } => Done::Forward {
+            slot,
+            boundary: None,
+            loss_sum: None,
+        },
+        Job::Backward {
+            slot, step_tokens, ..
+        } => Done::Backward {
+            slot,
+            gradient: None,
+            loss_sum: Some(1.0),
+            norm_squared: step_tokens.map(|_| 1.0),
+        },
+        Job::Apply { step, .. } => Done::Applied { step },
+        Job::Snapshot { round } => Done::Snapshot {
+            round,
+            stages: vec![Snapshot {
+                stage: StageId(0),
+                agreed: Digest::default(),
+                blob: Bytes::from_static(b"weights"),
+            }],
+        },
+    }
 }
 
 fn public(of: u64) -> Digest {
@@ -275,6 +305,23 @@ impl Alone {
         self.ups().into_iter().filter_map(suspect).collect()
     }
 
+    /// Computes what there is to compute, without any mathematics; what the host hears meanwhile.
+    fn compute(&mut self) -> Vec<Up> {
+        let mut heard = Vec::new();
+        while let Some(output) = self.peer.poll_output() {
+            if let Output::Tokens { mode, samples } = output {
+                let row = self.config.model.context + 1;
+                let tokens = vec![0; samples.count as usize * row];
+                self.peer.handle_tokens(self.now, mode, samples, &tokens);
+            } else if let Output::Compute(job) = output {
+                self.peer.handle_done(self.now, done(job));
+            } else if let Output::Host(up) = output {
+                heard.push(up);
+            }
+        }
+        heard
+    }
+
     fn outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.peer.poll_output()).collect()
     }
@@ -410,4 +457,60 @@ fn who_finishes_leaves_by_the_host_if_that_is_back_in_time() {
     alone.welcome(1, true);
     alone.say(Down::Released);
     assert_eq!(exit(&mut alone), Some(Exit::Finished));
+}
+
+#[test]
+fn a_result_is_said_again_under_a_newer_attempt_and_not_under_an_older_one() {
+    let mut alone = Alone::joined(1);
+    let place = alone.seat(None, None);
+    alone.compute();
+    alone.begin(place, 2);
+    let samples = SampleRange {
+        first: 0,
+        count: alone.config.training.batch,
+    };
+    alone.say(Down::Lease(Lease {
+        place,
+        step: Step(0),
+        samples,
+        last: true,
+    }));
+    let holds = |alone: &mut Alone| {
+        let holds = |up| {
+            let Up::Holds(holds) = up else { return None };
+            Some(holds)
+        };
+        let said: Vec<_> = alone.compute().into_iter().filter_map(holds).collect();
+        said
+    };
+    let first = holds(&mut alone);
+    assert_eq!(first.len(), 1, "{first:?}");
+    for older in [1, 2] {
+        alone.begin(place, older);
+        assert_eq!(holds(&mut alone), Vec::new());
+    }
+    alone.begin(place, 3);
+    let mut expected = first;
+    expected[0].attempt.counter = 3;
+    assert_eq!(holds(&mut alone), expected);
+    // Only the newest can be committed.
+    for (attempt, ours) in [(2, false), (3, true)] {
+        alone.say(Down::Commit {
+            round: place.round.next(),
+            place,
+            attempt: Issue {
+                incarnation: 1,
+                counter: attempt,
+            },
+            stages: expected[0].stages.clone(),
+        });
+        let is_ours = alone.outputs().iter().any(|output| {
+            let commit = Event::Commit {
+                round: place.round.next(),
+                ours: true,
+            };
+            *output == Output::Event(commit)
+        });
+        assert_eq!(is_ours, ours, "attempt {attempt}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::limits::{EARLY_FRAMES_MAX, STATE_CHUNK_BYTES, STATE_PIECES_QUEUED, STATE_REQUESTS_MAX};
-use crate::units::{Microbatch, Step};
+use crate::units::Microbatch;
 
 /// The microbatch of that number, counted over steps.
 fn slot(alone: &Alone, place: Place, number: u64) -> Slot {
