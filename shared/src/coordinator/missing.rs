@@ -137,6 +137,8 @@ impl Coordinator {
         }
         let text = "the state of your seat could not be had from those who hold it; you get a seat again in a minute";
         self.reason(peer, text.to_owned());
-        self.secure(now, true);
+        if !self.has_manifest(self.history.newest()) {
+            self.secure(now, true);
+        }
     }
 }
