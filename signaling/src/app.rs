@@ -78,6 +78,11 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// What came as an upload is not what its ticket was made for.
+    NotHeld {
+        /// The ticket it came with.
+        ticket: String,
+    },
     /// An upload is in the store, its hash checked.
     Stored {
         /// The ticket it came with.
@@ -104,6 +109,14 @@ impl Tickets {
         let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.retain(|_, ticket| ticket.deadline > now);
         tickets.insert(text, ticket);
+    }
+
+    /// Whether an upload with this ticket would be taken.
+    pub fn is_good(&self, now: Time, text: &str) -> bool {
+        let tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets
+            .get(text)
+            .is_some_and(|ticket| ticket.deadline > now)
     }
 
     /// Takes a ticket that has not expired.

@@ -229,6 +229,7 @@ impl Conductor {
                 coordinator.handle_closed(now, ConnectionId(connection));
             }
             Event::Stored { ticket } => coordinator.handle_stored(now, &ticket),
+            Event::NotHeld { ticket } => coordinator.handle_not_held(now, &ticket),
             Event::NotStored { ticket, reason } => {
                 coordinator.handle_not_stored(now, &ticket);
                 self.checkpoint_failed(&reason);

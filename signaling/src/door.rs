@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use shared::units::{Span, Time};
 
@@ -33,6 +34,9 @@ pub const SEND_MAX: Span = Span::from_secs(10);
 pub const FOLLOWERS_MAX: usize = 1_000;
 /// Uploads at once: each holds one part of 8 MiB in memory.
 pub const UPLOADS_MAX: usize = 16;
+/// How long an upload waits for its turn: all stages of a checkpoint are asked for at once. Less than what a client
+/// waits for an answer; then it comes again.
+pub const UPLOAD_TURN_MAX: Duration = Duration::from_secs(25);
 
 /// So many at once, then one each `every`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use shared::units::Digest;
 use super::range::{self, Keep};
 use crate::app::{App, Event};
 use crate::data::{TOKENIZER_FILE, TRAIN_FILE, VALIDATION_FILE};
+use crate::door::UPLOAD_TURN_MAX;
 use crate::store::StoreError;
 
 pub(super) async fn data(
@@ -76,17 +77,16 @@ pub(super) async fn upload(
     body: Body,
 ) -> Response {
     let limit_bytes = app.upload_bytes_max;
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > limit_bytes) {
-        return (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("more than {limit_bytes} bytes"),
-        )
-            .into_response();
+    let unknown = (
+        StatusCode::FORBIDDEN,
+        "this ticket was used, has expired or never was",
+    );
+    // Whoever has no ticket waits for nothing.
+    if !app.tickets.is_good(app.clock.now(), &text) {
+        return unknown.into_response();
     }
-    let Ok(_permit) = app.uploads.try_acquire() else {
+    let turn = tokio::time::timeout(UPLOAD_TURN_MAX, app.uploads.acquire()).await;
+    let Ok(Ok(_permit)) = turn else {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
             "too many uploads at once; try again",
@@ -94,32 +94,34 @@ pub(super) async fn upload(
             .into_response();
     };
     let Some(ticket) = app.tickets.take(app.clock.now(), &text) else {
-        return (
-            StatusCode::FORBIDDEN,
-            "this ticket was used, has expired or never was",
-        )
-            .into_response();
+        return unknown.into_response();
     };
-    let stored = app
-        .store
-        .put_blob(ticket.held.blob, limit_bytes, body.into_data_stream())
-        .await;
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let stored = if announced.is_some_and(|bytes| bytes > limit_bytes) {
+        Err(StoreError::TooLarge { limit_bytes })
+    } else {
+        let blobs = body.into_data_stream();
+        let (store, blob) = (&app.store, ticket.held.blob);
+        store.put_blob(blob, limit_bytes, blobs).await
+    };
     match stored {
         Ok(len_bytes) => {
             tracing::info!(stage = %ticket.held.stage, round = %ticket.held.round, len_bytes, "state stored");
-            if app
-                .inbox
-                .send(Event::Stored { ticket: text })
-                .await
-                .is_err()
-            {
-                return (StatusCode::SERVICE_UNAVAILABLE, "the host stops").into_response();
-            }
-            StatusCode::CREATED.into_response()
+            tell(
+                &app,
+                Event::Stored { ticket: text },
+                StatusCode::CREATED,
+                "",
+            )
+            .await
         }
         Err(error @ (StoreError::Hash { .. } | StoreError::TooLarge { .. })) => {
             tracing::warn!(%error, "an upload was refused");
-            (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).into_response()
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            let event = Event::NotHeld { ticket: text };
+            tell(&app, event, status, &error.to_string()).await
         }
         Err(error @ StoreError::Interrupted { .. }) => {
             tracing::info!(%error, "an upload may come again");
@@ -132,11 +134,17 @@ pub(super) async fn upload(
                 ticket: text,
                 reason: error.to_string(),
             };
-            // An error means that the host stops.
-            let _ = app.inbox.send(event).await;
             let text =
                 "the host's store cannot take it now; the next checkpoint is asked for later";
-            (StatusCode::INSUFFICIENT_STORAGE, text).into_response()
+            tell(&app, event, StatusCode::INSUFFICIENT_STORAGE, text).await
         }
     }
+}
+
+/// Tells the coordinator how an upload ended, then whoever sent it.
+async fn tell(app: &App, event: Event, status: StatusCode, text: &str) -> Response {
+    if app.inbox.send(event).await.is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the host stops").into_response();
+    }
+    (status, text.to_owned()).into_response()
 }

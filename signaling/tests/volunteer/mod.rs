@@ -28,6 +28,10 @@ pub(crate) fn http() -> reqwest::Client {
 pub(crate) struct Volunteer {
     url: String,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Uploads that are still to be something else than what was asked for.
+    pub(crate) spoiled_uploads: u32,
+    /// Uploads that a test sends itself: what, and with which ticket.
+    pub(crate) kept_uploads: Option<Vec<(Held, String)>>,
 }
 
 impl Volunteer {
@@ -35,7 +39,12 @@ impl Volunteer {
         let address = format!("{}/ws", url.replace("http://", "ws://"));
         let (socket, _) = tokio_tungstenite::connect_async(address).await?;
         let url = url.to_owned();
-        Ok(Self { url, socket })
+        Ok(Self {
+            url,
+            socket,
+            spoiled_uploads: 0,
+            kept_uploads: None,
+        })
     }
 
     pub(crate) async fn connect(url: &str) -> Self {
@@ -175,8 +184,8 @@ impl Volunteer {
                     self.send(&Up::Ready { place, stages }).await;
                 }
                 Down::Upload { held, ticket } => {
-                    self.upload(held, &ticket).await;
-                    stored |= usize::from(held.stage.0) + 1 == work.stages;
+                    let is_last = usize::from(held.stage.0) + 1 == work.stages;
+                    stored |= self.upload(held, &ticket).await && is_last;
                 }
                 Down::Hello { .. }
                 | Down::Welcome(_)
@@ -217,9 +226,20 @@ impl Volunteer {
         }
     }
 
-    async fn upload(&mut self, held: Held, ticket: &str) {
+    /// Whether it is done, as far as this volunteer is to do it.
+    async fn upload(&mut self, held: Held, ticket: &str) -> bool {
+        if let Some(kept) = &mut self.kept_uploads {
+            kept.push((held, ticket.to_owned()));
+            return true;
+        }
         let url = format!("{}/store/upload/{ticket}", self.url);
         let put = |body: Vec<u8>| http().put(&url).body(body).send();
+        if self.spoiled_uploads > 0 {
+            self.spoiled_uploads -= 1;
+            let answer = put(b"something else".to_vec()).await.unwrap();
+            assert_eq!(answer.status(), 422);
+            return false;
+        }
         let bytes = state(held.round, held.stage);
         assert_eq!(put(bytes.clone()).await.unwrap().status(), 201);
         assert_eq!(
@@ -235,6 +255,7 @@ impl Volunteer {
             ticket,
         })
         .await;
+        true
     }
 }
 
@@ -264,6 +285,6 @@ impl Work {
 }
 
 /// The made-up state of a stage.
-fn state(round: Round, stage: StageId) -> Vec<u8> {
+pub(crate) fn state(round: Round, stage: StageId) -> Vec<u8> {
     format!("state of stage {stage} at round {round}").into_bytes()
 }
