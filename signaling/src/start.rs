@@ -14,7 +14,7 @@ use axum::serve::{IncomingStream, Listener, ListenerExt as _};
 
 use shared::config::run::RunConfig;
 use shared::config::written::{self, WrittenError};
-use shared::coordinator::history::{HistoryError, Row};
+use shared::coordinator::history::{HistoryError, Row, only_stored};
 use shared::coordinator::{Coordinator, Start};
 use shared::derive::seed_hash;
 use shared::limits::STATE_BYTES_MAX;
@@ -239,7 +239,9 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let (data, seed_hash) = prepare_data(&args, &config).await?;
     let (journal, rows) = open_journal(&args.store, &config, &data).await?;
     data::clear_others(&args.store.join("data"), &data)?;
-    let rows = only_stored(rows, &store).await?;
+    let stored = store.manifests().await?;
+    let is_stored = |of| stored.iter().any(|stored| stored.manifest.round == of);
+    let rows = only_stored(rows, is_stored);
 
     let start = Start {
         config: config.clone(),
@@ -441,23 +443,6 @@ pub fn parse_rows(records: &[Record]) -> Result<Vec<Row>, HostError> {
         })
     };
     records.iter().enumerate().map(parse).collect()
-}
-
-/// Leaves out manifests that are no longer in the store: nothing may be promised from them.
-async fn only_stored(mut rows: Vec<Row>, store: &Store) -> Result<Vec<Row>, HostError> {
-    let stored: Vec<_> = store.manifests().await?;
-    let is_stored = |of| stored.iter().any(|stored| stored.manifest.round == of);
-    rows.retain(|row| match row {
-        Row::Manifest { round } => is_stored(*round),
-        Row::Started { .. }
-        | Row::LineUp { .. }
-        | Row::Commit(_)
-        | Row::Evaluated { .. }
-        | Row::Rewind { .. }
-        | Row::Paused { .. }
-        | Row::Resumed => true,
-    });
-    Ok(rows)
 }
 
 fn secret() -> Result<[u8; 32], HostError> {

@@ -353,6 +353,21 @@ impl History {
     }
 }
 
+/// A journal's rows without the manifests that are no longer in the store: nothing may be promised from those.
+pub fn only_stored(mut rows: Vec<Row>, is_stored: impl Fn(Round) -> bool) -> Vec<Row> {
+    rows.retain(|row| match row {
+        Row::Manifest { round } => is_stored(*round),
+        Row::Started { .. }
+        | Row::LineUp { .. }
+        | Row::Commit(_)
+        | Row::Evaluated { .. }
+        | Row::Rewind { .. }
+        | Row::Paused { .. }
+        | Row::Resumed => true,
+    });
+    rows
+}
+
 fn cut(first: u64, end: u64, count: u32, pieces: &mut Vec<SampleRange>) {
     let mut at = first;
     while at < end {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::world::World;
-use crate::coordinator::history::Row;
+use crate::coordinator::history::{Row, only_stored};
 use crate::units::{Digest, Round};
 
 /// Newest manifests that are kept. Fewer than a host keeps, so that a run sometimes goes back beyond them.
@@ -47,16 +47,6 @@ impl World {
 
     /// The journal as a host reads it at its start: manifests that are gone are left out.
     pub(super) fn stored_rows(&self) -> Vec<Row> {
-        let is_stored = |row: &&Row| match row {
-            Row::Manifest { round } => self.stored.contains(round),
-            Row::Started { .. }
-            | Row::LineUp { .. }
-            | Row::Commit(_)
-            | Row::Evaluated { .. }
-            | Row::Rewind { .. }
-            | Row::Paused { .. }
-            | Row::Resumed => true,
-        };
-        self.rows.iter().filter(is_stored).cloned().collect()
+        only_stored(self.rows.clone(), |round| self.stored.contains(&round))
     }
 }
