@@ -3,11 +3,13 @@
 //! What passes between page and worker is heard by a script that runs before the page's own, so nothing in the
 //! page is there for tests. Begin with [`Tab::lend`].
 
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::browser::{Browser, Options, Page, WebGpu};
 use crate::community::{Community, Small};
@@ -94,6 +96,8 @@ pub struct Lend {
     pub memory_bytes: Option<u64>,
     /// Whether only relayed links are made.
     pub relay_only: bool,
+    /// Scripts that run before the page's own.
+    pub before_scripts: Vec<String>,
     /// More switches for the browser.
     pub arguments: Vec<String>,
 }
@@ -144,6 +148,29 @@ pub fn gather_with(
     Community::gather_with(small, arguments, names)
 }
 
+/// The web client with `script` before its worker's own, in a folder to give a host with `--www`.
+///
+/// # Errors
+/// The web client is not built, or is not packed.
+pub fn www_with(script: &str) -> anyhow::Result<TempDir> {
+    let built = paths::target()?.join("wasm32-unknown-unknown/web/bindings");
+    let www = tempfile::Builder::new().prefix("shoal-www-").tempdir()?;
+    let worker = www.path().join("worker");
+    std::fs::create_dir(&worker)?;
+    for entry in std::fs::read_dir(built.join("worker"))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), worker.join(entry.file_name()))?;
+    }
+    let module = worker.join("worker.js");
+    let own = std::fs::read_to_string(&module)?;
+    std::fs::write(&module, format!("{script}\n{own}"))?;
+    let mut pack = Command::new(paths::program("pack")?);
+    pack.arg(www.path().join("pkg")).arg(paths::www()?);
+    let packed = pack.arg(built.join("page")).arg(&worker).status()?;
+    ensure!(packed.success(), "the web client is not packed: {packed}");
+    Ok(www)
+}
+
 impl Tab {
     /// Opens the run's page in a new browser; nothing is clicked.
     ///
@@ -162,6 +189,9 @@ impl Tab {
         let browser = Browser::start(&options)?;
         let mut page = browser.blank()?;
         page.before_scripts(HEAR)?;
+        for script in &how.before_scripts {
+            page.before_scripts(script)?;
+        }
         if let Some(bytes) = how.memory_bytes {
             let settings = json!({ "memory_bytes": bytes }).to_string();
             // An empty tab has no storage.

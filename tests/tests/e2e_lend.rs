@@ -98,6 +98,128 @@ fn a_measured_share_is_the_asked_one() {
     }
 }
 
+/// What a browser on battery tells; the test puts it on mains.
+const BATTERY: &str = "(() => {
+  const battery = new EventTarget();
+  battery.charging = false;
+  globalThis.__plug = (charging) => {
+    battery.charging = charging;
+    battery.dispatchEvent(new Event('chargingchange'));
+    return true;
+  };
+  navigator.getBattery = () => Promise.resolve(battery);
+})()";
+
+#[test]
+fn on_battery_it_rests_where_that_is_wished() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let how = Lend {
+        before_scripts: vec![BATTERY.to_owned()],
+        ..Lend::default()
+    };
+    let mut tab = Tab::visit(&community, &how).expect("a page");
+    tab.page
+        .click("button", "Check this computer")
+        .expect("it is there");
+    tab.page
+        .click("checkbox", "Only on mains power")
+        .expect("it is offered");
+    tab.page.click("button", "Contribute").expect("it can help");
+    let paused = "now.phase === 'paused' && now.reason === 'paused: on battery'";
+    tab.stands(paused, LOAD_MAX).expect("it rests");
+    tab.page
+        .wait_for_text("Paused: on battery.", LOAD_MAX)
+        .expect("it says why");
+    tab.page.evaluate("__plug(true)").expect("an answer");
+    let now = tab
+        .stands("now.phase === 'training' && now.microbatches > 0", LOAD_MAX)
+        .expect("it works on mains");
+    assert!(now["microbatches"].as_u64() > Some(0));
+    tab.page.evaluate("__plug(false)").expect("an answer");
+    tab.stands(paused, LOAD_MAX).expect("it rests again");
+    tab.check().expect("it says nothing wrong");
+}
+
+/// A cap to choose, in bytes a day, and what is left of it.
+const CAP_BYTES: u64 = 200_000_000;
+const LEFT_BYTES: u64 = 50_000;
+
+/// What the browser keeps of the day's data, after `change` was done with the text that is there.
+fn day(tab: &Tab, change: &str) -> Value {
+    let script = format!(
+        "new Promise((done, fail) => {{
+           const open = indexedDB.open('shoal');
+           open.onerror = fail;
+           open.onsuccess = () => {{
+             const change = open.result.transaction('person', 'readwrite');
+             const person = change.objectStore('person');
+             {change}
+             const read = person.get('day');
+             change.oncomplete = () => {{ open.result.close(); done(JSON.parse(read.result)); }};
+             change.onerror = fail;
+           }};
+         }})"
+    );
+    tab.page.evaluate(&script).expect("the database answers")
+}
+
+#[test]
+fn a_days_cap_is_kept_over_a_reload() {
+    let _turn = turn();
+    let community = gather(&Small::default(), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::visit(&community, &Lend::default()).expect("a page");
+    tab.page
+        .click("button", "Check this computer")
+        .expect("it is there");
+    tab.page
+        .set("combobox", "Data a day, at most", &CAP_BYTES.to_string())
+        .expect("it is offered");
+    tab.page
+        .wait_for_role("button", "Contribute", LOAD_MAX)
+        .expect("it can help");
+    let before = CAP_BYTES - LEFT_BYTES;
+    let moved = format!(
+        "person.put(JSON.stringify({{ number: Math.floor(Date.now() / 86400000), bytes: {before} }}), 'day');"
+    );
+    assert_eq!(day(&tab, &moved)["bytes"], before);
+    tab.page.click("button", "Contribute").expect("it is there");
+    let paused = "now.phase === 'paused' && now.reason.includes('data is used up')";
+    let now = tab.stands(paused, LOAD_MAX).expect("it rests at its cap");
+    assert!(now["microbatches"].as_u64() > Some(0), "it had some left");
+    // Now, not when the tab ends: it may be killed.
+    let kept = day(&tab, "");
+    assert!(kept["bytes"].as_u64() >= Some(CAP_BYTES), "{kept}");
+    tab.page.reload().expect("it loads again");
+    let now = tab.stands(paused, LOAD_MAX).expect("it rests still");
+    assert_eq!(now["microbatches"], 0, "it did not begin anew");
+    tab.page
+        .wait_for_text("the day's data is used up", LOAD_MAX)
+        .expect("it says why");
+}
+
+#[test]
+fn finish_hands_the_stages_on_and_says_thank_you() {
+    let _turn = turn();
+    let mut community = gather(&Small::default(), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.join("herring").expect("a spare starts");
+    tab.stands("now.accepted.microbatches > 0", LOAD_MAX)
+        .expect("its work counts");
+    tab.page.click("button", "Finish").expect("it is there");
+    tab.page
+        .wait_for_text("Thank you", LOAD_MAX)
+        .expect("it says so");
+    let text = tab.page.text().expect("an answer");
+    assert!(text.contains("Nothing is lost."), "{text}");
+    assert!(text.contains("Your work on stage"), "{text}");
+    tab.page
+        .wait_for_workers(0, LOAD_MAX)
+        .expect("its workers end");
+    community.go_on(2).expect("the others go on");
+    tab.check().expect("it says nothing wrong");
+}
+
 #[test]
 fn a_second_tab_of_a_browser_is_told_and_has_its_turn_later() {
     let _turn = turn();

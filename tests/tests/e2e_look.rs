@@ -1,6 +1,8 @@
 //! The page in each of its states, in light and dark, on a screen and on a phone: looked at by axe-core, and kept as
 //! pictures for a person to look at (`pictures` in cargo's target folder).
 
+use std::time::Duration;
+
 use tests::browser::{Browser, Options, Page};
 use tests::community::Small;
 use tests::paths;
@@ -10,6 +12,14 @@ use tests::tab::{LOAD_MAX, Lend, Tab, gather, turn};
 const SIZES: [(u32, u32); 2] = [(1280, 900), (390, 844)];
 /// Rounds after which a curve has a shape.
 const ROUNDS: u64 = 6;
+
+/// A line of 10 Mbit/s: bytes a second, and how long a request takes there and back at least.
+const LINE_BYTES_PER_SECOND: u64 = 1_250_000;
+const LINE_LATENCY: Duration = Duration::from_millis(40);
+/// Until something of the run can be read over such a line.
+const TEXT_MAX: Duration = Duration::from_secs(1);
+/// Visits of which the quickest counts: the machine does other things, too.
+const VISITS: usize = 3;
 
 /// Keeps pictures of the page as it stands, and holds each to axe-core's rules and to its width.
 fn show(page: &Page, state: &str) {
@@ -46,6 +56,63 @@ fn what_is_wrong_with_a_page_is_found() {
         found.iter().any(|line| line.starts_with("button-name")),
         "{found:?}"
     );
+}
+
+#[test]
+fn the_run_can_be_read_within_a_second_over_a_slow_line() {
+    let _turn = turn();
+    let mut community = gather(&Small::default(), &["anchovy", "herring"]).expect("they gather");
+    community.reach(2).expect("they train");
+    let mut quickest = f64::INFINITY;
+    for _ in 0..VISITS {
+        // A new browser has nothing of it yet.
+        let browser = Browser::start(&Options::default()).expect("Chromium starts");
+        let mut page = browser.blank().expect("a tab");
+        page.slow_down(LINE_LATENCY, LINE_BYTES_PER_SECOND)
+            .expect("an answer");
+        page.goto(community.host.url()).expect("it loads");
+        let paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime";
+        let paint = page.wait_for("a first paint", LOAD_MAX, paint);
+        let paint = paint.expect("it is told").as_f64().expect("a number");
+        let text = page.text().expect("an answer");
+        assert!(text.contains("A language model of"), "{text}");
+        println!("first text after {paint:.0} ms");
+        quickest = quickest.min(paint);
+    }
+    assert!(quickest < TEXT_MAX.as_secs_f64() * 1e3, "{quickest} ms");
+}
+
+#[test]
+fn a_mouse_over_the_curve_shows_a_rounds_figures() {
+    let _turn = turn();
+    let mut community = gather(&Small::default(), &["anchovy", "herring"]).expect("they gather");
+    community.reach(ROUNDS).expect("they train");
+    // Nobody trains on: the curve stands still.
+    community.kill_volunteers().expect("they end");
+    let browser = Browser::start(&Options::default()).expect("Chromium starts");
+    let mut page = browser.open(community.host.url()).expect("it loads");
+    page.hover("slider", "Rounds on the loss curve")
+        .expect("it is there");
+    let tip = "document.querySelector('.tip')?.innerText";
+    let shown = page.wait_for("a tip", LOAD_MAX, tip).expect("it shows one");
+    let shown = shown.as_str().expect("text").to_owned();
+    let run = community.host.api().expect("an answer");
+    let rounds = run["rounds"].as_array().expect("a list");
+    let named = rounds.iter().find(|round| {
+        let first = shown.lines().next().unwrap_or_default();
+        first == format!("Round {}", round["round"])
+    });
+    let named = named.unwrap_or_else(|| panic!("a round of the run: {shown}"));
+    let loss = named["loss"].as_f64().expect("a number");
+    assert!(shown.contains(&format!("loss {loss:.3}")), "{shown}");
+    assert!(shown.contains("tokens"), "{shown}");
+    page.move_mouse(2.0, 2.0).expect("an answer");
+    page.wait_for("nothing", LOAD_MAX, "!document.querySelector('.tip')")
+        .expect("it goes with the mouse");
+    let legend = page.evaluate("document.querySelector('figcaption').innerText");
+    let legend = legend.expect("an answer").to_string();
+    assert!(legend.contains("training loss"), "{legend}");
+    assert!(!legend.contains("held-out"), "no such line: {legend}");
 }
 
 #[test]

@@ -110,6 +110,36 @@ fn a_tab_that_rests_or_was_stopped_does_not_begin_again_by_itself() {
     assert_eq!(tab.page.worker_count().expect("an answer"), 0);
 }
 
+/// Counts how often the page asks the browser not to clear away what it keeps; the answer is yes.
+const COUNT_ASKED: &str = "StorageManager.prototype.persist = () => {
+  localStorage.__asked = 1 + Number(localStorage.__asked ?? 0);
+  return Promise.resolve(true);
+}";
+
+#[test]
+fn the_browser_is_asked_once_and_not_before_a_click_to_keep_what_is_kept() {
+    let _turn = turn();
+    let community = gather(&small(1), &[]).expect("a host starts");
+    let how = Lend {
+        before_scripts: vec![COUNT_ASKED.to_owned()],
+        ..Lend::default()
+    };
+    let mut tab = Tab::visit(&community, &how).expect("a page");
+    let asked = |tab: &Tab| tab.page.evaluate("localStorage.__asked ?? 'never'");
+    tab.page
+        .wait_for_role("button", "Check this computer", LOAD_MAX)
+        .expect("the program runs");
+    assert_eq!(asked(&tab).expect("an answer"), "never");
+    tab.contribute().expect("the tab lends");
+    assert_eq!(asked(&tab).expect("an answer"), "1");
+    tab.stands("now.microbatches > 0", LOAD_MAX)
+        .expect("it trains");
+    tab.page.reload().expect("it loads again");
+    tab.stands("now.microbatches > 0", LOAD_MAX)
+        .expect("it goes on by itself");
+    assert_eq!(asked(&tab).expect("an answer"), "1");
+}
+
 #[test]
 fn a_browser_without_room_says_so_and_trains_on() {
     let _turn = turn();

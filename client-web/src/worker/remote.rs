@@ -12,7 +12,8 @@ use shared::compute::{Compute, Done, Job};
 use shared::config::run::RunConfig;
 use shared::driver::{Clock, Prepared, Workshop};
 use wasm_bindgen::JsCast;
-use web_sys::{MessageEvent, Worker, WorkerOptions, WorkerType};
+use wasm_bindgen::prelude::Closure;
+use web_sys::{Event, MessageEvent, Worker, WorkerOptions, WorkerType};
 
 use super::clock::WorkerClock;
 use super::jobs::{self, Answer, Ask, Made};
@@ -50,6 +51,9 @@ impl Remote {
         let own = get(&get(&scope(), "location"), "href").as_string();
         let worker = Worker::new_with_options(&own.unwrap_or_default(), &options)
             .map_err(|error| words(&error))?;
+        // Else what breaks there goes on to the page, as an error of this worker; also when nobody listens any more.
+        let contain = Closure::<dyn Fn(Event)>::new(|event: Event| event.prevent_default());
+        worker.set_onerror(Some(contain.into_js_value().unchecked_ref()));
         let (tell, answers) = mpsc::unbounded();
         let broke = tell.clone();
         let message = Listener::new(&worker, "message", move |event| {

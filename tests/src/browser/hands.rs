@@ -54,6 +54,27 @@ impl Page {
         Ok(())
     }
 
+    /// Moves the mouse over what has this role and accessible name: to its middle.
+    ///
+    /// # Errors
+    /// It does not appear, or several have that name.
+    pub fn hover(&mut self, role: &str, name: &str) -> anyhow::Result<()> {
+        let node = self.find(role, name, FIND_WAIT_MAX)?;
+        let (x, y) = self
+            .middle_of(&node)
+            .with_context(|| format!("{role} '{name}'"))?;
+        self.move_mouse(x, y)
+    }
+
+    /// Moves the mouse to a place of the window, in CSS pixels.
+    ///
+    /// # Errors
+    /// Chromium does not answer.
+    pub fn move_mouse(&self, x: f64, y: f64) -> anyhow::Result<()> {
+        let params = json!({ "type": "mouseMoved", "x": x, "y": y, "buttons": 0 });
+        self.call("Input.dispatchMouseEvent", &params).map(drop)
+    }
+
     /// Sets a field, a slider or a list to `value`, as typing or dragging does.
     ///
     /// # Errors

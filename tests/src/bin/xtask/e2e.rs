@@ -17,6 +17,7 @@ const TESTS: [&str; 7] = [
     "e2e_lend",
     "e2e_look",
     "e2e_reach",
+    "e2e_gpu",
 ];
 
 /// What is asked for.
