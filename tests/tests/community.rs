@@ -31,6 +31,25 @@ fn check_noticed(community: &mut Community, name: &str, since_ms: u64) {
 }
 
 #[test]
+fn an_upload_over_a_slow_line_arrives_however_long_it_takes() {
+    let small = Small {
+        seats_min: 1,
+        ..Small::default()
+    };
+    let mut community = Community::gather(&small, &[]).expect("a host starts");
+    // All four stages, 665 kB, take longer than any silence that either end puts up with.
+    community
+        .join_with("anchovy", &["--max-upload", "120kbit"])
+        .expect("a volunteer starts");
+    community
+        .host
+        .wait_until("a checkpoint", ROUND_WAIT_MAX, |run| {
+            run["checkpoint_round"].as_u64() >= Some(1)
+        })
+        .expect("the host stores it");
+}
+
+#[test]
 fn volunteers_train_together_and_the_loss_falls() {
     let all = judge::undisturbed().expect("a run to which nothing happens");
     let (first, last) = (all[0].1, all[all.len() - 1].1);

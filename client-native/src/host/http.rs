@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{DATE, RANGE};
-use reqwest::{Body, Client, Response, StatusCode, Url};
+use reqwest::{Body, Client, ClientBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
-use shared::limits::STATE_BYTES_MAX;
+use shared::limits::{STATE_BYTES_MAX, UPLOAD_MAX};
 use shared::units::Digest;
 use std::sync::Arc;
 
@@ -20,8 +20,10 @@ use crate::pace::Pacer;
 
 /// How long opening a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// Silence in the middle of an answer after which it counts as broken.
+/// Silence before or in the middle of an answer after which it counts as broken.
 const READ_MAX: Duration = Duration::from_secs(30);
+/// How long one upload may take: afterwards its ticket is good for nothing.
+const SEND_MAX: Duration = Duration::from_micros(UPLOAD_MAX.as_micros());
 /// Tries for one file, each going on where the one before broke off.
 const TRIES_MAX: u32 = 5;
 /// Pause before a new try, times the number of failures.
@@ -38,6 +40,8 @@ const ERROR_CHARS_MAX: usize = 300;
 pub struct HostFiles {
     link: HostLink,
     client: Client,
+    /// ... for uploads: reqwest counts the time in which a body leaves as silence before the answer.
+    uploads: Client,
     pacer: Option<Arc<Pacer>>,
 }
 
@@ -45,15 +49,19 @@ impl HostFiles {
     /// Nothing is connected before the first request.
     pub fn new(link: &HostLink, pacer: Option<Arc<Pacer>>) -> Self {
         prepare_tls();
-        let client = Client::builder()
-            .connect_timeout(CONNECT_MAX)
-            .read_timeout(READ_MAX)
-            .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .expect("TLS was prepared, and no other setting can fail");
+        let client = || {
+            Client::builder()
+                .connect_timeout(CONNECT_MAX)
+                .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
+        };
+        let built = |client: ClientBuilder| {
+            let built = client.build();
+            built.expect("TLS was prepared, and no other setting can fail")
+        };
         Self {
             link: link.clone(),
-            client,
+            client: built(client().read_timeout(READ_MAX)),
+            uploads: built(client().timeout(SEND_MAX)),
             pacer,
         }
     }
@@ -145,7 +153,7 @@ impl HostFiles {
         let mut failures = 0;
         loop {
             let request = self
-                .client
+                .uploads
                 .put(url.clone())
                 .body(self.body(bytes.clone()))
                 .header(reqwest::header::CONTENT_LENGTH, bytes.len());
