@@ -24,6 +24,8 @@ use crate::js::{call, get, words};
 
 /// Tries for one file, each going on where the one before broke off.
 const TRIES_MAX: u32 = 5;
+/// Status of a host that takes no more uploads at the moment.
+const BUSY: u16 = 503;
 /// Pause before a new try, times the number of failures.
 const RETRY: Span = Span::from_millis(300);
 /// Pause after a request for tokens failed for good; the next one tries several times again.
@@ -150,7 +152,11 @@ impl WebFiles {
             Ok(())
         } else {
             let status = response.status();
-            Err(Failure::Final(format!("the host answered {status}")))
+            let reason = format!("the host answered {status}");
+            Err(match status {
+                BUSY => Failure::Broken(reason),
+                _ => Failure::Final(reason),
+            })
         }
     }
 
