@@ -102,8 +102,15 @@ impl Coordinator {
                 self.holds(now, peer, holds);
             }
         }
-        self.resume_pipeline(now);
-        self.say_round_again(peer);
+        if self.resume_pipeline(now) {
+            // Those who came back before it went on were told nothing.
+            let peers = self.pipeline.iter().flat_map(Pipeline::peers);
+            for seated in peers.collect::<Vec<_>>() {
+                self.say_round_again(seated);
+            }
+        } else {
+            self.say_round_again(peer);
+        }
     }
 
     /// A volunteer sees its neighbours at something it was not told of: it is told again. Nothing of it acts twice.
@@ -130,15 +137,15 @@ impl Coordinator {
         self.say_round_again(peer);
     }
 
-    /// All seats are back after a restart: go on where they are.
-    fn resume_pipeline(&mut self, now: Time) {
+    /// Once all seats are back after a restart, they go on where they are. Whether they did so now.
+    fn resume_pipeline(&mut self, now: Time) -> bool {
         let steps_target = self.steps_target();
         let Some(pipeline) = &mut self.pipeline else {
-            return;
+            return false;
         };
         let is_resuming = matches!(pipeline.phase, Phase::Resuming { .. });
         if !is_resuming || !pipeline.seats.iter().all(|seat| seat.resumed) {
-            return;
+            return false;
         }
         pipeline.began = now;
         pipeline.progressed = now;
@@ -153,5 +160,6 @@ impl Coordinator {
                 self.begin(now);
             }
         }
+        true
     }
 }
