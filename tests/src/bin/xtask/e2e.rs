@@ -9,7 +9,7 @@ use crate::steps::{Count, Ledger};
 use crate::web::{For, web};
 
 /// The tests, by file.
-const TESTS: [&str; 7] = [
+const TESTS: [&str; 8] = [
     "browser",
     "tab",
     "e2e_firefox",
