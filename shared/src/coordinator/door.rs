@@ -217,12 +217,15 @@ impl Coordinator {
     }
 
     fn volunteer(&self, now: Time, peer: PeerId, join: Join) -> Volunteer {
+        let is_kept = self.kept_rounds();
         let kept = join
             .kept
             .into_iter()
             .filter(|held| {
                 let commit = self.history.get(held.round);
-                commit.is_some_and(|commit| commit.stages.contains(held))
+                let stands = commit.is_some_and(|commit| commit.stages.contains(held));
+                // It drops older ones as soon as it hears which are safe.
+                stands && is_kept(held.round)
             })
             .map(|held| ((held.round, held.stage), held.blob));
         Volunteer {

@@ -443,11 +443,22 @@ impl Coordinator {
         }
     }
 
-    /// Drops from the books what volunteers drop by the same rule.
-    pub(super) fn forget_old_copies(&mut self) {
+    /// The rounds of which volunteers keep states: all of them go by this rule.
+    pub(super) fn kept_rounds(&self) -> impl Fn(Round) -> bool + use<> {
         let (newest, safe, securing) = (self.history.newest(), self.safe, self.securing_round());
-        let is_kept = |round| round >= newest || round == safe || Some(round) == securing;
-        self.roster.retain_rounds(is_kept);
+        move |round| round >= newest || round == safe || Some(round) == securing
+    }
+
+    /// The round that volunteers keep beside the newest one, so that it can be gone back to.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn safe(&self) -> Round {
+        self.safe
+    }
+
+    /// Drops from the books what volunteers drop.
+    pub(super) fn forget_old_copies(&mut self) {
+        let is_kept = self.kept_rounds();
+        self.roster.retain_rounds(&is_kept);
         self.missing.retain_rounds(is_kept);
     }
 

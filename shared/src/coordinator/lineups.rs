@@ -173,8 +173,8 @@ impl Coordinator {
             }
         };
         self.reunion = None;
-        if let Some(stage) = self.lost_stage(self.history.newest()) {
-            return self.wait_or_rewind(now, stage);
+        if self.lost_stages(self.history.newest()).next().is_some() {
+            return self.wait_or_rewind(now);
         }
         self.lost_since = None;
         let epoch = self.issue();
@@ -199,36 +199,50 @@ impl Coordinator {
         self.journal(row, Awaited::LineUp);
     }
 
-    /// A stage of `round` that can be had neither from the seed, nor from a volunteer, nor from the store.
-    fn lost_stage(&self, round: Round) -> Option<StageId> {
-        let commit = self.history.get(round)?;
-        if self.has_manifest(round) {
-            return None;
-        }
-        let lost = commit
-            .stages
-            .iter()
-            .find(|held| self.roster.holders(held).next().is_none());
+    /// Stages of `round` that can be had neither from the seed, nor from a volunteer, nor from the store.
+    fn lost_stages(&self, round: Round) -> impl Iterator<Item = StageId> {
+        let commit = self.history.get(round);
+        let commit = commit.filter(|_| !self.has_manifest(round));
+        let stages = commit.into_iter().flat_map(|commit| &commit.stages);
+        let lost = stages.filter(|held| self.roster.holders(held).next().is_none());
         lost.map(|held| held.stage)
     }
 
-    fn wait_or_rewind(&mut self, now: Time, stage: StageId) {
+    /// The newest round's state is not to be had. Who may still bring it is waited for; so is who may bring the state
+    /// of a round that is newer than the newest of which all is here.
+    fn wait_or_rewind(&mut self, now: Time) {
         let since = *self.lost_since.get_or_insert(now);
         let wait = self.config().schedule.rewind_wait;
-        let newest = self.history.newest();
-        if now < since + wait && self.roster.may_be_brought_back((newest, stage)) {
+        let mut hoped_for = None;
+        let mut to = Round(0);
+        for commit in self.history.newest_first() {
+            let round = commit.round;
+            let Some(stage) = self.lost_stages(round).next() else {
+                to = round;
+                break;
+            };
+            if hoped_for.is_none() && self.may_be_brought_back(round) {
+                hoped_for = Some((round, stage));
+            }
+        }
+        if let Some((round, stage)) = hoped_for.filter(|_| now < since + wait) {
             return self.everyone_waits(&format!(
-                "waiting for a volunteer that holds stage {stage} of round {newest}"
+                "waiting for a volunteer that holds stage {stage} of round {round}"
             ));
         }
-        let standing = self.history.newest_first().map(|commit| commit.round);
-        let to = standing
-            .into_iter()
-            .find(|round| self.lost_stage(*round).is_none());
-        let row = Row::Rewind {
-            to: to.unwrap_or(Round(0)),
-        };
+        let row = Row::Rewind { to };
         self.journal(row.clone(), Awaited::Rewind(row));
+    }
+
+    /// Whether those who are away or gone may bring back all that is lost of `round`. After a restart of the host nobody
+    /// knows who that is, so the newest round is hoped for until somebody comes back without it; an older one, which
+    /// most have dropped, only where somebody is known to have had it.
+    fn may_be_brought_back(&self, round: Round) -> bool {
+        let is_newest = round == self.history.newest();
+        self.lost_stages(round).all(|stage| {
+            let at = (round, stage);
+            self.roster.is_elsewhere(at) || is_newest && !self.roster.came_back_without(at)
+        })
     }
 
     pub(super) fn rewind_journaled(&mut self, row: &Row) {

@@ -234,10 +234,14 @@ impl Roster {
         Some(volunteer)
     }
 
-    /// Whether somebody who is gone may bring that state back: unless all who left with it came back without it.
-    pub fn may_be_brought_back(&self, at: (Round, StageId)) -> bool {
-        let left_with = |states: &BTreeSet<(Round, StageId)>| states.contains(&at);
-        !self.unreturned.contains(&at) || self.departed.values().any(left_with)
+    /// Whether somebody who is away, or gone and not back, had that state, which nobody has who is here.
+    pub fn is_elsewhere(&self, at: (Round, StageId)) -> bool {
+        self.keepers.contains_key(&at) || self.departed.values().any(|states| states.contains(&at))
+    }
+
+    /// Whether somebody who had that state is back without it.
+    pub fn came_back_without(&self, at: (Round, StageId)) -> bool {
+        self.unreturned.contains(&at)
     }
 
     fn forget_keeper(&mut self, at: (Round, StageId), peer: PeerId) {
