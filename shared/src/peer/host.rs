@@ -385,10 +385,11 @@ impl Peer {
         order.state.iter().map(|fetch| fetch.held).collect()
     }
 
-    /// Goes on with a seat that is being prepared: states, then links, then `ready`.
-    pub(super) fn pump_gathering(&mut self, now: Time) {
+    /// Goes on with a seat that is being prepared: states, then links, then `ready`. Whether it is at
+    /// work now.
+    pub(super) fn pump_gathering(&mut self, now: Time) -> bool {
         let Some(gathering) = &self.gathering else {
-            return;
+            return false;
         };
         let order = gathering.order.clone();
         if !gathering.loading {
@@ -415,16 +416,13 @@ impl Peer {
             .chain(&order.next)
             .all(|neighbour| self.links.get(&neighbour.peer).is_some_and(Link::is_up));
         let config = self.config.clone();
-        if let (Some(config), true, true) = (
-            config,
-            linked,
-            self.gathering
-                .as_ref()
-                .is_some_and(|gathering| gathering.loaded),
-        ) {
-            self.gathering = None;
-            self.begin_work(order, &config);
-        }
+        let loaded = self.gathering.as_ref().is_some_and(|it| it.loaded);
+        let (Some(config), true, true) = (config, linked, loaded) else {
+            return false;
+        };
+        self.gathering = None;
+        self.begin_work(order, &config);
+        true
     }
 
     fn state_of(&self, fetch: &Fetch) -> Option<StageState> {

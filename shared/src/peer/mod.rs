@@ -481,8 +481,11 @@ impl Peer {
 
     /// Carries everything on as far as it goes: outputs of the parts, the next job.
     fn pump(&mut self, now: Time) {
-        while self.pump_links(now) || self.pump_transfers(now) || self.pump_work(now) {}
-        self.pump_gathering(now);
+        while self.pump_links(now)
+            || self.pump_transfers(now)
+            || self.pump_gathering(now)
+            || self.pump_work(now)
+        {}
         self.pump_jobs(now);
         self.pump_shelf();
         self.pump_ahead(now);
