@@ -82,12 +82,23 @@ fn fit(config: &RunConfig, memory_bytes: u64) -> Verdict {
             })
         })
         .min();
-    let needed = smallest.unwrap_or_default() as f64 / 1e9;
-    let lent = memory_bytes as f64 / 1e9;
+    let needed = memory(smallest.unwrap_or_default());
+    let lent = memory(memory_bytes);
     Verdict::cannot(
-        format!("a stage of this model needs {needed:.1} GB of memory, and {lent:.1} GB is lent"),
-        format!("Lend {needed:.1} GB, if this machine has that much to spare."),
+        format!("a stage of this model needs {needed} of memory, and {lent} is lent"),
+        format!("Lend {needed}, if this machine has that much to spare."),
     )
+}
+
+/// An amount of memory, rounded up: who lends what is said has enough.
+fn memory(bytes: u64) -> String {
+    match bytes.div_ceil(1_000_000) {
+        megabytes @ ..1_000 => format!("{megabytes} MB"),
+        megabytes => {
+            let tenths = megabytes.div_ceil(100);
+            format!("{}.{} GB", tenths / 10, tenths % 10)
+        }
+    }
 }
 
 /// What a seat that fits into `memory_bytes` would move, on a machine that needs `block_us` microseconds for a block and a
@@ -142,6 +153,8 @@ mod tests {
         let verdict = |bytes| verdict(&run, bytes, &near(), false);
         assert_eq!(verdict(1 << 40), Verdict::CanHelp { stages: of, of });
         assert!(matches!(verdict(1_000), Verdict::Cannot { .. }));
+        let amounts = [1_000, 600_000_000, 3_010_000_000].map(memory);
+        assert_eq!(amounts, ["1 MB", "600 MB", "3.1 GB"]);
         assert_eq!(estimate(&run, 1_000, 1_000, 100), None);
     }
 
