@@ -80,7 +80,7 @@ fn a_volunteer_that_derives_other_numbers_from_the_seed_is_not_let_in() {
     let faulty = community.volunteer("anchovy").expect("it was started");
     let said = faulty.wait_for("a refusal", SAY_MAX, |event| event["event"] == "error");
     let said = said.expect("it says why it ends");
-    assert!(text(&said).contains("from the seed"), "{said}");
+    assert!(text(&said).contains("from the run's seed"), "{said}");
     let ended = faulty.wait_end(SAY_MAX).expect("it ends");
     assert_eq!(ended.code(), Some(11));
     community.volunteers.retain(|one| one.name() != "anchovy");

@@ -170,7 +170,11 @@ impl Coordinator {
                 "this machine derives {:?} from the run's seed, the host {:?}",
                 join.seed_hash, self.start.seed_hash
             );
-            Some((RefuseCode::SeedHash, text, install()))
+            let remedy = format!(
+                "{}; if it is that already, this machine computes otherwise: tell us what `shoal doctor` says",
+                install()
+            );
+            Some((RefuseCode::SeedHash, text, remedy))
         } else if self.conduct.is_refused(&join.key) {
             Some((RefuseCode::Removed, REMOVED.to_owned(), removed_remedy()))
         } else if self.over {

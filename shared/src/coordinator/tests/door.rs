@@ -43,7 +43,7 @@ fn whoever_has_another_build_is_told_which_one_to_install() {
     check_refused(
         |join| join.seed_hash = Digest::of(b"other numbers"),
         expect_test::expect![
-            "this machine derives bc046c07 from the run's seed, the host 00000000; install Shoal 0.1.0, which this host is"
+            "this machine derives bc046c07 from the run's seed, the host 00000000; install Shoal 0.1.0, which this host is; if it is that already, this machine computes otherwise: tell us what `shoal doctor` says"
         ],
     );
 }
