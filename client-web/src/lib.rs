@@ -22,6 +22,8 @@ pub mod shelf;
 pub mod broken;
 #[cfg(target_arch = "wasm32")]
 pub mod console;
+#[cfg(all(target_arch = "wasm32", feature = "worker"))]
+pub mod constructors;
 #[cfg(target_arch = "wasm32")]
 pub mod js;
 #[cfg(all(target_arch = "wasm32", feature = "page"))]

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "wasm32")]
 fn main() {
+    client_web::constructors::run();
     client_web::worker::start();
 }
 

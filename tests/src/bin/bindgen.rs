@@ -4,7 +4,9 @@
 //! must be equal to the last digit, and nothing needs to be installed this way. It knows nothing
 //! of Shoal; `cargo xtask web` calls it.
 
-use anyhow::{Context, bail};
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
 use wasm_bindgen_cli_support::Bindgen;
 
 fn main() -> anyhow::Result<()> {
@@ -13,6 +15,7 @@ fn main() -> anyhow::Result<()> {
     let [module, folder] = &arguments[usize::from(is_small)..] else {
         bail!("usage: bindgen [--small] MODULE.wasm FOLDER");
     };
+    check_exports(Path::new(module))?;
     Bindgen::new()
         .input_path(module)
         .web(true)?
@@ -24,4 +27,18 @@ fn main() -> anyhow::Result<()> {
         .remove_producers_section(is_small)
         .generate(folder)
         .with_context(|| format!("the bindings of {} were not written", module.display()))
+}
+
+/// Refuses a module whose every function runs all constructors first, because `main` does not run them.
+fn check_exports(module: &Path) -> anyhow::Result<()> {
+    // What the linker calls the functions that it puts before the module's own.
+    const WRAPPER: &[u8] = b".command_export";
+    let bytes = std::fs::read(module).with_context(|| module.display().to_string())?;
+    let is_wrapped = bytes.windows(WRAPPER.len()).any(|name| name == WRAPPER);
+    ensure!(
+        !is_wrapped,
+        "{}: whatever is called in it runs its constructors first; `main` must run them, once",
+        module.display()
+    );
+    Ok(())
 }
