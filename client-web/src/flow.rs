@@ -52,6 +52,11 @@ impl Outflow {
         true
     }
 
+    /// Where the worker has the channel itself: how much the browser still holds. `true` when a "drained" is due.
+    pub fn holds(&mut self, buffered_bytes: u64) -> bool {
+        self.sent(self.posted_bytes.saturating_sub(buffered_bytes))
+    }
+
     /// The page's word; `true` when a "drained" is due.
     pub fn sent(&mut self, sent_bytes: u64) -> bool {
         self.sent_bytes = self.sent_bytes.max(sent_bytes).min(self.posted_bytes);

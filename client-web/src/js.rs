@@ -45,25 +45,26 @@ pub fn object(entries: &[(&str, JsValue)]) -> js_sys::Object {
 
 /// A parcel as the array that crosses, and what is transferred with it.
 #[must_use]
-pub fn to_array(parcel: &Parcel<js_sys::ArrayBuffer>) -> (Array, Array) {
+pub fn to_array<T: AsRef<JsValue>>(parcel: &Parcel<T>) -> (Array, Array) {
+    let load = parcel.load.as_ref();
     let array = Array::of4(
         // Peers are numbered one by one: far below 2^53.
         &JsValue::from_f64(parcel.at.peer.0 as f64),
         &JsValue::from_f64(f64::from(parcel.at.number)),
         &JsValue::from_f64(f64::from(channel_number(parcel.channel))),
-        &parcel.bytes,
+        load,
     );
-    (array, Array::of1(&parcel.bytes))
+    (array, Array::of1(load))
 }
 
-/// The parcel that an array holds; `None` if it is no parcel.
+/// The parcel that an array holds; `None` if it is no parcel with such a load.
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "our own module wrote these whole numbers"
 )]
-pub fn from_array(value: &JsValue) -> Option<Parcel<js_sys::ArrayBuffer>> {
+pub fn from_array<T: JsCast>(value: &JsValue) -> Option<Parcel<T>> {
     let array = value.dyn_ref::<Array>()?;
     let number = |index| array.get(index).as_f64();
     Some(Parcel {
@@ -72,7 +73,7 @@ pub fn from_array(value: &JsValue) -> Option<Parcel<js_sys::ArrayBuffer>> {
             number: number(1)? as u32,
         },
         channel: channel_of(number(2)? as u8)?,
-        bytes: array.get(3).dyn_into().ok()?,
+        load: array.get(3).dyn_into().ok()?,
     })
 }
 

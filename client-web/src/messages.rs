@@ -2,9 +2,9 @@
 //!
 //! The **page** is the browser's main thread: it draws, and holds the peer connections, which a worker cannot. The
 //! **worker** is the volunteer: driver, host connection, files, compute, storage. What the page tells is
-//! a [`ToWorker`], what it is told a [`ToPage`]; both cross as JSON text. Only the bytes of data channels cross
-//! as a [`Parcel`]: a JavaScript array `[peer, link, channel, ArrayBuffer]` whose buffer is transferred,
-//! not copied.
+//! a [`ToWorker`], what it is told a [`ToPage`]; both cross as JSON text. Only what concerns data channels crosses
+//! as a [`Parcel`]: a JavaScript array `[peer, link, channel, load]` whose load is transferred, not copied. Where
+//! the browser lets a worker have data channels, it is the channel itself, once; elsewhere each message.
 //!
 //! The page's side of the links and of the worker itself is `volunteer`: a user interface needs
 //! [`Settings`], the commands of [`ToWorker`], [`Snapshot`], [`Preflight`] and [`Ended`], nothing of [`Rtc`].
@@ -139,7 +139,10 @@ pub enum ToWorker {
 #[serde(rename_all = "snake_case")]
 pub enum ToPage {
     /// The module runs and listens.
-    Ready,
+    Ready {
+        /// Whether data channels can be handed to it.
+        takes_channels: bool,
+    },
     /// How things stand: a few times a second while something changes.
     Snapshot(Box<Snapshot>),
     /// What is known so far about helping from here.
@@ -150,6 +153,10 @@ pub enum ToPage {
     Broken(Broken),
     /// A step for a peer connection.
     Rtc(Rtc<LinkStep>),
+    /// Both channels of a connection, which the worker has, are open.
+    ChannelsOpen(LinkId),
+    /// A channel of a connection, which the worker has, is closed.
+    ChannelClosed(LinkId),
     /// ICE servers for connections that are made from now on.
     IceServers {
         /// With credentials that expire.
@@ -182,15 +189,16 @@ pub struct Rtc<T> {
     pub what: T,
 }
 
-/// A message of a data channel, on its way between page and worker. Not JSON; see the module's page.
+/// A message of a data channel (an `ArrayBuffer`), or the channel, on its way between page and worker. Not JSON; see
+/// the module's page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parcel<B> {
+pub struct Parcel<T> {
     /// Which connection.
     pub at: LinkId,
     /// Which of its channels.
     pub channel: Channel,
-    /// What it holds.
-    pub bytes: B,
+    /// What is transferred.
+    pub load: T,
 }
 
 /// The number that stands for a channel in a [`Parcel`].

@@ -4,6 +4,7 @@
 //! `/api/run` holds. Ports are free ones, everything lies in one temporary folder that goes with
 //! the [`Host`]. Begin with [`Host::start`] and [`Host::volunteer`].
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -131,7 +132,8 @@ impl Host {
         command
             .args(["--port", &options.port.to_string(), "--json"])
             .args(&options.arguments);
-        let command = with_fault(without_settings(&mut command), launch.fault);
+        let fault = launch.fault.map(|fault| ("SHOAL_FAULT", fault));
+        let command = without_settings(&mut command).envs(fault);
         let mut program = Program::start("shoal-host", command)?;
         let event = program.wait_for("listening", LISTEN_WAIT_MAX, |event| {
             event["event"] == "listening"
@@ -161,23 +163,28 @@ impl Host {
         arguments: &[&str],
         fault: Option<&str>,
     ) -> anyhow::Result<Program> {
+        let fault = fault.map(|fault| ("SHOAL_FAULT", fault.as_ref()));
+        self.volunteer_among(name, arguments, fault)
+    }
+
+    /// The same in an environment that differs from this program's.
+    ///
+    /// # Errors
+    /// As [`Host::volunteer`].
+    pub fn volunteer_among<'a>(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
+    ) -> anyhow::Result<Program> {
         let mut command = Command::new(paths::program("shoal")?);
-        command.args([
-            "join",
-            &self.url,
-            "--gpu",
-            "cpu",
-            "--name",
-            name,
-            "--log-format",
-            "json",
-        ]);
+        command.args(["join", &self.url, "--name", name, "--log-format", "json"]);
         command.arg("--identity-path").arg(self.identity(name));
         if !arguments.contains(&"--gpu") {
             command.args(["--gpu", "cpu"]);
         }
         command.args(arguments);
-        Program::start(name, with_fault(without_settings(&mut command), fault))
+        Program::start(name, without_settings(&mut command).envs(environment))
     }
 
     /// The host's process.
@@ -261,13 +268,6 @@ impl Host {
             }
         }
     }
-}
-
-fn with_fault<'a>(command: &'a mut Command, fault: Option<&str>) -> &'a mut Command {
-    if let Some(fault) = fault {
-        command.env("SHOAL_FAULT", fault);
-    }
-    command
 }
 
 /// Takes away what the person's environment would tell the programs.

@@ -45,11 +45,13 @@ const HEAR: &str = "(() => {
   };
 })()";
 
-/// In the page: keeps when jobs were handed over, and how long each took, in milliseconds; and when Stop was clicked.
+/// In the page: keeps when jobs were handed over and work was submitted to the GPU, and how long each job took, in
+/// milliseconds; and when Stop was clicked.
 const COUNT: &str = "(() => {
-  globalThis.__jobs = { handed: [], busy: 0, stopped: null };
+  globalThis.__jobs = { handed: [], submitted: [], busy: 0, stopped: null };
   new BroadcastChannel('jobs').onmessage = ({ data }) => {
     if (data.handed) __jobs.handed.push(data.handed);
+    else if (data.submitted) __jobs.submitted.push(data.submitted);
     else __jobs.busy += data.busy;
   };
   document.addEventListener('click', ({ target }) => {
@@ -73,6 +75,17 @@ const TELL_JOBS: &str = "(() => {
     since = now();
     told.postMessage({ handed: since });
     return post.apply(this, rest);
+  };
+  return true;
+})()";
+
+/// In the device's worker: tells of what it submits to the GPU.
+const TELL_SUBMISSIONS: &str = "(() => {
+  const told = new BroadcastChannel('jobs');
+  const submit = GPUQueue.prototype.submit;
+  GPUQueue.prototype.submit = function (...rest) {
+    told.postMessage({ submitted: performance.timeOrigin + performance.now() });
+    return submit.apply(this, rest);
   };
   return true;
 })()";
@@ -177,6 +190,14 @@ impl Tab {
     /// # Errors
     /// Chromium does not start, or the page does not load.
     pub fn visit(community: &Community, how: &Lend) -> anyhow::Result<Self> {
+        Self::open(community.host.url(), how)
+    }
+
+    /// The same for the run at `url`.
+    ///
+    /// # Errors
+    /// As [`Self::visit`].
+    pub fn open(url: &str, how: &Lend) -> anyhow::Result<Self> {
         let (webgpu, device) = match how.device {
             Device::Cpu => (WebGpu::Absent, "cpu"),
             Device::WebGpu => (WebGpu::SwiftShader, "webgpu"),
@@ -201,7 +222,7 @@ impl Tab {
             ))?;
         }
         let relay = if how.relay_only { "&relay=1" } else { "" };
-        page.goto(&format!("{}?device={device}{relay}", community.host.url()))?;
+        page.goto(&format!("{url}?device={device}{relay}"))?;
         Ok(Self { page, browser })
     }
 
@@ -210,9 +231,16 @@ impl Tab {
     /// # Errors
     /// The page does not offer it.
     pub fn lend(community: &Community, how: &Lend) -> anyhow::Result<Self> {
-        let mut tab = Self::visit(community, how)?;
-        tab.contribute()?;
-        Ok(tab)
+        Self::visit(community, how)?.lending()
+    }
+
+    /// The same tab, once it lends.
+    ///
+    /// # Errors
+    /// As [`Self::contribute`].
+    pub fn lending(mut self) -> anyhow::Result<Self> {
+        self.contribute()?;
+        Ok(self)
     }
 
     /// Looks and lends, as a person does.
@@ -243,6 +271,16 @@ impl Tab {
     pub fn count_jobs(&self) -> anyhow::Result<()> {
         self.page.evaluate(COUNT)?;
         self.page.evaluate_in_worker(TELL_JOBS).map(drop)
+    }
+
+    /// The same for what is submitted to the GPU.
+    ///
+    /// # Errors
+    /// There is no worker for a device yet, or its browser knows no WebGPU.
+    pub fn count_submissions(&self) -> anyhow::Result<()> {
+        self.count_jobs()?;
+        let script = TELL_SUBMISSIONS;
+        self.page.evaluate_in_last_worker(script).map(drop)
     }
 
     /// Messages of one kind that this tab sent to the host, in order.

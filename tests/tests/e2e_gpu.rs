@@ -1,11 +1,12 @@
-//! GPUs that a browser offers and that do not do: the page says so, the console says why, and the processor is offered.
+//! A browser's GPU that does not do, that goes away, and that stops when it is told to.
 //!
-//! The worker's own script is packed with a few lines before it that change what the browser's GPU does.
+//! One that does not do: the page says so, the console says why, and the processor is offered. For that the worker's
+//! own script is packed with a few lines before it that change what the browser's GPU does.
 
 use tempfile::TempDir;
 use tests::browser::{Browser, Options, Page, Said, WebGpu};
 use tests::community::{Community, Small};
-use tests::tab::{LOAD_MAX, turn, www_with};
+use tests::tab::{Device, LOAD_MAX, Lend, Tab, gather, turn, www_with};
 
 /// A GPU that cannot tell how long it worked.
 const NO_TIMESTAMPS: &str = "(() => {
@@ -87,4 +88,85 @@ fn what_a_gpu_does_not_compile_is_on_the_console() {
     let why = "WGSL compilation failed";
     let logged = |one: &Said| one.level == "error" && one.text.contains(why);
     assert!(said.iter().any(logged), "{said:#?}");
+}
+
+/// Short rounds: the GPU is computed by the CPU.
+fn short(seats_min: u16) -> Small {
+    Small {
+        seats_min,
+        round_steps: 1,
+        microbatches: 1,
+        rewind_wait_seconds: 60,
+        ..Small::default()
+    }
+}
+
+fn on_webgpu() -> Lend {
+    Lend {
+        device: Device::WebGpu,
+        ..Lend::default()
+    }
+}
+
+#[test]
+fn a_gpu_that_is_lost_is_opened_again_and_the_run_goes_on() {
+    let _turn = turn();
+    let mut community = gather(&short(2), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &on_webgpu()).expect("a tab lends");
+    community.reach(1).expect("they train");
+    tab.browser.kill_gpu().expect("it has one");
+    tab.stands("now.phase === 'recovering'", LOAD_MAX)
+        .expect("it notices");
+    tab.page
+        .wait_for_text("Getting the device back", LOAD_MAX)
+        .expect("the page says so");
+    // Two seats are needed: the other volunteer cannot do it alone.
+    community.go_on(2).expect("the run goes on");
+    let trains = "now.phase === 'training' && now.device.startsWith('WebGPU')";
+    tab.stands(trains, LOAD_MAX)
+        .expect("it computes on a GPU again");
+}
+
+#[test]
+fn stop_ends_submissions_to_the_gpu_within_a_microbatch() {
+    let _turn = turn();
+    let mut community = gather(&short(1), &[]).expect("a host starts");
+    let mut tab = Tab::lend(&community, &on_webgpu()).expect("a tab lends");
+    community.reach(1).expect("it trains");
+    tab.count_submissions().expect("there are workers");
+    tab.page
+        .wait_for("rounds", LOAD_MAX, "__jobs.handed.length > 8")
+        .expect("it works");
+    tab.page.click("button", "Stop").expect("it is there");
+    tab.page
+        .wait_for_text("Nothing is computed here any more", LOAD_MAX)
+        .expect("it says that it stopped");
+    // A job's work is submitted in parts: most of two jobs in a row are what a microbatch takes.
+    let counted = tab
+        .page
+        .wait_for(
+            "a while after",
+            LOAD_MAX,
+            "new Promise((done) => setTimeout(() => {
+               const { handed, submitted, stopped } = __jobs;
+               const between = (from, to) => submitted.filter((at) => at > from && at <= to).length;
+               const microbatches = handed.slice(2).map((at, index) => between(handed[index], at));
+               done({
+                 stopped: stopped > 0,
+                 before: submitted.length - between(stopped, Infinity),
+                 after: between(stopped, Infinity),
+                 microbatch: Math.max(...microbatches),
+               });
+             }, 500))",
+        )
+        .expect("an answer");
+    assert_eq!(counted["stopped"], true, "the click was seen");
+    let count = |name: &str| counted[name].as_u64().expect("a number");
+    println!("{counted}");
+    assert!(count("before") > 0, "the GPU was used: {counted}");
+    assert!(count("after") <= count("microbatch"), "{counted}");
+    tab.page
+        .wait_for_workers(0, LOAD_MAX)
+        .expect("its workers end");
+    tab.check().expect("it says nothing wrong");
 }

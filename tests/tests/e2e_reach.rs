@@ -1,9 +1,10 @@
 //! How a tab is reached: what it says of that before it lends, with a real TURN server and without any, and that it
-//! trains where nothing but a relay connects it to others.
+//! trains where nothing but a relay connects it to others, and where its worker can have no data channels.
 
 use serde_json::Value;
 use tests::community::{Community, Small};
-use tests::tab::{LOAD_MAX, Lend, Tab, gather_with, turn};
+use tests::judge;
+use tests::tab::{LOAD_MAX, Lend, Tab, gather_with, turn, www_with};
 use tests::turn::TurnServer;
 
 const SECRET: &str = "what host and relay share";
@@ -150,5 +151,25 @@ fn a_tab_trains_with_a_headless_volunteer_through_a_relay() {
     tab.stands(relayed, LOAD_MAX).expect("its link is relayed");
     tab.stands("now.accepted.microbatches > 0", LOAD_MAX)
         .expect("its work counts");
+    tab.check().expect("it says nothing wrong");
+}
+
+/// A browser that lets no worker have data channels.
+const NO_CHANNELS: &str = "delete globalThis.RTCDataChannel;";
+/// A tab's losses are those of headless volunteers, within this share.
+const LOSS_SHARE_MAX: f64 = 1e-3;
+
+#[test]
+fn where_a_worker_can_have_no_channels_messages_go_through_the_page() {
+    let _turn = turn();
+    let www = www_with(NO_CHANNELS).expect("the web client is packed");
+    let arguments = vec!["--www".to_owned(), www.path().display().to_string()];
+    let small = Small::default();
+    let community = Community::gather_with(&small, arguments, &["anchovy"]);
+    let mut community = community.expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    let took = tab.page.evaluate("__told.ready.takes_channels");
+    assert_eq!(took.expect("an answer"), false);
+    judge::recovered_within(&mut community, LOSS_SHARE_MAX).expect("they train as headless ones");
     tab.check().expect("it says nothing wrong");
 }

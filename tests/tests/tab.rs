@@ -134,6 +134,12 @@ fn check(community: &mut Community, device: Device, tabs: Vec<Tab>, seats: &[&st
     }
     assert_eq!(kinds(&community.host.api().expect("an answer")), seats);
     for mut tab in tabs {
+        let took = tab.page.evaluate("__told.ready.takes_channels");
+        assert_eq!(
+            took.expect("an answer"),
+            true,
+            "its worker has the channels"
+        );
         let page = tab.page.wait_for_text("accepted", LOAD_MAX);
         page.expect("the page shows what was accepted");
         tab.check().expect("it says nothing wrong");

@@ -105,7 +105,11 @@ fn what_the_worker_says_survives_its_json() {
         ..Preflight::default()
     };
     for message in [
-        ToPage::Ready,
+        ToPage::Ready {
+            takes_channels: true,
+        },
+        ToPage::ChannelsOpen(at()),
+        ToPage::ChannelClosed(at()),
         ToPage::Snapshot(Box::new(snapshot)),
         ToPage::Preflight(Box::new(preflight)),
         ToPage::Ended(Ended::Refused {

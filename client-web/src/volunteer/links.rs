@@ -1,5 +1,8 @@
 //! Peer connections, which only a page may hold: single steps carried out, messages moved.
 //!
+//! Data channels are the worker's where the browser lets it have them: they are handed over as soon as they are
+//! there, and the worker says when they open and close. Elsewhere each message passes here.
+//!
 //! Which step comes next, retries and time limits are [`shared::peer::link`]'s business, in the worker. Each
 //! connection has a number of its own; what comes late from an older one is dropped here.
 //!
@@ -36,6 +39,8 @@ pub(super) struct Links {
     tell: Tell,
     servers: Vec<IceServer>,
     relay_only: bool,
+    /// Whether the worker takes data channels.
+    hand_over: bool,
     open: BTreeMap<PeerId, Rc<Link>>,
 }
 
@@ -49,7 +54,9 @@ struct Link {
     tell: Tell,
     connection: RtcPeerConnection,
     /// `control` and `tensors`.
-    channels: RefCell<[Option<End>; 2]>,
+    channels: RefCell<[End; 2]>,
+    /// Whether they go to the worker.
+    hand_over: bool,
     /// What came before the worker was told that the link is open; `None` from then on.
     early: RefCell<Option<VecDeque<Parcel<ArrayBuffer>>>>,
     over: Cell<bool>,
@@ -57,9 +64,15 @@ struct Link {
 }
 
 /// One data channel.
-struct End {
-    channel: RtcDataChannel,
-    reported: Reported,
+#[derive(Default)]
+enum End {
+    /// Not there yet.
+    #[default]
+    Awaited,
+    /// The worker has it.
+    HandedOver,
+    /// Its messages pass here.
+    Here(RtcDataChannel, Reported),
 }
 
 impl Links {
@@ -68,8 +81,14 @@ impl Links {
             tell,
             servers: Vec::new(),
             relay_only: false,
+            hand_over: false,
             open: BTreeMap::new(),
         }
+    }
+
+    /// Whether the worker takes data channels, of connections that are made from now on.
+    pub(super) fn hand_over(&mut self, hand_over: bool) {
+        self.hand_over = hand_over;
     }
 
     /// For connections that are made or restarted from now on.
@@ -115,7 +134,19 @@ impl Links {
             let what = LinkEvent::Down { generation };
             return self.tell.tell(ToWorker::Rtc(Rtc { at, what }));
         };
-        let link = Link::new(at, generation, relay_only, connection, self.tell.clone());
+        let link = Rc::new(Link {
+            at,
+            generation: Cell::new(generation),
+            relay_only,
+            tell: self.tell.clone(),
+            connection,
+            channels: RefCell::default(),
+            hand_over: self.hand_over,
+            early: RefCell::new(Some(VecDeque::new())),
+            over: Cell::new(false),
+            listeners: RefCell::default(),
+        });
+        link.listen();
         link.step(step);
         self.open.insert(at.peer, link);
     }
@@ -125,6 +156,20 @@ impl Links {
         let link = self.open.get(&parcel.at.peer);
         if let Some(link) = link.filter(|link| link.at == parcel.at) {
             link.send(parcel);
+        }
+    }
+
+    /// The worker's channels of a connection are open.
+    pub(super) fn opened(&self, at: LinkId) {
+        if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+            link.open();
+        }
+    }
+
+    /// One of them is closed.
+    pub(super) fn closed(&self, at: LinkId) {
+        if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+            link.down();
         }
     }
 
@@ -164,25 +209,9 @@ pub(super) fn configuration(servers: &[IceServer], relay_only: bool) -> RtcConfi
 }
 
 impl Link {
-    fn new(
-        at: LinkId,
-        generation: u32,
-        relay_only: bool,
-        connection: RtcPeerConnection,
-        tell: Tell,
-    ) -> Rc<Self> {
-        let link = Rc::new(Self {
-            at,
-            generation: Cell::new(generation),
-            relay_only,
-            tell,
-            connection,
-            channels: RefCell::default(),
-            early: RefCell::new(Some(VecDeque::new())),
-            over: Cell::new(false),
-            listeners: RefCell::default(),
-        });
-        link.on("icecandidate", |link, event| {
+    /// Hears what the connection says.
+    fn listen(self: &Rc<Self>) {
+        self.on("icecandidate", |link, event| {
             let event: RtcPeerConnectionIceEvent = event.unchecked_into();
             // The last one is none: there is nothing to tell of it.
             let Some(candidate) = event.candidate().filter(|one| !one.candidate().is_empty())
@@ -196,12 +225,11 @@ impl Link {
                 });
             }
         });
-        link.on("connectionstatechange", |link, _| link.state_changed());
-        link.on("datachannel", |link, event| {
+        self.on("connectionstatechange", |link, _| link.state_changed());
+        self.on("datachannel", |link, event| {
             let event: RtcDataChannelEvent = event.unchecked_into();
             link.adopt(event.channel());
         });
-        link
     }
 
     /// Hears one kind of event of the connection.
@@ -359,50 +387,58 @@ impl Link {
     /// Takes a data channel in: ours, or the other end's. One of each kind; others are closed.
     fn adopt(self: &Rc<Self>, channel: RtcDataChannel) {
         let label = channel.label();
-        let kind = LABELS.iter().find(|(known, _)| *known == label);
-        let Some(&(_, kind)) = kind.filter(|(_, kind)| self.end(*kind).is_none()) else {
+        let known = LABELS.iter().find(|(known, _)| *known == label);
+        let Some(&(_, kind)) = known else {
             return channel.close();
         };
+        let place = usize::from(channel_number(kind));
+        if !matches!(self.channels.borrow()[place], End::Awaited) {
+            return channel.close();
+        }
+        if self.hand_over {
+            self.channels.borrow_mut()[place] = End::HandedOver;
+            // Now: a browser hands over no channel that a task has already seen.
+            return self.tell.pass(&Parcel {
+                at: self.at,
+                channel: kind,
+                load: channel,
+            });
+        }
         let reported = Reported::new(kind);
         channel.set_binary_type(RtcDataChannelType::Arraybuffer);
         // A quarter of a megabyte fits into 32 bits.
         channel.set_buffered_amount_low_threshold(
             u32::try_from(reported.low_bytes()).unwrap_or(u32::MAX),
         );
-        let target = channel.clone();
-        self.on_target(&target, "open", |link, _| link.announce());
-        self.on_target(&target, "close", |link, _| link.down());
-        self.on_target(&target, "message", move |link, event| {
+        self.on_target(&channel, "open", |link, _| link.announce());
+        self.on_target(&channel, "close", |link, _| link.down());
+        self.on_target(&channel, "message", move |link, event| {
             let event: MessageEvent = event.unchecked_into();
             link.arrived(kind, &event.data());
         });
-        self.on_target(&target, "bufferedamountlow", move |link, _| {
-            let mut channels = link.channels.borrow_mut();
-            if let Some(end) = &mut channels[usize::from(channel_number(kind))] {
-                let sent_bytes = end.reported.low(end.buffered());
+        self.on_target(&channel, "bufferedamountlow", move |link, _| {
+            if let End::Here(channel, reported) = &mut link.channels.borrow_mut()[place] {
+                let sent_bytes = reported.low(channel.buffered_amount().into());
                 link.sent(kind, sent_bytes);
             }
         });
-        self.channels.borrow_mut()[usize::from(channel_number(kind))] =
-            Some(End { channel, reported });
+        self.channels.borrow_mut()[place] = End::Here(channel, reported);
         self.announce();
     }
 
-    fn end(&self, kind: Channel) -> Option<RtcDataChannel> {
-        let channels = self.channels.borrow();
-        let end = channels[usize::from(channel_number(kind))].as_ref()?;
-        Some(end.channel.clone())
+    /// Opens once both channels are, if they are here.
+    fn announce(self: &Rc<Self>) {
+        let is_open = |end: &End| match end {
+            End::Here(channel, _) => channel.ready_state() == RtcDataChannelState::Open,
+            End::Awaited | End::HandedOver => false,
+        };
+        if self.channels.borrow().iter().all(is_open) {
+            self.open();
+        }
     }
 
-    /// Says that the link is open, once both channels are; then lets messages through.
-    fn announce(self: &Rc<Self>) {
-        let is_open = |(_, kind): &(&str, Channel)| {
-            self.end(*kind)
-                .is_some_and(|channel| channel.ready_state() == RtcDataChannelState::Open)
-        };
-        if !LABELS.iter().all(is_open) {
-            return;
-        }
+    /// Says that the link is open, then lets messages through.
+    fn open(self: &Rc<Self>) {
         let link = Rc::clone(self);
         spawn_local(async move {
             let relayed = is_relayed(&link.connection).await;
@@ -437,7 +473,7 @@ impl Link {
         let parcel = Parcel {
             at: self.at,
             channel,
-            bytes: bytes.clone(),
+            load: bytes.clone(),
         };
         if let Some(early) = &mut *self.early.borrow_mut() {
             return early.push_back(parcel);
@@ -446,13 +482,14 @@ impl Link {
     }
 
     fn send(&self, parcel: &Parcel<ArrayBuffer>) {
-        let len_bytes = u64::from(parcel.bytes.byte_length());
+        let len_bytes = u64::from(parcel.load.byte_length());
         let mut channels = self.channels.borrow_mut();
-        let Some(end) = &mut channels[usize::from(channel_number(parcel.channel))] else {
+        let end = &mut channels[usize::from(channel_number(parcel.channel))];
+        let End::Here(channel, reported) = end else {
             return;
         };
-        let sent = end.channel.send_with_array_buffer(&parcel.bytes);
-        let report = end.reported.taken(len_bytes, end.buffered());
+        let sent = channel.send_with_array_buffer(&parcel.load);
+        let report = reported.taken(len_bytes, channel.buffered_amount().into());
         drop(channels);
         if sent.is_err() {
             // Closed in between, or the browser's own limit: what was lost is lost for good.
@@ -468,12 +505,6 @@ impl Link {
             channel,
             sent_bytes,
         });
-    }
-}
-
-impl End {
-    fn buffered(&self) -> u64 {
-        u64::from(self.channel.buffered_amount())
     }
 }
 

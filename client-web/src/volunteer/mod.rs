@@ -116,11 +116,11 @@ impl Tell {
         }
     }
 
-    /// Hands a data channel's message to the worker.
-    fn pass(&self, parcel: &Parcel<js_sys::ArrayBuffer>) {
+    /// Hands a data channel, or a message of one, to the worker.
+    fn pass<T: AsRef<JsValue>>(&self, parcel: &Parcel<T>) {
         if let Some(inner) = self.0.upgrade() {
             let (array, transfer) = to_array(parcel);
-            // Fails only for a buffer that was handed over before.
+            // Fails only for what was handed over before.
             drop(
                 inner
                     .worker
@@ -171,6 +171,8 @@ impl Inner {
     fn act(self: &Rc<Self>, message: ToPage) {
         match message {
             ToPage::Rtc(step) => self.links.borrow_mut().step(step),
+            ToPage::ChannelsOpen(at) => self.links.borrow().opened(at),
+            ToPage::ChannelClosed(at) => self.links.borrow().closed(at),
             ToPage::IceServers {
                 servers,
                 relay_only,
@@ -182,11 +184,12 @@ impl Inner {
                     tell.tell(ToWorker::Reached(found));
                 });
             }
-            ToPage::Ready => {
+            ToPage::Ready { takes_channels } => {
+                self.links.borrow_mut().hand_over(takes_channels);
                 for message in self.early.take().into_iter().flatten() {
                     self.post(&message);
                 }
-                self.say(ToPage::Ready);
+                self.say(message);
             }
             ToPage::Ended(_) | ToPage::Broken(_) => {
                 self.links.borrow_mut().close_all();

@@ -1,7 +1,8 @@
 //! The worker: the whole volunteer but its peer connections.
 //!
 //! One module, two threads. The volunteer's own worker is told what to do by the page: [`session`] binds
-//! [`shared::driver`] to what a browser gives, [`transport`] (through the page), [`host`] with its [`socket`] and [`files`],
+//! [`shared::driver`] to what a browser gives, [`transport`] (steps through the page, messages too unless the browser lets a
+//! worker have their [`ends`]), [`host`] with its [`socket`] and [`files`],
 //! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without taking part, up to the host's [`door`]; [`board`] tells the page how
 //! things stand. It starts the **device's** worker ([`remote`], [`device`]), which does nothing but compute: however long a
 //! job takes, neighbours and host are answered meanwhile, and when a device fails nothing else does.
@@ -12,6 +13,7 @@ mod board;
 mod clock;
 mod device;
 mod door;
+mod ends;
 mod files;
 mod host;
 mod jobs;
@@ -37,15 +39,17 @@ use web_sys::MessageEvent;
 use crate::broken;
 use crate::js::{Listener, from_array};
 use crate::messages::{DeviceWish, Ended, Settings, ToPage, ToWorker};
+use ends::End;
 use preflight::Ready;
 use remote::Remote;
 use session::{Around, Beginning, Outcome};
 use storage::Storage;
-use transport::{FromPage, Inlet};
+use transport::{Inlet, Told};
 
 /// Times in a row that a device may fail before it has done any work.
-const DEVICE_TRIES_MAX: u32 = 3;
-/// Pause before a lost device is opened again.
+const DEVICE_TRIES_MAX: u32 = 5;
+/// Pause before a lost device is opened again, twice as long after each failure: a driver that resets itself, or a
+/// browser's GPU process, needs a moment.
 const DEVICE_RETRY: Span = Span::from_secs(5);
 
 /// What the page says that is not about connections.
@@ -66,19 +70,22 @@ pub fn start() {
     let listener = Listener::new(&port::scope(), "message", move |event| {
         let data = event.unchecked_into::<MessageEvent>().data();
         if let Some(parcel) = from_array(&data) {
-            return connections.put(FromPage::Parcel(parcel));
+            return connections.put(Told::Parcel(parcel));
+        }
+        if let Some(parcel) = from_array(&data) {
+            return End::take(parcel, &connections);
         }
         let text = data.as_string().unwrap_or_default();
         let message = serde_json::from_str(&text).expect("page and worker are of one build");
         if let ToWorker::Rtc(event) = message {
-            connections.put(FromPage::Event(event));
+            connections.put(Told::Event(event));
         } else if let ToWorker::Sent {
             at,
             channel,
             sent_bytes,
         } = message
         {
-            connections.put(FromPage::Sent {
+            connections.put(Told::Sent {
                 at,
                 channel,
                 sent_bytes,
@@ -92,7 +99,9 @@ pub fn start() {
         live(heard, inlet).await;
         drop(listener);
     });
-    port::say(&ToPage::Ready);
+    port::say(&ToPage::Ready {
+        takes_channels: ends::can_be_had(),
+    });
 }
 
 /// Does what the page asks for, one thing after the other.
@@ -188,15 +197,21 @@ impl Volunteer<'_> {
                 return Ended::Device { reason };
             }
             board::recovering(&reason);
-            if self.rest(around, heard).await.is_break() {
+            let pause = DEVICE_RETRY.times(1 << (failures - 1));
+            if self.rest(pause, around, heard).await.is_break() {
                 return Ended::Stopped;
             }
         }
     }
 
     /// Waits before the next device; breaks off if the person does not want to wait.
-    async fn rest(&mut self, around: &mut Around, heard: &mut Heard) -> ControlFlow<()> {
-        let over = clock::pause(DEVICE_RETRY).fuse();
+    async fn rest(
+        &mut self,
+        pause: Span,
+        around: &mut Around,
+        heard: &mut Heard,
+    ) -> ControlFlow<()> {
+        let over = clock::pause(pause).fuse();
         pin_mut!(over);
         loop {
             select_biased! {

@@ -19,7 +19,7 @@ pub(super) fn say(message: &ToPage) {
     drop(scope().post_message(&JsValue::from_str(&text)));
 }
 
-/// Hands a data channel's message to the page.
+/// Hands a message for a data channel that the page has to it.
 pub(super) fn pass(parcel: &Parcel<ArrayBuffer>) {
     let (array, transfer) = to_array(parcel);
     // Fails only for a buffer that was handed over before.

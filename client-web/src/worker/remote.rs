@@ -11,16 +11,22 @@ use futures_util::StreamExt;
 use shared::compute::{Compute, Done, Job};
 use shared::config::run::RunConfig;
 use shared::driver::{Clock, Prepared, Workshop};
+use shared::units::Span;
 use wasm_bindgen::JsCast;
 use wasm_bindgen::prelude::Closure;
 use web_sys::{Event, MessageEvent, Worker, WorkerOptions, WorkerType};
 
-use super::clock::WorkerClock;
+use super::clock::{WorkerClock, within};
 use super::jobs::{self, Answer, Ask, Made};
 use super::port::scope;
 use crate::js::{Listener, get, words};
 use crate::messages::{DeviceWish, WebGpu};
 use crate::meter::Meter;
+
+/// How long a browser may take to open a device: one whose GPU process does not come up never answers.
+const OPEN_MAX: Span = Span::from_secs(20);
+/// How long a device may take to compile a run's kernels and to be measured.
+const FIT_MAX: Span = Span::from_secs(180);
 
 /// What the device's worker is called, which tells it what it is.
 pub(super) const NAME: &str = "device";
@@ -92,6 +98,13 @@ impl Remote {
         self.answer().await
     }
 
+    /// The same, for an answer that may never come. Without it nothing more can be asked: what comes late would be
+    /// taken for another answer.
+    async fn ask_within(&mut self, limit: Span, ask: &Ask) -> Result<Answer, String> {
+        let silent = || format!("it did not answer in {:.0} s", limit.as_secs_f64());
+        within(limit, self.ask(ask)).await.ok_or_else(silent)
+    }
+
     /// What this browser says about WebGPU.
     ///
     /// # Errors
@@ -109,7 +122,7 @@ impl Remote {
     /// # Errors
     /// There is none such: why, in words.
     pub(super) async fn device(&mut self, wish: DeviceWish) -> Result<String, String> {
-        let answer = self.ask(&Ask::Open(wish)).await;
+        let answer = self.ask_within(OPEN_MAX, &Ask::Open(wish)).await?;
         let Answer::Opened(opened) = answer else {
             return Err(told(answer));
         };
@@ -121,7 +134,7 @@ impl Remote {
     /// # Errors
     /// It cannot run this model: why, in words.
     pub(super) async fn fit(&mut self, config: RunConfig) -> Result<Fitted, String> {
-        let answer = self.ask(&jobs::make(&config)).await;
+        let answer = self.ask_within(FIT_MAX, &jobs::make(&config)).await?;
         let Answer::Made(made) = answer else {
             return Err(told(answer));
         };

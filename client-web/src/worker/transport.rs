@@ -1,13 +1,15 @@
-//! [`Transport`] through the page: steps and messages go there, events and messages come from there.
+//! [`Transport`] through the page: steps go there, events come from there. Messages go and come by the channels that the
+//! page handed over ([`End`]); where a browser hands none over, they go through the page, too.
 //!
 //! Whether a message fits is known here without asking ([`Outflow`]). What comes in is
 //! not held back, as a browser's data channels cannot be: how much a neighbour sends is bounded by the credit that
 //! it was granted, and [`shared::driver`] refuses what exceeds it.
 //!
-//! Invariant: events of a connection that was replaced or closed never come out.
+//! Invariants: events of a connection that was replaced or closed never come out; nor do messages before the page has
+//! said that their link is open.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -19,14 +21,15 @@ use shared::transport::{
 };
 use shared::units::PeerId;
 
+use super::ends::End;
 use super::port;
 use crate::flow::Outflow;
 use crate::js::buffer;
 use crate::messages::{LinkId, Parcel, Rtc, ToPage};
 
-/// What the page told of connections, on its way to the transport.
+/// What was told of connections, by the page or by a channel, on its way to the transport.
 #[derive(Debug)]
-pub(super) enum FromPage {
+pub(super) enum Told {
     Event(Rtc<LinkEvent>),
     Parcel(Parcel<ArrayBuffer>),
     Sent {
@@ -34,18 +37,24 @@ pub(super) enum FromPage {
         channel: Channel,
         sent_bytes: u64,
     },
+    /// A channel was handed over.
+    Channel(LinkId, Channel, End),
+    ChannelOpen(LinkId),
+    ChannelClosed(LinkId),
+    /// The browser holds little more of what was given to a channel.
+    ChannelLow(LinkId, Channel),
 }
 
-/// Where the port puts what it hears of connections; the transport of the session under way reads it.
+/// Where it is put; the transport of the session under way reads it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inlet(Rc<RefCell<Option<mpsc::UnboundedSender<FromPage>>>>);
+pub(super) struct Inlet(Rc<RefCell<Option<mpsc::UnboundedSender<Told>>>>);
 
 impl Inlet {
     /// Passes on what was heard; nobody listens between two sessions.
-    pub(super) fn put(&self, heard: FromPage) {
+    pub(super) fn put(&self, told: Told) {
         if let Some(inlet) = &*self.0.borrow() {
             // A session that has just ended does not want to know.
-            drop(inlet.unbounded_send(heard));
+            drop(inlet.unbounded_send(told));
         }
     }
 }
@@ -53,23 +62,66 @@ impl Inlet {
 /// One connection as the worker sees it.
 struct Link {
     number: u32,
-    open: bool,
-    control: Outflow,
-    tensors: Outflow,
+    stand: Stand,
+    control: Way,
+    tensors: Way,
+}
+
+/// How far a connection is.
+enum Stand {
+    /// The page has not said that it is open; what came before waits.
+    Opening(Vec<NetEvent>),
+    Open,
+    Down,
+}
+
+/// The way out by one channel.
+struct Way {
+    outflow: Outflow,
+    /// The channel; else its messages go to the page.
+    end: Option<End>,
+}
+
+impl Way {
+    fn new(channel: Channel) -> Self {
+        Self {
+            outflow: Outflow::new(channel),
+            end: None,
+        }
+    }
 }
 
 impl Link {
-    fn outflow(&mut self, channel: Channel) -> &mut Outflow {
+    fn new(number: u32) -> Self {
+        Self {
+            number,
+            stand: Stand::Opening(Vec::new()),
+            control: Way::new(Channel::Control),
+            tensors: Way::new(Channel::Tensors),
+        }
+    }
+
+    fn way(&mut self, channel: Channel) -> &mut Way {
         match channel {
             Channel::Control => &mut self.control,
             Channel::Tensors => &mut self.tensors,
+        }
+    }
+
+    /// Tells the page once both channels are here and open: it knows the rest.
+    fn tell_if_open(&self, at: LinkId) {
+        let mut ends = [&self.control, &self.tensors].into_iter();
+        if ends.all(|way| way.end.as_ref().is_some_and(End::is_open)) {
+            port::say(&ToPage::ChannelsOpen(at));
         }
     }
 }
 
 /// The network of one volunteer.
 pub(super) struct PageTransport {
-    heard: mpsc::UnboundedReceiver<FromPage>,
+    told: mpsc::UnboundedReceiver<Told>,
+    /// What is to come out next.
+    next: VecDeque<NetEvent>,
     links: BTreeMap<PeerId, Link>,
     numbers: u32,
     relay_only: bool,
@@ -78,10 +130,11 @@ pub(super) struct PageTransport {
 impl PageTransport {
     /// A network without links, which hears through `inlet` from now on.
     pub(super) fn new(inlet: &Inlet, relay_only: bool) -> Self {
-        let (sender, heard) = mpsc::unbounded();
+        let (sender, told) = mpsc::unbounded();
         inlet.0.replace(Some(sender));
         Self {
-            heard,
+            told,
+            next: VecDeque::new(),
             links: BTreeMap::new(),
             numbers: 0,
             relay_only,
@@ -95,39 +148,73 @@ impl PageTransport {
             .filter(|link| link.number == at.number)
     }
 
-    /// What the page's word means to the driver; `None` if nothing.
-    fn translate(&mut self, heard: FromPage) -> Option<NetEvent> {
-        match heard {
-            FromPage::Event(Rtc { at, what: event }) => {
+    /// Queues what it means to the driver, if anything.
+    fn take(&mut self, told: Told) -> Option<()> {
+        match told {
+            Told::Event(Rtc { at, what: event }) => {
                 let link = self.current(at)?;
+                let mut waited = Vec::new();
                 match event {
-                    LinkEvent::Open { .. } => link.open = true,
-                    LinkEvent::Down { .. } => link.open = false,
+                    LinkEvent::Open { .. } => {
+                        let before = std::mem::replace(&mut link.stand, Stand::Open);
+                        if let Stand::Opening(early) = before {
+                            waited = early;
+                        }
+                    }
+                    LinkEvent::Down { .. } => link.stand = Stand::Down,
                     LinkEvent::Description { .. }
                     | LinkEvent::Candidate { .. }
                     | LinkEvent::Disturbed { .. }
                     | LinkEvent::Resumed { .. } => {}
                 }
                 let peer = at.peer;
-                Some(NetEvent::Link { peer, event })
+                self.next.push_back(NetEvent::Link { peer, event });
+                self.next.extend(waited);
             }
-            FromPage::Parcel(Parcel { at, channel, bytes }) => {
-                self.current(at)?;
-                Some(NetEvent::Message {
+            Told::Parcel(Parcel { at, channel, load }) => {
+                let message = NetEvent::Message {
                     peer: at.peer,
                     channel,
-                    bytes: Uint8Array::new(&bytes).to_vec().into(),
-                })
+                    bytes: Uint8Array::new(&load).to_vec().into(),
+                };
+                match &mut self.current(at)?.stand {
+                    Stand::Opening(early) => early.push(message),
+                    Stand::Open => self.next.push_back(message),
+                    Stand::Down => {}
+                }
             }
-            FromPage::Sent {
+            Told::Sent {
                 at,
                 channel,
                 sent_bytes,
             } => {
-                let peer = at.peer;
-                let drained = self.current(at)?.outflow(channel).sent(sent_bytes);
-                drained.then_some(NetEvent::Drained { peer, channel })
+                let way = self.current(at)?.way(channel);
+                let drained = way.outflow.sent(sent_bytes);
+                self.drained(at.peer, channel, drained);
             }
+            Told::Channel(at, channel, end) => {
+                let link = self.current(at)?;
+                link.way(channel).end = Some(end);
+                link.tell_if_open(at);
+            }
+            Told::ChannelOpen(at) => self.current(at)?.tell_if_open(at),
+            Told::ChannelClosed(at) => {
+                self.current(at)?;
+                port::say(&ToPage::ChannelClosed(at));
+            }
+            Told::ChannelLow(at, channel) => {
+                let way = self.current(at)?.way(channel);
+                let buffered = way.end.as_ref()?.buffered();
+                let drained = way.outflow.holds(buffered);
+                self.drained(at.peer, channel, drained);
+            }
+        }
+        Some(())
+    }
+
+    fn drained(&mut self, peer: PeerId, channel: Channel, is_due: bool) {
+        if is_due {
+            self.next.push_back(NetEvent::Drained { peer, channel });
         }
     }
 }
@@ -136,13 +223,7 @@ impl Transport for PageTransport {
     fn link(&mut self, peer: PeerId, step: LinkStep) {
         if let LinkStep::Offer { .. } | LinkStep::Answer { .. } = step {
             self.numbers += 1;
-            let link = Link {
-                number: self.numbers,
-                open: false,
-                control: Outflow::new(Channel::Control),
-                tensors: Outflow::new(Channel::Tensors),
-            };
-            self.links.insert(peer, link);
+            self.links.insert(peer, Link::new(self.numbers));
         }
         let Some(link) = self.links.get(&peer) else {
             return;
@@ -158,17 +239,35 @@ impl Transport for PageTransport {
     }
 
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool {
-        let Some(link) = self.links.get_mut(&to).filter(|link| link.open) else {
+        let Some(link) = self.links.get_mut(&to) else {
             return false;
         };
-        let admitted = link.outflow(channel).admit(message.len() as u64);
-        if admitted {
-            let at = LinkId {
-                peer: to,
-                number: link.number,
-            };
-            let bytes = buffer(&message);
-            port::pass(&Parcel { at, channel, bytes });
+        if !matches!(link.stand, Stand::Open) {
+            return false;
+        }
+        let at = LinkId {
+            peer: to,
+            number: link.number,
+        };
+        let Way { outflow, end } = link.way(channel);
+        if let Some(end) = end {
+            // Whoever asks needs no word of room.
+            outflow.holds(end.buffered());
+        }
+        let admitted = outflow.admit(message.len() as u64);
+        match end {
+            _ if !admitted => {}
+            Some(end) => {
+                if !end.send(&message) {
+                    // Closed in between, or the browser's own limit: what was lost is lost for good.
+                    port::say(&ToPage::ChannelClosed(at));
+                }
+            }
+            None => port::pass(&Parcel {
+                at,
+                channel,
+                load: buffer(&message),
+            }),
         }
         admitted
     }
@@ -182,12 +281,13 @@ impl Transport for PageTransport {
 
     async fn next_event(&mut self) -> Result<NetEvent, TransportStopped> {
         loop {
-            let heard = self.heard.next().await.ok_or_else(|| TransportStopped {
-                reason: "another session took the page's connections over".to_owned(),
-            })?;
-            if let Some(event) = self.translate(heard) {
+            if let Some(event) = self.next.pop_front() {
                 return Ok(event);
             }
+            let told = self.told.next().await.ok_or_else(|| TransportStopped {
+                reason: "another session took the page's connections over".to_owned(),
+            })?;
+            self.take(told);
         }
     }
 }

@@ -7,6 +7,7 @@
 mod axe;
 mod devtools;
 mod hands;
+mod kin;
 mod page;
 mod trace;
 
@@ -99,6 +100,23 @@ pub fn firefox() -> Option<PathBuf> {
     program("SHOAL_FIREFOX", &["firefox-esr", "firefox"])
 }
 
+/// What the system's Vulkan loader must be told to find Chromium's SwiftShader, for other programs to compute with.
+///
+/// # Errors
+/// There is no Chromium, or it came without.
+pub fn swiftshader() -> anyhow::Result<PathBuf> {
+    const NAME: &str = "vk_swiftshader_icd.json";
+    let program = chromium().context("no Chromium found; `cargo xtask setup` installs it")?;
+    let program = std::fs::canonicalize(program)?;
+    let beside = program.parent().map(|folder| folder.join(NAME));
+    // Debian's program is a script elsewhere.
+    let known = [beside, Some(PathBuf::from("/usr/lib/chromium").join(NAME))];
+    let mut found = known.into_iter().flatten().filter(|file| file.is_file());
+    found
+        .next()
+        .with_context(|| format!("{} came without {NAME}", program.display()))
+}
+
 /// What a variable of the environment names, else the first of `names` on `PATH`.
 fn program(variable: &str, names: &[&str]) -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
@@ -173,6 +191,14 @@ impl Browser {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.connection.lock().pid()
+    }
+
+    /// Ends the process that talks to the GPU, as a driver's fault does; Chromium starts another.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn kill_gpu(&self) -> anyhow::Result<()> {
+        kin::kill(self.pid(), "gpu-process")
     }
 
     /// Closes all tabs and the browser as a person does, so that a kept profile is whole.

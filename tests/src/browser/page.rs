@@ -155,6 +155,15 @@ impl Page {
         self.evaluate_in(&worker.context("the page has no worker")?, script)
     }
 
+    /// What `script` gives in the worker that was started last: one of a worker's own, if there is any.
+    ///
+    /// # Errors
+    /// As [`Page::evaluate_in_worker`].
+    pub fn evaluate_in_last_worker(&self, script: &str) -> anyhow::Result<Value> {
+        let worker = self.workers().into_iter().next_back();
+        self.evaluate_in(&worker.context("the page has no worker")?, script)
+    }
+
     /// The workers that live, those of the page before those of its workers.
     fn workers(&self) -> Vec<String> {
         let mut held = self.connection.lock();

@@ -259,7 +259,12 @@ impl State {
                 self.panel.set(Panel::Broken(broken));
             }
             // The volunteer's own side of the page acts on these.
-            ToPage::Ready | ToPage::Rtc(_) | ToPage::IceServers { .. } | ToPage::Reach { .. } => {}
+            ToPage::Ready { .. }
+            | ToPage::Rtc(_)
+            | ToPage::ChannelsOpen(_)
+            | ToPage::ChannelClosed(_)
+            | ToPage::IceServers { .. }
+            | ToPage::Reach { .. } => {}
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
-//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`] and [`generate`]. Begin with
-//! [`figures`].
+//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`] and [`browser`].
+//! Begin with [`figures`].
 
+mod browser;
 mod cost;
 mod generate;
 mod wire;
@@ -50,7 +51,7 @@ pub(crate) struct Figures {
     /// Rounds over which the learning rate falls, if more than are run (`wire`)
     #[arg(long, value_name = "ROUNDS")]
     length: Option<u64>,
-    /// How often each run is repeated, interleaved with the others (`cost`)
+    /// How often each run is repeated, interleaved with the others (`cost`, `browser`)
     #[arg(long, default_value_t = 3)]
     repeats: usize,
     /// Keep the runs that an interrupted command has measured already (`wire`)
@@ -66,6 +67,8 @@ enum Name {
     Cost,
     /// Speed of writing text
     Generate,
+    /// A tab beside a headless volunteer: speed, time to join, sizes
+    Browser,
 }
 
 /// Measures and writes the file.
@@ -73,7 +76,11 @@ enum Name {
 /// # Errors
 /// A run does not go on, a count differs from its formula, or the file cannot be written.
 pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
-    programs_and(&["--example", "alone"])?;
+    match asked.name {
+        Name::Browser if !browser::IS_RELEASE => return browser::again(),
+        Name::Browser => browser::programs()?,
+        Name::Wire | Name::Cost | Name::Generate => programs_and(&["--example", "alone"])?,
+    }
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let data = match &asked.data {
         Some(path) => path.clone(),
@@ -86,6 +93,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Wire => wire::wire(asked, &data),
         Name::Cost => cost::cost(asked, &data),
         Name::Generate => generate::generate(asked, &data),
+        Name::Browser => browser::browser(asked, &data),
     }
 }
 
