@@ -134,8 +134,7 @@ fn create(path: &Path) -> Result<File, IdentityError> {
     getrandom::fill(&mut drawn)?;
     let (secret, tag) = drawn.split_at(32);
     let secret = Digest(secret.try_into().expect("32 of 40 bytes"));
-    let tag: String = tag.iter().map(|byte| format!("{byte:02x}")).collect();
-    let draft = path.with_extension(format!("{tag}.new"));
+    let draft = path.with_extension(format!("{}.new", hex::encode(tag)));
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

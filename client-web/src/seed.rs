@@ -1,7 +1,5 @@
 //! The hash that tells whether this browser derives the same numbers from a seed as every other volunteer.
 
-use std::fmt::Write as _;
-
 use shared::config::model::ModelConfig;
 use shared::derive;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -13,10 +11,7 @@ use wasm_bindgen::prelude::wasm_bindgen;
 pub fn seed_hash(preset: &str, seed: u64) -> Option<String> {
     let config = ModelConfig::preset(preset)?;
     let hash = derive::seed_hash(&config, seed);
-    Some(hash.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    }))
+    Some(hex::encode(hash))
 }
 
 #[cfg(test)]

@@ -260,16 +260,14 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
 impl fmt::Debug for Digest {
     /// The first eight digits are enough to tell two apart in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4]
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(&self.0[..4]))
     }
 }
 
@@ -277,16 +275,8 @@ impl std::str::FromStr for Digest {
     type Err = DigestParseError;
 
     fn from_str(text: &str) -> Result<Self, DigestParseError> {
-        let digits = text.as_bytes();
-        if digits.len() != 64 {
-            return Err(DigestParseError);
-        }
-        let nibble = |digit: u8| (digit as char).to_digit(16).ok_or(DigestParseError);
         let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let value = nibble(pair[0])? * 16 + nibble(pair[1])?;
-            *byte = u8::try_from(value).map_err(|_| DigestParseError)?;
-        }
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| DigestParseError)?;
         Ok(Self(bytes))
     }
 }

@@ -58,11 +58,7 @@ impl Stranger {
         Join {
             version: VERSION,
             key: Digest(key.verifying_key().to_bytes()),
-            proof: proof
-                .to_bytes()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            proof: hex::encode(proof.to_bytes()),
             session,
             name: "stranger".to_owned(),
             seed_hash: Digest(derive::seed_hash(&self.config.model, self.config.seed)),

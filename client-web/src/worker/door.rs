@@ -81,7 +81,7 @@ impl Visitor<'_> {
         Join {
             version: VERSION,
             key,
-            proof: proof.iter().map(|byte| format!("{byte:02x}")).collect(),
+            proof: hex::encode(proof),
             session,
             name: format!("a look by {}", &key.to_string()[..6]),
             seed_hash: self.made.seed_hash,

@@ -150,7 +150,8 @@ impl Coordinator {
         connection: ConnectionId,
         join: &Join,
     ) -> Option<(RefuseCode, String, String)> {
-        let proof = unhex(&join.proof);
+        let mut proof = [0; 64];
+        let is_written = hex::decode_to_slice(&join.proof, &mut proof).is_ok();
         let message = join_message(&self.nonce(connection), join.session);
         if join.version != VERSION {
             let text = format!(
@@ -158,7 +159,7 @@ impl Coordinator {
                 join.version
             );
             Some((RefuseCode::Version, text, install()))
-        } else if !proof.is_some_and(|proof| verifies(&join.key, &message, &proof)) {
+        } else if !(is_written && verifies(&join.key, &message, &proof)) {
             let text = "the proof does not fit the key".to_owned();
             let remedy = format!(
                 "start again; if that does not help, {}. The identity file is not at fault: keep it",
@@ -400,11 +401,4 @@ fn sound(capabilities: Capabilities) -> Capabilities {
         throttle_percent: capabilities.throttle_percent.clamp(10, 100),
         ..capabilities
     }
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let nibble = |digit: u8| (digit as char).to_digit(16);
-    let byte = |pair: &[u8]| u8::try_from(nibble(pair[0])? * 16 + nibble(pair[1])?).ok();
-    (digits.len() == 128).then(|| digits.chunks_exact(2).map(byte).collect())?
 }

@@ -166,7 +166,7 @@ impl Desk {
         let mut join = Join {
             version: VERSION,
             key: Digest(key.verifying_key().to_bytes()),
-            proof: proof.iter().map(|byte| format!("{byte:02x}")).collect(),
+            proof: hex::encode(proof),
             session,
             name: format!("volunteer {name}"),
             seed_hash: Digest::default(),

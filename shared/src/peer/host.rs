@@ -58,7 +58,7 @@ impl Peer {
         let join = Join {
             version: VERSION,
             key: Digest(identity.key.verifying_key().to_bytes()),
-            proof: hex(&signature.to_bytes()),
+            proof: hex::encode(signature.to_bytes()),
             session: identity.session,
             name: identity.name.clone(),
             seed_hash,
@@ -478,13 +478,4 @@ impl Peer {
             self.handle_frame(now, from, frame);
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            text.push_str(&format!("{byte:02x}"));
-            text
-        })
 }

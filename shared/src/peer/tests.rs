@@ -402,9 +402,7 @@ fn a_connection_that_breaks_while_the_model_is_prepared_costs_nothing() {
         panic!("{ups:?}");
     };
     let message = join_message(&Digest([2; 32]), join.session);
-    let proof: Vec<u8> = (0..64)
-        .map(|at| u8::from_str_radix(&join.proof[2 * at..2 * at + 2], 16).unwrap())
-        .collect();
+    let proof = hex::decode(&join.proof).unwrap();
     assert!(verifies(&join.key, &message, &proof), "the newest nonce");
 }
 

@@ -102,7 +102,7 @@ impl Volunteer {
         Box::new(Join {
             version: VERSION,
             key: Digest(key.verifying_key().to_bytes()),
-            proof: proof.iter().map(|byte| format!("{byte:02x}")).collect(),
+            proof: hex::encode(proof),
             session,
             name: name.to_owned(),
             capabilities: Capabilities {

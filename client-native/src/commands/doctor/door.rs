@@ -88,7 +88,7 @@ impl Visitor<'_> {
         Join {
             version: VERSION,
             key,
-            proof: proof.iter().map(|byte| format!("{byte:02x}")).collect(),
+            proof: hex::encode(proof),
             session,
             name: format!("shoal doctor {}", &key.to_string()[..6]),
             seed_hash: self.seed_hash,

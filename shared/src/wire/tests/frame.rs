@@ -30,10 +30,6 @@ fn slot() -> Slot {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Writes a frame, compares its bytes, and reads it back.
 fn check(header: Header, payload: &'static [u8], expected: Expect) {
     let frame = Frame {
@@ -41,7 +37,7 @@ fn check(header: Header, payload: &'static [u8], expected: Expect) {
         payload: Bytes::from_static(payload),
     };
     let bytes = frame.encode();
-    expected.assert_eq(&hex(&bytes));
+    expected.assert_eq(&hex::encode(&bytes));
     assert_eq!(Frame::decode(&bytes), Ok(frame));
 }
 
