@@ -153,3 +153,27 @@ fn a_browser_without_room_says_so_and_trains_on() {
         .expect("it says so");
     community.go_on(2).expect("the run goes on");
 }
+
+#[test]
+fn a_tab_that_slept_is_replaced_and_comes_back_by_itself() {
+    let _turn = turn();
+    let mut community = gather(&small(2), &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.reach(2).expect("they train");
+    community.join("herring").expect("a spare starts");
+    tab.browser.sleep(true).expect("it is there");
+    let tabs = |run: &Value| {
+        let listed = run["volunteers"].as_array().into_iter().flatten();
+        listed.filter(|one| one["kind"] == "browser").count()
+    };
+    let host = &mut community.host;
+    host.wait_until("run without it", LOAD_MAX, |run| tabs(run) == 0)
+        .expect("it is missed");
+    community.go_on(2).expect("the others go on");
+    tab.browser.sleep(false).expect("it is there");
+    let host = &mut community.host;
+    host.wait_until("run with it", LOAD_MAX, |run| tabs(run) == 1)
+        .expect("it takes part again, without a click");
+    judge::recovered_within(&mut community, LOSS_SHARE_MAX).expect("the run is as if it had not");
+    tab.check().expect("it says nothing wrong");
+}

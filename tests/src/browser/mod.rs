@@ -201,6 +201,14 @@ impl Browser {
         kin::kill(self.pid(), "gpu-process")
     }
 
+    /// Puts the browser to sleep, as a closed lid does, or wakes it. One that sleeps answers nothing.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn sleep(&self, is_asleep: bool) -> anyhow::Result<()> {
+        kin::sleep(self.pid(), is_asleep)
+    }
+
     /// Closes all tabs and the browser as a person does, so that a kept profile is whole.
     ///
     /// # Errors

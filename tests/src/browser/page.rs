@@ -368,16 +368,6 @@ impl Page {
             .map(drop)
     }
 
-    /// Puts the tab to sleep, as a browser does with one that nobody looks at for long, or wakes it.
-    ///
-    /// # Errors
-    /// Chromium does not answer.
-    pub fn sleep(&self, is_asleep: bool) -> anyhow::Result<()> {
-        let state = if is_asleep { "frozen" } else { "active" };
-        self.call("Page.setWebLifecycleState", &json!({ "state": state }))
-            .map(drop)
-    }
-
     /// Puts the tab before the browser's others: what a hidden one shows, no screen reader is told.
     ///
     /// # Errors
