@@ -33,7 +33,10 @@ impl Peer {
         self.host_away.get_or_insert(now);
         self.nonce = None;
         if !self.over {
-            HOST_LOST.clone_into(&mut self.tally.reason);
+            // Whoever was not let in yet has nothing that could be lost: it may still be preparing.
+            if self.me.is_some() {
+                HOST_LOST.clone_into(&mut self.tally.reason);
+            }
             self.out(Output::Event(Event::HostLost));
         }
     }

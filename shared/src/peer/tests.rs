@@ -394,6 +394,7 @@ fn a_connection_that_breaks_while_the_model_is_prepared_costs_nothing() {
     let mut alone = Alone::new();
     alone.open(1);
     alone.peer.handle_host_closed(alone.now);
+    assert_eq!(alone.peer.stats().reason, "", "it had nothing to lose");
     alone.open(2);
     assert_eq!(alone.ups(), Vec::new());
     alone.prepared();
