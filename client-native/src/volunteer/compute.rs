@@ -15,7 +15,6 @@ use shared::config::run::RunConfig;
 use shared::driver::{Prepared, Workshop, measure};
 use shared::model::engine::Engine;
 use shared::units::Digest;
-use shared::wire::frame::Mode;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Notes, ProcessClock};
@@ -141,6 +140,7 @@ fn another_as_asked(mut seed_hash: Digest) -> Digest {
 #[cfg(feature = "faults")]
 fn fail_as_asked(engine: &mut Engine, job: &Job) {
     use shared::faults::{Point, is_due};
+    use shared::wire::frame::Mode;
     let due = match job {
         Job::Forward {
             mode: Mode::Train, ..
