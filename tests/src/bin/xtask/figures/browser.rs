@@ -25,9 +25,15 @@ pub(super) const IS_RELEASE: bool = !cfg!(debug_assertions);
 /// Sequences of a step, and the microbatches that they go in.
 const BATCH: u64 = 8;
 const MICROBATCHES: u64 = 2;
-/// Steps a round: SwiftShader takes long for one.
-const CPU_ROUND_STEPS: u64 = 5;
-const GPU_ROUND_STEPS: u64 = 1;
+/// Steps a round and tokens a sequence: SwiftShader takes half a minute for what the CPU itself does in a fifth of a second.
+const CPU: Length = Length {
+    round_steps: 5,
+    context: CONTEXT,
+};
+const GPU: Length = Length {
+    round_steps: 1,
+    context: CONTEXT / 4,
+};
 /// How often a page is loaded again.
 const JOINS: usize = 7;
 /// What a page's moments are called, in order, and what ends there.
@@ -37,6 +43,22 @@ const JOINING: [(&str, &str); 4] = [
     ("gathering", "device_measured_admitted_and_seated"),
     ("microbatch", "links_open_and_first_microbatch_computed"),
 ];
+
+/// How long a run's rounds and sequences are.
+#[derive(Clone, Copy, Debug)]
+struct Length {
+    round_steps: u64,
+    context: u64,
+}
+
+impl Length {
+    const fn of(device: Device) -> Self {
+        match device {
+            Device::Cpu => CPU,
+            Device::WebGpu => GPU,
+        }
+    }
+}
 
 /// Runs the same command with this program in cargo's release profile.
 pub(super) fn again() -> anyhow::Result<()> {
@@ -96,7 +118,7 @@ pub(super) fn browser(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "preset": "tiny",
         "sequences_a_step": BATCH,
         "microbatches_a_step": MICROBATCHES,
-        "context": CONTEXT,
+        "context": { "Cpu": CPU.context, "WebGpu": GPU.context },
         "rounds": asked.rounds,
         "repeats": asked.repeats,
         "medians": summary(&turns)?,
@@ -117,10 +139,14 @@ enum Place<'a> {
 }
 
 /// Starts a host whose run waits for so many volunteers.
-fn host(seats: u64, round_steps: u64, www: Option<&Path>, data: &Path) -> anyhow::Result<Host> {
+fn host(seats: u64, length: Length, www: Option<&Path>, data: &Path) -> anyhow::Result<Host> {
+    let Length {
+        round_steps,
+        context,
+    } = length;
     let config = format!(
         "[run]\nname = \"figures\"\npreset = \"tiny\"\n\n\
-         [model]\ncontext = {CONTEXT}\n\n\
+         [model]\ncontext = {context}\n\n\
          [training]\nbatch = {BATCH}\nmicrobatches = {MICROBATCHES}\nsamples = 1000000\n\n\
          [schedule]\nround_steps = {round_steps}\nseats_min = {seats}\neval_rounds = 0\n"
     );
@@ -135,15 +161,12 @@ fn host(seats: u64, round_steps: u64, www: Option<&Path>, data: &Path) -> anyhow
 
 /// Seconds of a step of a volunteer that has the model to itself.
 fn steps(device: Device, place: Place<'_>, rounds: u64, data: &Path) -> anyhow::Result<f64> {
-    let round_steps = match device {
-        Device::Cpu => CPU_ROUND_STEPS,
-        Device::WebGpu => GPU_ROUND_STEPS,
-    };
+    let length = Length::of(device);
     let www = match place {
         Place::Native => None,
         Place::Tab(www) => www,
     };
-    let mut host = host(1, round_steps, www, data)?;
+    let mut host = host(1, length, www, data)?;
     let _volunteer = match place {
         Place::Native => Volunteer::Native(native(&host, device)?),
         Place::Tab(_) => Volunteer::Tab(Tab::open(host.url(), &lend(device))?.lending()?),
@@ -155,7 +178,7 @@ fn steps(device: Device, place: Place<'_>, rounds: u64, data: &Path) -> anyhow::
     // The first one warms up.
     let measured = listed.filter(|row| (2..=rounds).contains(&row["round"].as_u64().unwrap_or(0)));
     let seconds: f64 = measured.filter_map(|row| row["seconds"].as_f64()).sum();
-    Ok(seconds / ((rounds - 1) * round_steps) as f64)
+    Ok(seconds / ((rounds - 1) * length.round_steps) as f64)
 }
 
 /// Who is held while it is measured.
@@ -188,7 +211,7 @@ fn lend(device: Device) -> Lend {
 /// Milliseconds of each part of coming back to a run beside a headless volunteer, when everything is in the browser's
 /// cache; medians.
 fn joins(data: &Path) -> anyhow::Result<Value> {
-    let mut host = host(2, CPU_ROUND_STEPS, None, data)?;
+    let mut host = host(2, CPU, None, data)?;
     let _native = native(&host, Device::Cpu)?;
     let mut tab = Tab::open(host.url(), &lend(Device::Cpu))?.lending()?;
     let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
