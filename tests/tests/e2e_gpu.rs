@@ -120,11 +120,12 @@ fn a_gpu_that_is_lost_is_opened_again_and_the_run_goes_on() {
     tab.page
         .wait_for_text("Getting the device back", LOAD_MAX)
         .expect("the page says so");
-    // Two seats are needed: the other volunteer cannot do it alone.
-    community.go_on(2).expect("the run goes on");
+    // Listened to meanwhile: its new worker begins once the harness has seen it.
     let trains = "now.phase === 'training' && now.device.startsWith('WebGPU')";
     tab.stands(trains, LOAD_MAX)
         .expect("it computes on a GPU again");
+    // Two seats are needed: the other volunteer cannot do it alone.
+    community.go_on(2).expect("the run goes on");
 }
 
 #[test]

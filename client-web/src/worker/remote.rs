@@ -23,7 +23,7 @@ use crate::js::{Listener, get, words};
 use crate::messages::{DeviceWish, WebGpu};
 use crate::meter::Meter;
 
-/// How long a browser may take to open a device: one whose GPU process does not come up never answers.
+/// How long a browser may take to open a device: one whose GPU process does not come up may never answer.
 const OPEN_MAX: Span = Span::from_secs(20);
 /// How long a device may take to compile a run's kernels and to be measured.
 const FIT_MAX: Span = Span::from_secs(180);
