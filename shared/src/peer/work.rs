@@ -107,6 +107,8 @@ pub struct Work {
     /// Steps of this round whose update is done or asked for.
     applied: u32,
     step: Step,
+    /// The newest step of this round that a forward was asked for: it may be under way.
+    entered: Option<Step>,
     /// Whose turn it is within the step.
     order_in_step: Order,
     inputs: BTreeMap<(Step, u16), Input>,
@@ -162,6 +164,7 @@ impl Work {
             begun: None,
             applied: 0,
             step: Step(0),
+            entered: None,
             order_in_step: Order::new(0, 0, config.training.microbatches),
             inputs: BTreeMap::new(),
             gradients: BTreeMap::new(),
@@ -338,7 +341,7 @@ impl Work {
         // Between two steps: the one before was the last, if there was one.
         if self.is_head()
             && self.phase == Phase::Steps
-            && self.order_in_step.forwards() == 0
+            && self.entered != Some(self.step)
             && self.step.0 > 0
         {
             self.end_round(Step(self.step.0 - 1));
@@ -513,6 +516,7 @@ impl Work {
         self.begun = None;
         self.applied = 0;
         self.step = Step(0);
+        self.entered = None;
         self.order_in_step = self.fresh_order();
         self.inputs.clear();
         self.gradients.clear();

@@ -61,11 +61,15 @@ impl Work {
             Action::Forward(_) if self.applied < self.step.0 => {
                 self.apply_job(Step(self.step.0 - 1))
             }
-            Action::Forward(microbatch) => Some(Job::Forward {
-                slot: self.slot(microbatch),
-                mode: Mode::Train,
-                input: self.inputs.get(&(self.step, microbatch.0))?.clone(),
-            }),
+            Action::Forward(microbatch) => {
+                let input = self.inputs.get(&(self.step, microbatch.0))?.clone();
+                self.entered = Some(self.step);
+                Some(Job::Forward {
+                    slot: self.slot(microbatch),
+                    mode: Mode::Train,
+                    input,
+                })
+            }
         }
     }
 
