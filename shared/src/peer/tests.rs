@@ -1,5 +1,6 @@
 //! One volunteer alone: what it says to a host that a test plays.
 
+mod closing;
 mod greed;
 mod links;
 
