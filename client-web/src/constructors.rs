@@ -3,19 +3,14 @@
 //! Where nothing in a module runs its constructors, the linker takes it for a program that is called once and ends, and
 //! has **every** function that JavaScript calls run them first: half of the worker's time went there.
 
-#[expect(unsafe_code, reason = "the linker makes this function")]
-mod linked {
-    unsafe extern "C" {
-        fn __wasm_call_ctors();
-    }
+#![expect(unsafe_code, reason = "the linker makes the function")]
 
-    pub(super) fn run() {
-        // SAFETY: it takes and gives nothing, and `main`, before all else, is where it may be called.
-        unsafe { __wasm_call_ctors() }
-    }
+unsafe extern "C" {
+    fn __wasm_call_ctors();
 }
 
 /// Runs them: the first thing that `main` does, once.
 pub fn run() {
-    linked::run();
+    // SAFETY: it takes and gives nothing, and `main`, before all else, is where it may be called.
+    unsafe { __wasm_call_ctors() }
 }

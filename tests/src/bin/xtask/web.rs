@@ -28,8 +28,6 @@ pub(crate) enum For {
     Tests,
     /// Quick to load.
     People,
-    /// As for people, for browsers without fixed-width SIMD: built to be measured, never served.
-    Comparison,
 }
 
 impl For {
@@ -37,17 +35,13 @@ impl For {
     const fn profile(self) -> &'static str {
         match self {
             Self::Tests => "web",
-            Self::People | Self::Comparison => "web-release",
+            Self::People => "web-release",
         }
     }
 
-    /// Cargo's target folder.
-    fn target(self) -> anyhow::Result<PathBuf> {
-        let target = paths::target()?;
-        Ok(match self {
-            Self::Tests | Self::People => target,
-            Self::Comparison => target.join("without-simd"),
-        })
+    /// Where cargo puts the modules.
+    fn folder(self, target: &Path) -> PathBuf {
+        target.join(TARGET).join(self.profile())
     }
 }
 
@@ -56,8 +50,9 @@ impl For {
 /// # Errors
 /// A step failed, its own output says why; or for people it is larger than its limit.
 pub(crate) fn web(whom: For) -> anyhow::Result<()> {
-    let page = module("page", whom)?;
-    let worker = module("worker", whom)?;
+    let target = paths::target()?;
+    let page = module("page", whom, &target, None)?;
+    let worker = module("worker", whom, &target, None)?;
     let www = paths::repository().join("www");
     let mut pack = Command::new(paths::program("pack")?);
     if whom == For::People {
@@ -67,7 +62,6 @@ pub(crate) fn web(whom: For) -> anyhow::Result<()> {
     match whom {
         For::Tests => seed_page(),
         For::People => check(&sizes()?),
-        For::Comparison => Ok(()),
     }
 }
 
@@ -77,8 +71,11 @@ pub(crate) fn web(whom: For) -> anyhow::Result<()> {
 /// # Errors
 /// A step failed, its own output says why.
 pub(crate) fn without_simd(folder: &Path) -> anyhow::Result<()> {
-    let worker = module("worker", For::Comparison)?;
-    let page = bindings_of("page", For::People)?;
+    // Instead of the repository's own flags, which switch it on.
+    let flags = Some("-C target-feature=-simd128");
+    let apart = paths::target()?.join("without-simd");
+    let worker = module("worker", For::People, &apart, flags)?;
+    let page = bindings_folder("page", &For::People.folder(&paths::target()?));
     let assets = paths::repository().join("www");
     let mut pack = Command::new(paths::program("pack")?);
     run(pack.arg(folder.join("pkg")).args([assets, page, worker]))
@@ -93,38 +90,37 @@ pub(crate) fn programs() -> anyhow::Result<()> {
     run(cargo(&features).args(["--bin", "bindgen", "--bin", "pack"]))
 }
 
-/// Builds one module and its JavaScript. Gives the folder of both.
-fn module(name: &str, whom: For) -> anyhow::Result<PathBuf> {
+/// Builds one module and its JavaScript, with other compiler flags if so wished. Gives the folder of both.
+fn module(name: &str, whom: For, target: &Path, flags: Option<&str>) -> anyhow::Result<PathBuf> {
     let mut build = cargo(&["build", "-p", "client-web", "--target", TARGET]);
     build.args(["--profile", whom.profile(), "--bin", name]);
-    build.args(["--features", name, "--target-dir"]);
-    build.arg(whom.target()?);
-    if whom == For::Comparison {
-        // Instead of the repository's own flags, which switch it on.
-        build.env("RUSTFLAGS", "-C target-feature=-simd128");
-    }
+    build.args(["--features", name, "--target-dir"]).arg(target);
+    build.envs(flags.map(|flags| ("RUSTFLAGS", flags)));
     run(&mut build)?;
-    bindings(name, &built(whom)?.join(format!("{name}.wasm")), whom)
+    let folder = whom.folder(target);
+    let bindings_folder = bindings_folder(name, &folder);
+    bindings(
+        &folder.join(format!("{name}.wasm")),
+        &bindings_folder,
+        whom == For::People,
+    )?;
+    Ok(bindings_folder)
 }
 
-/// Where the JavaScript of a module goes.
-fn bindings_of(name: &str, whom: For) -> anyhow::Result<PathBuf> {
-    Ok(built(whom)?.join("bindings").join(name))
+/// Where the JavaScript of a module goes that was built into a folder.
+fn bindings_folder(name: &str, built: &Path) -> PathBuf {
+    built.join("bindings").join(name)
 }
 
 /// Writes the JavaScript of a module into a folder of its own.
-fn bindings(name: &str, module: &Path, whom: For) -> anyhow::Result<PathBuf> {
-    let folder = bindings_of(name, whom)?;
+fn bindings(module: &Path, folder: &Path, is_small: bool) -> anyhow::Result<()> {
     if folder.exists() {
         // What an earlier build wrote and this one doesn't must not be packed.
-        std::fs::remove_dir_all(&folder)?;
+        std::fs::remove_dir_all(folder)?;
     }
     let mut bindgen = Command::new(paths::program("bindgen")?);
-    if whom != For::Tests {
-        bindgen.arg("--small");
-    }
-    run(bindgen.args([module, &folder]))?;
-    Ok(folder)
+    bindgen.args(is_small.then_some("--small"));
+    run(bindgen.args([module, folder]))
 }
 
 /// The page on which a test compares what a browser derives from a seed.
@@ -135,8 +131,9 @@ fn seed_page() -> anyhow::Result<()> {
             .args(["--profile", profile]),
     )?;
     let folder = paths::seed_page()?;
-    let module = built(For::Tests)?.join("client_web.wasm");
-    let written = bindings("seed", &module, For::Tests)?;
+    let built = For::Tests.folder(&paths::target()?);
+    let written = bindings_folder("seed", &built);
+    bindings(&built.join("client_web.wasm"), &written, false)?;
     std::fs::create_dir_all(&folder)?;
     let source = paths::repository().join("tests").join("pages").join("seed");
     for from in [source, written] {
@@ -146,11 +143,6 @@ fn seed_page() -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Where cargo puts the modules.
-fn built(whom: For) -> anyhow::Result<PathBuf> {
-    Ok(whom.target()?.join(TARGET).join(whom.profile()))
 }
 
 /// Bytes that a browser loads.
