@@ -176,10 +176,27 @@ impl Page {
         Ok(nodes.map(|node| node["backendDOMNodeId"].clone()).collect())
     }
 
+    /// Where it is, once it stands still: so long a person aims, too.
     fn middle_of(&self, node: &Value) -> anyhow::Result<(f64, f64)> {
+        let deadline = Instant::now() + FIND_WAIT_MAX;
         let params = json!({ "backendNodeId": node });
         self.call("DOM.scrollIntoViewIfNeeded", &params)?;
-        let quads = self.call("DOM.getContentQuads", &params)?;
+        let mut seen = self.middle_now(&params)?;
+        loop {
+            self.evaluate("new Promise((done) => setTimeout(done, 100))")?;
+            let middle = self.middle_now(&params)?;
+            if middle == seen {
+                return Ok(middle);
+            }
+            if Instant::now() >= deadline {
+                bail!("it does not stand still");
+            }
+            seen = middle;
+        }
+    }
+
+    fn middle_now(&self, params: &Value) -> anyhow::Result<(f64, f64)> {
+        let quads = self.call("DOM.getContentQuads", params)?;
         let corners: Vec<f64> = quads["quads"][0]
             .as_array()
             .context("it takes no room on the page")?

@@ -19,7 +19,7 @@ pub(super) fn work(state: State) -> impl IntoView {
     });
     let finishing = move || snapshot.with(|snapshot| snapshot.phase == Phase::Finishing);
     view! {
-        <p class="proof">{read(|snapshot| words::accepted(&snapshot.accepted))}</p>
+        // Before whatever grows: a button must not move away from under a finger.
         <div class="buttons">
             <button
                 type="button"
@@ -45,6 +45,7 @@ pub(super) fn work(state: State) -> impl IntoView {
             </button>
         </div>
         <p class="soft">"Finish leaves after this round, without loss. Stop leaves now."</p>
+        <p class="proof">{read(|snapshot| words::accepted(&snapshot.accepted))}</p>
         {move || seat.get().map(|seat| pipe(&seat, names.get()))}
         <dl class="list">
             <div><dt>"Computes on"</dt><dd>{read(|snapshot| or_unknown(&snapshot.device))}</dd></div>
