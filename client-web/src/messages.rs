@@ -6,6 +6,9 @@
 //! as a [`Parcel`]: a JavaScript array `[peer, link, channel, load]` whose load is transferred, not copied. Where
 //! the browser lets a worker have data channels, it is the channel itself, once; elsewhere each message.
 //!
+//! The page starts a second worker for the **device**, on the first one's word ([`ToPage::OpenDevice`]), and joins the
+//! two by a port.
+//!
 //! The page's side of the links and of the worker itself is `volunteer`: a user interface needs
 //! [`Settings`], the commands of [`ToWorker`], [`Snapshot`], [`Preflight`] and [`Ended`], nothing of [`Rtc`].
 //!
@@ -132,6 +135,13 @@ pub enum ToWorker {
     },
     /// What the page found out about reaching others; asked for by [`ToPage::Reach`].
     Reached(Reachability),
+    /// A device's worker did not start, or broke.
+    DeviceFailed {
+        /// Which: its number in [`ToPage::OpenDevice`].
+        number: u32,
+        /// What to copy into a report.
+        reason: String,
+    },
 }
 
 /// From the worker to the page.
@@ -164,11 +174,30 @@ pub enum ToPage {
         /// Whether only relayed connections are made.
         relay_only: bool,
     },
+    /// Start a device's worker of this number, and hand it the port that comes with the message.
+    OpenDevice(u32),
+    /// End that worker at once, whatever it does.
+    CloseDevice(u32),
     /// Find out how this browser reaches others. Answered by [`ToWorker::Reached`].
     Reach {
         /// What to try with; a run without any leaves local addresses.
         servers: Vec<IceServer>,
     },
+}
+
+/// What the volunteer's worker is called.
+pub const VOLUNTEER: &str = "volunteer";
+/// What a device's worker is called, which tells the module what it is.
+pub const DEVICE: &str = "device";
+
+/// From a device's worker to the page. With the volunteer's it speaks by the port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromDevice {
+    /// The module runs, and can be given the port.
+    Listening,
+    /// It broke and runs no more: what to copy into a report.
+    Broken(String),
 }
 
 /// One connection: tries to the same peer have different numbers, so that late news of an older one are told apart.

@@ -16,6 +16,8 @@ pub const ROUNDS: u64 = 8;
 const ROUNDS_UNDISTURBED: u64 = ROUNDS + 12;
 /// The loss after a fault is that of an undisturbed run, within this share.
 pub const LOSS_SHARE_MAX: f64 = 0.02;
+/// The same where nothing is lost, and only who computes differs.
+pub const SAME_LOSS_SHARE_MAX: f64 = 1e-3;
 
 /// Losses of a run to which nothing happens, by samples.
 ///

@@ -3,11 +3,12 @@
 //! What passes between page and worker is heard by a script that runs before the page's own, so nothing in the
 //! page is there for tests. Begin with [`Tab::lend`].
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -18,9 +19,14 @@ use crate::paths;
 /// For a module to load and compile, with other tests beside it on a slow machine.
 pub const LOAD_MAX: Duration = Duration::from_secs(90);
 
-/// Keeps what the worker tells the page: the newest message of each kind, and when each kind, each phase and the first
-/// microbatch was first told, in milliseconds of the page.
-const HEAR: &str = "(() => {
+/// What the page calls the worker that takes part.
+pub const VOLUNTEER: &str = "volunteer";
+/// What it calls the one that computes.
+pub const DEVICE: &str = "device";
+
+/// For a page, before its own scripts: keeps what the volunteer's worker tells it, the newest message of each kind, and
+/// when each kind, each phase and the first microbatch was first told, in milliseconds of the page.
+pub const HEAR: &str = "(() => {
   const told = { at: {} };
   Object.defineProperty(globalThis, '__told', { value: told });
   const note = (name) => { told.at[name] ??= performance.now(); };
@@ -28,6 +34,7 @@ const HEAR: &str = "(() => {
   globalThis.Worker = class extends Own {
     constructor(...rest) {
       super(...rest);
+      if (rest[1].name !== 'volunteer') return;
       note('asked');
       this.addEventListener('message', ({ data }) => {
         if (typeof data !== 'string') return;
@@ -60,14 +67,14 @@ const COUNT: &str = "(() => {
   return true;
 })()";
 
-/// In the worker: tells of each message to the device's worker, and of each answer.
+/// In the volunteer's worker: tells of each message to the device's, and of each answer.
 const TELL_JOBS: &str = "(() => {
   const told = new BroadcastChannel('jobs');
   const now = () => performance.timeOrigin + performance.now();
-  const post = Worker.prototype.postMessage;
+  const post = MessagePort.prototype.postMessage;
   const heard = new WeakSet();
   let since = 0;
-  Worker.prototype.postMessage = function (...rest) {
+  MessagePort.prototype.postMessage = function (...rest) {
     if (!heard.has(this)) {
       heard.add(this);
       this.addEventListener('message', () => told.postMessage({ busy: now() - since }));
@@ -90,6 +97,14 @@ const TELL_SUBMISSIONS: &str = "(() => {
   return true;
 })()";
 
+/// How a tab comes to work: what ends a part, in milliseconds of the page, and what the part was.
+const JOINING: [(&str, &str); 4] = [
+    ("at.asked", "page_loaded"),
+    ("at.ready", "worker_loaded"),
+    ("at.gathering", "device_measured_admitted_and_seated"),
+    ("at.microbatch", "links_open_and_first_microbatch_computed"),
+];
+
 /// What computes in a tab.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -107,6 +122,8 @@ pub struct Lend {
     pub device: Device,
     /// Memory that the person lends, in bytes, if not the usual amount.
     pub memory_bytes: Option<u64>,
+    /// Share of the time that the device works, in percent, if not all of it.
+    pub throttle_percent: Option<u8>,
     /// Whether only relayed links are made.
     pub relay_only: bool,
     /// Scripts that run before the page's own.
@@ -154,11 +171,41 @@ pub fn gather(small: &Small, names: &[&str]) -> anyhow::Result<Community> {
 /// As [`gather`].
 pub fn gather_with(
     small: &Small,
+    arguments: Vec<String>,
+    names: &[&str],
+) -> anyhow::Result<Community> {
+    gather_around(&paths::www()?, small, arguments, names)
+}
+
+/// The same with the page in a folder, such as [`www_with`] gives.
+///
+/// # Errors
+/// As [`gather`].
+pub fn gather_around(
+    www: &Path,
+    small: &Small,
     mut arguments: Vec<String>,
     names: &[&str],
 ) -> anyhow::Result<Community> {
-    arguments.extend(["--www".to_owned(), paths::www()?.display().to_string()]);
+    arguments.extend(["--www".to_owned(), www.display().to_string()]);
     Community::gather_with(small, arguments, names)
+}
+
+/// A small run; where a GPU is computed by the CPU, its rounds are short.
+#[must_use]
+pub fn small_on(device: Device, seats_min: u16) -> Small {
+    let usual = Small {
+        seats_min,
+        ..Small::default()
+    };
+    match device {
+        Device::Cpu => usual,
+        Device::WebGpu => Small {
+            round_steps: 1,
+            microbatches: 1,
+            ..usual
+        },
+    }
 }
 
 /// The web client with `script` before its worker's own, in a folder to give a host with `--www`.
@@ -213,14 +260,15 @@ impl Tab {
         for script in &how.before_scripts {
             page.before_scripts(script)?;
         }
-        if let Some(bytes) = how.memory_bytes {
-            let settings = json!({ "memory_bytes": bytes }).to_string();
-            // An empty tab has no storage.
-            page.before_scripts(&format!(
-                "try {{ localStorage['shoal-settings'] ??= {}; }} catch {{}}",
-                json!(settings)
-            ))?;
-        }
+        let settings = json!({
+            "memory_bytes": how.memory_bytes,
+            "throttle_percent": how.throttle_percent.unwrap_or(100),
+        });
+        // An empty tab has no storage.
+        page.before_scripts(&format!(
+            "try {{ localStorage['shoal-settings'] ??= {}; }} catch {{}}",
+            json!(settings.to_string())
+        ))?;
         let relay = if how.relay_only { "&relay=1" } else { "" };
         page.goto(&format!("{url}?device={device}{relay}"))?;
         Ok(Self { page, browser })
@@ -255,6 +303,16 @@ impl Tab {
         self.page.wait_for_role("button", "Stop", LOAD_MAX)
     }
 
+    /// Stops, as a person does, and waits until the page says that it did.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.page.click("button", "Stop")?;
+        let says = "Nothing is computed here any more";
+        self.page.wait_for_text(says, LOAD_MAX)
+    }
+
     /// Waits until the worker's last word on how it stands, `now`, is as `holds` asks, and gives that.
     ///
     /// # Errors
@@ -264,13 +322,31 @@ impl Tab {
         self.page.wait_for(holds, wait_max, &script)
     }
 
+    /// Milliseconds of each part of the way from loading the page to the first microbatch, which is computed.
+    ///
+    /// # Errors
+    /// Something was not told on the way.
+    pub fn joined(&self) -> anyhow::Result<Vec<(&'static str, f64)>> {
+        let mut before = 0.0;
+        let mut parts = Vec::new();
+        for (moment, part) in JOINING {
+            let script = format!("((at) => {moment})(__told.at)");
+            let at = self.page.evaluate(&script)?.as_f64();
+            let at =
+                at.with_context(|| format!("no {moment}: {:?}", self.page.evaluate("__told")))?;
+            parts.push((part, at - before));
+            before = at;
+        }
+        Ok(parts)
+    }
+
     /// From now on counts, in the page, the jobs that the worker hands to its device, and how long the device was busy.
     ///
     /// # Errors
     /// There is no worker yet.
     pub fn count_jobs(&self) -> anyhow::Result<()> {
         self.page.evaluate(COUNT)?;
-        self.page.evaluate_in_worker(TELL_JOBS).map(drop)
+        self.page.evaluate_in_worker(VOLUNTEER, TELL_JOBS).map(drop)
     }
 
     /// The same for what is submitted to the GPU.
@@ -279,8 +355,9 @@ impl Tab {
     /// There is no worker for a device yet, or its browser knows no WebGPU.
     pub fn count_submissions(&self) -> anyhow::Result<()> {
         self.count_jobs()?;
-        let script = TELL_SUBMISSIONS;
-        self.page.evaluate_in_last_worker(script).map(drop)
+        self.page
+            .evaluate_in_worker(DEVICE, TELL_SUBMISSIONS)
+            .map(drop)
     }
 
     /// Messages of one kind that this tab sent to the host, in order.

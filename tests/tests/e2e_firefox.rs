@@ -11,14 +11,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::browser;
 use tests::community::Small;
-use tests::judge;
+use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
 use tests::process::Program;
-use tests::tab::{LOAD_MAX, gather};
+use tests::tab::{HEAR, LOAD_MAX, gather};
 use tungstenite::stream::MaybeTlsStream;
 use tungstenite::{Message, WebSocket};
 
-/// A tab's losses are those of headless volunteers, within this share.
-const LOSS_SHARE_MAX: f64 = 1e-3;
 /// For Firefox to answer a command, while it starts on a slow machine.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at a file or a page.
@@ -114,6 +112,12 @@ impl Firefox {
         self.call("browsingContext.navigate", &params).map(drop)
     }
 
+    /// Runs a script in each page before its own.
+    fn before_scripts(&mut self, script: &str) -> anyhow::Result<()> {
+        let params = json!({ "functionDeclaration": format!("() => {{ {script} }}") });
+        self.call("script.addPreloadScript", &params).map(drop)
+    }
+
     /// What a script in the page gives, as text.
     fn text_of(&mut self, script: &str) -> anyhow::Result<String> {
         let params = json!({
@@ -135,8 +139,9 @@ impl Firefox {
                 return Ok(());
             }
             if Instant::now() >= deadline {
+                let told = self.text_of("JSON.stringify(globalThis.__told)")?;
                 bail!(
-                    "no '{text}' in {wait_max:?}\n{shown}\n{:?}",
+                    "no '{text}' in {wait_max:?}\n{shown}\n{told}\n{:?}",
                     self.complaints
                 );
             }
@@ -220,11 +225,18 @@ fn a_tab_of_firefox_trains_beside_a_headless_volunteer() {
     let mut community = gather(&Small::default(), &["anchovy"]).expect("a community gathers");
     let mut firefox = Firefox::start().expect("Firefox starts");
     let url = community.host.url().to_owned();
+    firefox.before_scripts(HEAR).expect("an answer");
     firefox.open(&url).expect("the page loads");
     firefox.click("Check this computer").expect("it can look");
     firefox
         .wait_for_text("It can help on the CPU", LOAD_MAX)
         .expect("a browser without WebGPU is offered the processor");
+    let has_channels = firefox.text_of("__told.ready.takes_channels");
+    assert_eq!(
+        has_channels.expect("an answer"),
+        "true",
+        "its worker has the channels"
+    );
     firefox.click("Contribute").expect("it can lend");
     community.reach(1).expect("they train");
     let run = community.host.api().expect("an answer");
@@ -235,7 +247,7 @@ fn a_tab_of_firefox_trains_beside_a_headless_volunteer() {
         Some(&json!("seated")),
         "{run:#}"
     );
-    judge::recovered_within(&mut community, LOSS_SHARE_MAX).expect("it trains as all do");
+    recovered_within(&mut community, SAME_LOSS_SHARE_MAX).expect("it trains as all do");
     firefox
         .wait_for_text("accepted", LOAD_MAX)
         .expect("the page shows what was accepted");

@@ -6,7 +6,7 @@
 use tempfile::TempDir;
 use tests::browser::{Browser, Options, Page, Said, WebGpu};
 use tests::community::{Community, Small};
-use tests::tab::{Device, LOAD_MAX, Lend, Tab, gather, turn, www_with};
+use tests::tab::{Device, LOAD_MAX, Lend, Tab, gather, gather_around, small_on, turn, www_with};
 
 /// A GPU that cannot tell how long it worked.
 const NO_TIMESTAMPS: &str = "(() => {
@@ -35,12 +35,8 @@ struct World {
 /// A page on a run whose worker begins with `script`, while it looks at this computer; WebGPU is asked for by name.
 fn look(script: &str) -> World {
     let www = www_with(script).expect("the web client is packed");
-    let arguments = vec!["--www".to_owned(), www.path().display().to_string()];
-    let small = Small {
-        seats_min: 1,
-        ..Small::default()
-    };
-    let community = Community::gather_with(&small, arguments, &[]).expect("a host starts");
+    let small = small_on(Device::Cpu, 1);
+    let community = gather_around(www.path(), &small, vec![], &[]).expect("a host starts");
     let options = Options {
         webgpu: WebGpu::SwiftShader,
         ..Options::default()
@@ -90,17 +86,6 @@ fn what_a_gpu_does_not_compile_is_on_the_console() {
     assert!(said.iter().any(logged), "{said:#?}");
 }
 
-/// Short rounds: the GPU is computed by the CPU.
-fn short(seats_min: u16) -> Small {
-    Small {
-        seats_min,
-        round_steps: 1,
-        microbatches: 1,
-        rewind_wait_seconds: 60,
-        ..Small::default()
-    }
-}
-
 fn on_webgpu() -> Lend {
     Lend {
         device: Device::WebGpu,
@@ -111,7 +96,12 @@ fn on_webgpu() -> Lend {
 #[test]
 fn a_gpu_that_is_lost_is_opened_again_and_the_run_goes_on() {
     let _turn = turn();
-    let mut community = gather(&short(2), &["anchovy"]).expect("a community gathers");
+    let small = Small {
+        // Its kernels are compiled once more meanwhile.
+        rewind_wait_seconds: 60,
+        ..small_on(Device::WebGpu, 2)
+    };
+    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
     let mut tab = Tab::lend(&community, &on_webgpu()).expect("a tab lends");
     community.reach(1).expect("they train");
     tab.browser.kill_gpu().expect("it has one");
@@ -131,17 +121,14 @@ fn a_gpu_that_is_lost_is_opened_again_and_the_run_goes_on() {
 #[test]
 fn stop_ends_submissions_to_the_gpu_within_a_microbatch() {
     let _turn = turn();
-    let mut community = gather(&short(1), &[]).expect("a host starts");
+    let mut community = gather(&small_on(Device::WebGpu, 1), &[]).expect("a host starts");
     let mut tab = Tab::lend(&community, &on_webgpu()).expect("a tab lends");
     community.reach(1).expect("it trains");
     tab.count_submissions().expect("there are workers");
     tab.page
         .wait_for("rounds", LOAD_MAX, "__jobs.handed.length > 8")
         .expect("it works");
-    tab.page.click("button", "Stop").expect("it is there");
-    tab.page
-        .wait_for_text("Nothing is computed here any more", LOAD_MAX)
-        .expect("it says that it stopped");
+    tab.stop().expect("it says that it stopped");
     // A job's work is submitted in parts: most of two jobs in a row are what a microbatch takes.
     let counted = tab
         .page

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tests::browser::{Browser, Options, Page};
 use tests::community::Small;
 use tests::paths;
-use tests::tab::{LOAD_MAX, Lend, Tab, gather, turn};
+use tests::tab::{LOAD_MAX, Lend, Tab, VOLUNTEER, gather, turn};
 
 /// Widths and heights of a screen and a phone, in CSS pixels.
 const SIZES: [(u32, u32); 2] = [(1280, 900), (390, 844)];
@@ -121,7 +121,12 @@ fn every_state_of_a_volunteer_can_be_read_by_everybody() {
     let mut community =
         gather(&Small::default(), &["anchovy", "herring"]).expect("a community gathers");
     community.reach(ROUNDS).expect("they train");
-    let mut tab = Tab::visit(&community, &Lend::default()).expect("a page");
+    // Slower than both, so that it stands by first.
+    let how = Lend {
+        throttle_percent: Some(10),
+        ..Lend::default()
+    };
+    let mut tab = Tab::visit(&community, &how).expect("a page");
     tab.page
         .wait_for_role("button", "Check this computer", LOAD_MAX)
         .expect("the program runs");
@@ -201,7 +206,7 @@ fn a_broken_tab_and_a_run_that_is_over_can_be_read_by_everybody() {
     let community = gather(&Small::default(), &[]).expect("a host starts");
     let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
     let nonsense = "self.dispatchEvent(new MessageEvent('message', { data: 'nonsense' }))";
-    drop(tab.page.evaluate_in_worker(nonsense));
+    drop(tab.page.evaluate_in_worker(VOLUNTEER, nonsense));
     tab.page
         .wait_for_role("button", "Copy the report", LOAD_MAX)
         .expect("it says that it broke");

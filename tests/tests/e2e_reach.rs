@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 use tests::community::{Community, Small};
-use tests::judge;
-use tests::tab::{LOAD_MAX, Lend, Tab, gather_with, turn, www_with};
+use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
+use tests::tab::{LOAD_MAX, Lend, Tab, gather_around, gather_with, turn, www_with};
 use tests::turn::TurnServer;
 
 const SECRET: &str = "what host and relay share";
@@ -156,20 +156,15 @@ fn a_tab_trains_with_a_headless_volunteer_through_a_relay() {
 
 /// A browser that lets no worker have data channels.
 const NO_CHANNELS: &str = "delete globalThis.RTCDataChannel;";
-/// A tab's losses are those of headless volunteers, within this share.
-const LOSS_SHARE_MAX: f64 = 1e-3;
-
 #[test]
 fn where_a_worker_can_have_no_channels_messages_go_through_the_page() {
     let _turn = turn();
     let www = www_with(NO_CHANNELS).expect("the web client is packed");
-    let arguments = vec!["--www".to_owned(), www.path().display().to_string()];
-    let small = Small::default();
-    let community = Community::gather_with(&small, arguments, &["anchovy"]);
+    let community = gather_around(www.path(), &Small::default(), vec![], &["anchovy"]);
     let mut community = community.expect("a community gathers");
     let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
     let took = tab.page.evaluate("__told.ready.takes_channels");
     assert_eq!(took.expect("an answer"), false);
-    judge::recovered_within(&mut community, LOSS_SHARE_MAX).expect("they train as headless ones");
+    recovered_within(&mut community, SAME_LOSS_SHARE_MAX).expect("they train as headless ones");
     tab.check().expect("it says nothing wrong");
 }

@@ -5,11 +5,8 @@ mod room;
 use serde_json::Value;
 use tests::browser::Page;
 use tests::community::{Community, Small};
-use tests::judge;
+use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
 use tests::tab::{LOAD_MAX, Lend, Tab, gather, turn};
-
-/// A tab's losses are those of headless volunteers, within this share.
-const LOSS_SHARE_MAX: f64 = 1e-3;
 
 fn small(seats_min: u16) -> Small {
     Small {
@@ -54,7 +51,7 @@ fn comes_back(community: &mut Community, tab: &mut Tab) {
 
 /// Holds the run to never having gone back: a round that is given up leaves a gap in their numbers.
 fn never_went_back(community: &mut Community) {
-    judge::recovered_within(community, LOSS_SHARE_MAX).expect("the run is as if nothing happened");
+    recovered_within(community, SAME_LOSS_SHARE_MAX).expect("the run is as if nothing happened");
     let run = community.host.api().expect("an answer");
     let listed = run["rounds"].as_array().expect("a list");
     let rounds: Vec<Option<u64>> = listed.iter().map(|one| one["round"].as_u64()).collect();
@@ -174,6 +171,6 @@ fn a_tab_that_slept_is_replaced_and_comes_back_by_itself() {
     let host = &mut community.host;
     host.wait_until("run with it", LOAD_MAX, |run| tabs(run) == 1)
         .expect("it takes part again, without a click");
-    judge::recovered_within(&mut community, LOSS_SHARE_MAX).expect("the run is as if it had not");
+    recovered_within(&mut community, SAME_LOSS_SHARE_MAX).expect("the run is as if it had not");
     tab.check().expect("it says nothing wrong");
 }

@@ -15,15 +15,14 @@ use tests::judge;
 use tests::process::{Program, Signal};
 use tests::run::Launch;
 
-/// Nothing of a round that failed is applied: the same steps with the same samples give the same losses.
-const SAME_LOSS_SHARE_MAX: f64 = 1e-3;
 /// For a program to say what it was told.
 const SAY_MAX: Duration = Duration::from_secs(20);
 /// For the host to notice that it can write again; it looks every two seconds.
 const WRITE_AGAIN_MAX: Duration = Duration::from_secs(20);
 
 fn check_same(community: &mut Community) {
-    judge::recovered_within(community, SAME_LOSS_SHARE_MAX).expect("nothing happened to the loss");
+    judge::recovered_within(community, judge::SAME_LOSS_SHARE_MAX)
+        .expect("nothing happened to the loss");
 }
 
 fn text(event: &Value) -> &str {

@@ -10,11 +10,8 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 use tests::community::{Community, ROUND_WAIT_MAX, Small, losses};
-use tests::judge;
-use tests::tab::{Device, LOAD_MAX, Lend, Tab, devices, gather, turn};
-
-/// A tab's losses are those of headless volunteers, within this share.
-const LOSS_SHARE_MAX: f64 = 1e-3;
+use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
+use tests::tab::{Device, LOAD_MAX, Lend, Tab, devices, gather, small_on, turn};
 
 /// Rounds of one microbatch that are compared, where SwiftShader computes the GPU's path: some hundred times slower
 /// than the CPU itself.
@@ -40,22 +37,6 @@ impl Room {
             Self::Head => Some(first),
             Self::Inner => Some(inner),
         }
-    }
-}
-
-/// A small run; where a GPU is computed by the CPU, its rounds are short.
-fn small(seats_min: u16, device: Device) -> Small {
-    let usual = Small {
-        seats_min,
-        ..Small::default()
-    };
-    match device {
-        Device::Cpu => usual,
-        Device::WebGpu => Small {
-            round_steps: 1,
-            microbatches: 1,
-            ..usual
-        },
     }
 }
 
@@ -85,14 +66,14 @@ fn join(community: &mut Community, small: &Small, name: &str, room: Room) {
 }
 
 fn recovered(community: &mut Community) {
-    judge::recovered_within(community, LOSS_SHARE_MAX).expect("the run is as if all were headless");
+    recovered_within(community, SAME_LOSS_SHARE_MAX).expect("the run is as if all were headless");
 }
 
 /// Holds short rounds to those of headless volunteers, one by one.
 fn like_headless(community: &mut Community) {
     static LOSSES: OnceLock<Vec<(u64, f64)>> = OnceLock::new();
     let expected = LOSSES.get_or_init(|| {
-        let small = small(2, Device::WebGpu);
+        let small = small_on(Device::WebGpu, 2);
         let names = ["anchovy", "herring"];
         let mut headless = Community::gather(&small, &names).expect("a community gathers");
         losses(&headless.reach(WEBGPU_ROUNDS).expect("they train")).expect("rounds")
@@ -105,7 +86,7 @@ fn like_headless(community: &mut Community) {
     for ((samples, loss), (same, other)) in found.iter().zip(expected) {
         assert_eq!(samples, same);
         assert!(
-            (loss - other).abs() <= LOSS_SHARE_MAX * other,
+            (loss - other).abs() <= SAME_LOSS_SHARE_MAX * other,
             "after {samples} samples the loss is {loss}, headless {other}"
         );
     }
@@ -150,7 +131,7 @@ fn check(community: &mut Community, device: Device, tabs: Vec<Tab>, seats: &[&st
 fn a_tab_at_the_head_of_a_headless_volunteer_trains_as_two_such_do() {
     let _turn = turn();
     for device in [Device::Cpu, Device::WebGpu] {
-        let small = small(2, device);
+        let small = small_on(device, 2);
         let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
         let tab = lend(&community, &small, device, Room::Head);
         check(&mut community, device, vec![tab], &["browser", "native"]);
@@ -161,7 +142,7 @@ fn a_tab_at_the_head_of_a_headless_volunteer_trains_as_two_such_do() {
 fn a_tab_behind_a_headless_volunteer_trains_as_two_such_do() {
     let _turn = turn();
     for &device in devices() {
-        let small = small(2, device);
+        let small = small_on(device, 2);
         let mut community = gather(&small, &[]).expect("a community gathers");
         join(&mut community, &small, "anchovy", Room::Head);
         let tab = lend(&community, &small, device, Room::All);
@@ -173,7 +154,7 @@ fn a_tab_behind_a_headless_volunteer_trains_as_two_such_do() {
 fn a_tab_between_headless_volunteers_trains_as_they_do() {
     let _turn = turn();
     for &device in devices() {
-        let small = small(3, device);
+        let small = small_on(device, 3);
         let mut community = gather(&small, &["anchovy", "herring"]).expect("a community gathers");
         let tab = lend(&community, &small, device, Room::Inner);
         check(
@@ -189,7 +170,7 @@ fn a_tab_between_headless_volunteers_trains_as_they_do() {
 fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
     let _turn = turn();
     for &device in devices() {
-        let small = small(3, device);
+        let small = small_on(device, 3);
         let mut community = gather(&small, &[]).expect("a community gathers");
         join(&mut community, &small, "anchovy", Room::Inner);
         let tabs = [(); 2].map(|()| lend(&community, &small, device, Room::All));
@@ -206,7 +187,7 @@ fn a_headless_volunteer_between_tabs_trains_as_three_such_do() {
 fn two_tabs_train_alone() {
     let _turn = turn();
     for &device in devices() {
-        let small = small(2, device);
+        let small = small_on(device, 2);
         let mut community = gather(&small, &[]).expect("a community gathers");
         let tabs = [(); 2].map(|()| lend(&community, &small, device, Room::All));
         check(&mut community, device, tabs.into(), &["browser", "browser"]);
@@ -216,7 +197,7 @@ fn two_tabs_train_alone() {
 #[test]
 fn a_tab_that_is_gone_in_mid_round_is_replaced() {
     let _turn = turn();
-    let small = small(2, Device::Cpu);
+    let small = small_on(Device::Cpu, 2);
     let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
     let tab = lend(&community, &small, Device::Cpu, Room::All);
     community.reach(2).expect("they train");
@@ -231,7 +212,7 @@ fn weights_that_a_tab_trained_are_in_the_manifest() {
     let _turn = turn();
     let small = Small {
         checkpoint_minutes: 0.05,
-        ..small(2, Device::Cpu)
+        ..small_on(Device::Cpu, 2)
     };
     let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
     let mut tab = lend(&community, &small, Device::Cpu, Room::Head);

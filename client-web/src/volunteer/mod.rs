@@ -2,11 +2,12 @@
 //!
 //! A user interface opens a [`Volunteer`], tells it what the person wants ([`ToWorker`]) and hears how things
 //! stand ([`ToPage`]). What concerns connections never reaches it: [`links`] carries out their steps and moves their
-//! messages, [`reach`] finds out how others can be reached, [`surroundings`] tells the worker of hiding, power
+//! messages, [`devices`] starts the workers that compute, [`reach`] finds out how others can be reached, [`surroundings`] tells the worker of hiding, power
 //! and the page's end, and keeps the screen awake.
 //!
 //! Invariant: everything here is short: a step, a buffer handed over, a message passed on.
 
+mod devices;
 mod links;
 mod reach;
 mod surroundings;
@@ -14,12 +15,14 @@ mod surroundings;
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
+use js_sys::Array;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::spawn_local;
 use web_sys::{MessageEvent, Worker, WorkerOptions, WorkerType};
 
 use crate::js::{Listener, from_array, get, to_array, words};
-use crate::messages::{Broken, Parcel, ToPage, ToWorker};
+use crate::messages::{Broken, Parcel, ToPage, ToWorker, VOLUNTEER};
+use devices::Devices;
 use links::Links;
 use surroundings::Surroundings;
 
@@ -33,6 +36,7 @@ struct Tell(Weak<Inner>);
 struct Inner {
     worker: Worker,
     links: RefCell<Links>,
+    devices: RefCell<Devices>,
     hear: RefCell<Box<dyn FnMut(ToPage)>>,
     /// What was told before the worker listened; `None` from then on.
     early: RefCell<Option<Vec<ToWorker>>>,
@@ -50,10 +54,12 @@ impl Volunteer {
     pub fn open(url: &str, hear: impl FnMut(ToPage) + 'static) -> Result<Self, String> {
         let options = WorkerOptions::new();
         options.set_type(WorkerType::Module);
+        options.set_name(VOLUNTEER);
         let worker = Worker::new_with_options(url, &options).map_err(|error| words(&error))?;
         let inner = Rc::new_cyclic(|weak| Inner {
             worker,
             links: RefCell::new(Links::new(Tell(weak.clone()))),
+            devices: RefCell::new(Devices::new(Tell(weak.clone()), url)),
             hear: RefCell::new(Box::new(hear)),
             early: RefCell::new(Some(Vec::new())),
             surroundings: RefCell::new(None),
@@ -67,8 +73,7 @@ impl Volunteer {
         let heard = tell.clone();
         let messages = Listener::new(&inner.worker, "message", move |event| {
             if let Some(inner) = heard.0.upgrade() {
-                let event: MessageEvent = event.unchecked_into();
-                inner.hear(&event.data());
+                inner.hear(event.unchecked_ref());
             }
         });
         // A module that does not load, or does not compile, says nothing else.
@@ -104,7 +109,7 @@ impl Drop for Volunteer {
     fn drop(&mut self) {
         self.0.listeners.take();
         self.0.surroundings.take();
-        self.0.links.borrow_mut().close_all();
+        self.0.close_all();
         self.0.worker.terminate();
     }
 }
@@ -153,24 +158,30 @@ impl Inner {
         drop(self.worker.post_message(&JsValue::from_str(&text)));
     }
 
-    fn hear(self: &Rc<Self>, data: &JsValue) {
-        if let Some(parcel) = from_array(data) {
+    fn hear(self: &Rc<Self>, event: &MessageEvent) {
+        let data = event.data();
+        if let Some(parcel) = from_array(&data) {
             return self.links.borrow_mut().send(&parcel);
         }
         let Some(text) = data.as_string() else {
             return;
         };
         match serde_json::from_str(&text) {
-            Ok(message) => self.act(message),
+            Ok(message) => self.act(message, &event.ports()),
             Err(error) => self.broke(format!(
                 "the worker said what the page cannot read: {error}"
             )),
         }
     }
 
-    fn act(self: &Rc<Self>, message: ToPage) {
+    fn act(self: &Rc<Self>, message: ToPage, ports: &Array) {
         match message {
             ToPage::Rtc(step) => self.links.borrow_mut().step(step),
+            ToPage::OpenDevice(number) => {
+                let port = ports.get(0).unchecked_into();
+                self.devices.borrow_mut().open(number, port);
+            }
+            ToPage::CloseDevice(number) => self.devices.borrow_mut().close(number),
             ToPage::ChannelsOpen(at) => self.links.borrow().opened(at),
             ToPage::ChannelClosed(at) => self.links.borrow().closed(at),
             ToPage::IceServers {
@@ -192,7 +203,7 @@ impl Inner {
                 self.say(message);
             }
             ToPage::Ended(_) | ToPage::Broken(_) => {
-                self.links.borrow_mut().close_all();
+                self.close_all();
                 self.say(message);
             }
             ToPage::Snapshot(_) | ToPage::Preflight(_) => self.say(message),
@@ -203,8 +214,13 @@ impl Inner {
         (self.hear.borrow_mut())(message);
     }
 
-    fn broke(&self, report: String) {
+    fn close_all(&self) {
         self.links.borrow_mut().close_all();
+        self.devices.borrow_mut().close_all();
+    }
+
+    fn broke(&self, report: String) {
+        self.close_all();
         self.say(ToPage::Broken(Broken {
             module: "worker".to_owned(),
             report,

@@ -71,21 +71,20 @@ impl Board {
                 self.snapshot.round = Some(round);
             }
             Event::Welcome { round, .. } => {
+                self.count(peer.stats());
                 self.host_away = false;
                 self.snapshot.round = Some(round);
             }
             Event::HostLost => self.host_away = true,
             Event::Reason(text) => self.snapshot.reason = text,
             Event::NothingKept(reason) => self.snapshot.not_kept = Some(reason),
-            // The next figures count it, too; this one is told at once.
+            // News that do not wait for the next figures.
+            Event::Seated(_) | Event::Spare => self.count(peer.stats()),
             Event::FirstMicrobatch => {
+                self.count(peer.stats());
                 self.snapshot.microbatches = self.snapshot.microbatches.max(1);
             }
-            Event::Seated(_)
-            | Event::Spare
-            | Event::LinkUp { .. }
-            | Event::LinkDisturbed { .. }
-            | Event::LinkLost { .. } => {}
+            Event::LinkUp { .. } | Event::LinkDisturbed { .. } | Event::LinkLost { .. } => {}
         }
         if let Some((_, steps, Some(loss))) = peer.progress(now) {
             self.steps = steps;

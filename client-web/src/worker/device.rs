@@ -1,10 +1,10 @@
 //! The device's worker: the model's engine, alone on a thread of its own.
 //!
 //! The CPU's engine computes without yielding, and a GPU's does while it compiles kernels; the volunteer's worker
-//! must answer its neighbours all the while. So this one does nothing else. It ends with the volunteer's, or when
-//! that terminates it: nothing is computed after a stop.
+//! must answer its neighbours all the while. So this one does nothing else. The page starts it on the volunteer's
+//! word and ends it so: nothing is computed after a stop.
 
-use futures_channel::mpsc;
+use futures_channel::{mpsc, oneshot};
 use futures_util::StreamExt;
 use shared::compute::{Compute, Done};
 use shared::config::run::RunConfig;
@@ -13,14 +13,15 @@ use shared::model::device::Opened;
 use shared::model::engine::Engine;
 use shared::units::{Digest, Span};
 use wasm_bindgen::JsCast;
-use web_sys::MessageEvent;
+use web_sys::{MessageEvent, MessagePort};
 
 use super::clock::WorkerClock;
 use super::jobs::{self, Answer, Ask, Made};
-use super::port::scope;
+use super::port::{say, scope};
 use super::webgpu;
 use crate::broken;
 use crate::js::Listener;
+use crate::messages::{DEVICE, FromDevice};
 
 /// The device, as far as it was asked for.
 #[derive(Default)]
@@ -31,28 +32,41 @@ struct Bench {
 
 /// Answers until the worker is ended.
 pub(super) fn start() {
-    broken::install("device", |broken| answer(&Answer::Broken(broken.report)));
-    let (tell, mut asked) = mpsc::unbounded();
+    broken::install(DEVICE, |broken| say(&FromDevice::Broken(broken.report)));
+    let (tell, port) = oneshot::channel();
+    let mut tell = Some(tell);
     let listener = Listener::new(&scope(), "message", move |event| {
+        let port = event.unchecked_into::<MessageEvent>().ports().get(0);
+        if let Some(tell) = tell.take() {
+            // Who waits for it lives as long as the module.
+            drop(tell.send(port.unchecked_into()));
+        }
+    });
+    wasm_bindgen_futures::spawn_local(async move {
+        if let Ok(port) = port.await {
+            serve(port).await;
+        }
+        drop(listener);
+    });
+    say(&FromDevice::Listening);
+}
+
+/// Answers what is asked by the port.
+async fn serve(port: MessagePort) {
+    let (tell, mut asked) = mpsc::unbounded();
+    let listener = Listener::new(&port, "message", move |event| {
         let data = event.unchecked_into::<MessageEvent>().data();
         // Who answers lives as long as the module.
         drop(tell.unbounded_send(jobs::decode::<Ask>(data)));
     });
-    wasm_bindgen_futures::spawn_local(async move {
-        let mut bench = Bench::default();
-        while let Some(ask) = asked.next().await {
-            answer(&bench.answer(ask).await);
-        }
-        drop(listener);
-    });
-    answer(&Answer::Listening);
-}
-
-fn answer(answer: &Answer) {
-    let (bytes, transfer) = jobs::encode(answer);
-    scope()
-        .post_message_with_transfer(&bytes, transfer.as_ref())
-        .expect("a new buffer can be handed over");
+    port.start();
+    let mut bench = Bench::default();
+    while let Some(ask) = asked.next().await {
+        let (bytes, transfer) = jobs::encode(&bench.answer(ask).await);
+        port.post_message_with_transferable(&bytes, &transfer)
+            .expect("a new buffer can be handed over");
+    }
+    drop(listener);
 }
 
 impl Bench {

@@ -29,8 +29,6 @@ pub(super) enum Ask {
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// It runs and listens: the first answer, to nothing.
-    Listening,
     /// To [`Ask::WebGpu`].
     WebGpu(String),
     /// To [`Ask::Open`]: what the device is called, or why there is none.
@@ -39,8 +37,6 @@ pub(super) enum Answer {
     Made(Result<Made, String>),
     /// To [`Ask::Do`], and for how long the device was busy with it.
     Done(Box<Done>, Span),
-    /// It broke and runs no more: what to copy into a report.
-    Broken(String),
 }
 
 /// What was learned in getting ready for a run.

@@ -4,7 +4,7 @@
 //! [`shared::driver`] to what a browser gives, [`transport`] (steps through the page, messages too unless the browser lets a
 //! worker have their [`ends`]), [`host`] with its [`socket`] and [`files`],
 //! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without taking part, up to the host's [`door`]; [`board`] tells the page how
-//! things stand. It starts the **device's** worker ([`remote`], [`device`]), which does nothing but compute: however long a
+//! things stand. It has the page start the **device's** worker ([`remote`], [`device`]), which does nothing but compute: however long a
 //! job takes, neighbours and host are answered meanwhile, and when a device fails nothing else does.
 //!
 //! Begin reading at [`start`].
@@ -38,10 +38,10 @@ use web_sys::MessageEvent;
 
 use crate::broken;
 use crate::js::{Listener, from_array};
-use crate::messages::{DeviceWish, Ended, Settings, ToPage, ToWorker};
+use crate::messages::{DEVICE, DeviceWish, Ended, Settings, ToPage, ToWorker};
 use ends::End;
 use preflight::Ready;
-use remote::Remote;
+use remote::Devices;
 use session::{Around, Beginning, Outcome};
 use storage::Storage;
 use transport::{Inlet, Told};
@@ -57,7 +57,7 @@ type Heard = mpsc::UnboundedReceiver<ToWorker>;
 
 /// The module's beginning: listens to the page, and says that it does.
 pub fn start() {
-    if port::scope().name() == remote::NAME {
+    if port::scope().name() == DEVICE {
         return device::start();
     }
     broken::install("worker", |report| {
@@ -67,6 +67,8 @@ pub fn start() {
     let inlet = Inlet::default();
     let (tell, heard) = mpsc::unbounded();
     let connections = inlet.clone();
+    let devices = Devices::default();
+    let started = devices.clone();
     let listener = Listener::new(&port::scope(), "message", move |event| {
         let data = event.unchecked_into::<MessageEvent>().data();
         if let Some(parcel) = from_array(&data) {
@@ -77,26 +79,24 @@ pub fn start() {
         }
         let text = data.as_string().unwrap_or_default();
         let message = serde_json::from_str(&text).expect("page and worker are of one build");
-        if let ToWorker::Rtc(event) = message {
-            connections.put(Told::Event(event));
-        } else if let ToWorker::Sent {
-            at,
-            channel,
-            sent_bytes,
-        } = message
-        {
-            connections.put(Told::Sent {
+        match message {
+            ToWorker::Rtc(event) => connections.put(Told::Event(event)),
+            ToWorker::Sent {
                 at,
                 channel,
                 sent_bytes,
-            });
-        } else {
+            } => connections.put(Told::Sent {
+                at,
+                channel,
+                sent_bytes,
+            }),
+            ToWorker::DeviceFailed { number, reason } => started.failed(number, reason),
             // The volunteer below lives as long as the module.
-            drop(tell.unbounded_send(message));
+            message => drop(tell.unbounded_send(message)),
         }
     });
     wasm_bindgen_futures::spawn_local(async move {
-        live(heard, inlet).await;
+        live(heard, inlet, devices).await;
         drop(listener);
     });
     port::say(&ToPage::Ready {
@@ -105,7 +105,7 @@ pub fn start() {
 }
 
 /// Does what the page asks for, one thing after the other.
-async fn live(mut heard: Heard, inlet: Inlet) {
+async fn live(mut heard: Heard, inlet: Inlet, devices: Devices) {
     let storage = Storage::open().await;
     let mut around = Around::default();
     let mut waiting = VecDeque::new();
@@ -120,13 +120,22 @@ async fn live(mut heard: Heard, inlet: Inlet) {
         };
         around.hear(&message);
         if let ToWorker::Preflight { link, settings } = message {
-            ready = look(&link, &settings, &storage, &mut heard, &mut waiting).await;
+            ready = look(
+                &link,
+                &settings,
+                &storage,
+                &devices,
+                &mut heard,
+                &mut waiting,
+            )
+            .await;
         } else if let ToWorker::Start { link, settings } = message {
             let volunteer = Volunteer {
                 link,
                 settings,
                 storage: &storage,
                 inlet: &inlet,
+                devices: &devices,
             };
             let ended = volunteer.lend(ready.take(), &mut around, &mut heard).await;
             port::say(&ToPage::Ended(ended));
@@ -140,12 +149,13 @@ async fn look(
     link: &str,
     settings: &Settings,
     storage: &Storage,
+    devices: &Devices,
     heard: &mut Heard,
     waiting: &mut VecDeque<ToWorker>,
 ) -> Option<(DeviceWish, Ready)> {
     let (tell, reached) = oneshot::channel();
     let mut tell = Some(tell);
-    let looking = preflight::look(link, settings, storage, reached).fuse();
+    let looking = preflight::look(link, settings, storage, devices, reached).fuse();
     pin_mut!(looking);
     loop {
         select_biased! {
@@ -168,6 +178,7 @@ struct Volunteer<'a> {
     settings: Settings,
     storage: &'a Storage,
     inlet: &'a Inlet,
+    devices: &'a Devices,
 }
 
 impl Volunteer<'_> {
@@ -241,7 +252,7 @@ impl Volunteer<'_> {
                 fitted: Some(ready.fitted),
             });
         }
-        let mut remote = Remote::open().await?;
+        let mut remote = self.devices.open();
         let device = remote.device(settings.device).await?;
         Ok(Beginning {
             link,

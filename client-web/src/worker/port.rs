@@ -1,8 +1,9 @@
 //! The way to the page: what the worker says.
 
-use js_sys::ArrayBuffer;
+use js_sys::{Array, ArrayBuffer};
+use serde::Serialize;
 use wasm_bindgen::{JsCast, JsValue};
-use web_sys::DedicatedWorkerGlobalScope;
+use web_sys::{DedicatedWorkerGlobalScope, MessagePort};
 
 use crate::js::to_array;
 use crate::messages::{Parcel, ToPage};
@@ -13,10 +14,20 @@ pub(super) fn scope() -> DedicatedWorkerGlobalScope {
 }
 
 /// Says something to the page.
-pub(super) fn say(message: &ToPage) {
-    let text = serde_json::to_string(message).expect("messages have string keys");
+pub(super) fn say<T: Serialize>(message: &T) {
     // Text can always be cloned; a page that is gone takes the worker with it.
-    drop(scope().post_message(&JsValue::from_str(&text)));
+    drop(scope().post_message(&text(message)));
+}
+
+/// Says something, and hands the page a port with it.
+pub(super) fn say_with(message: &ToPage, port: &MessagePort) {
+    // Fails only for a port that was handed over before.
+    drop(scope().post_message_with_transfer(&text(message), &Array::of1(port)));
+}
+
+fn text<T: Serialize>(message: &T) -> JsValue {
+    let text = serde_json::to_string(message).expect("messages have string keys");
+    JsValue::from_str(&text)
 }
 
 /// Hands a message for a data channel that the page has to it.

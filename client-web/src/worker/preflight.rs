@@ -12,7 +12,7 @@ use super::clock::within;
 use super::door::{self, Visitor};
 use super::host::socket_url;
 use super::port;
-use super::remote::{Fitted, Remote};
+use super::remote::{Devices, Fitted, Remote};
 use super::session::MEMORY_BYTES;
 use super::socket::{HostSocket, SocketEvent};
 use super::storage::Storage;
@@ -36,10 +36,11 @@ pub(super) async fn look(
     link: &str,
     settings: &Settings,
     storage: &Storage,
+    devices: &Devices,
     reached: oneshot::Receiver<Reachability>,
 ) -> Option<Ready> {
     let mut found = Preflight::default();
-    match find_out(link, settings, storage, reached, &mut found).await {
+    match find_out(link, settings, storage, devices, reached, &mut found).await {
         Ok(ready) => {
             say(&found);
             Some(ready)
@@ -60,6 +61,7 @@ async fn find_out(
     link: &str,
     settings: &Settings,
     storage: &Storage,
+    devices: &Devices,
     reached: oneshot::Receiver<Reachability>,
     found: &mut Preflight,
 ) -> Result<Ready, Verdict> {
@@ -69,7 +71,7 @@ async fn find_out(
         let remedy = "Choose the CPU, or another browser.";
         Verdict::cannot(format!("no device can be used: {reason}"), remedy)
     };
-    let mut remote = Remote::open().await.map_err(broken)?;
+    let mut remote = devices.open();
     found.webgpu = Some(remote.webgpu().await.map_err(broken)?);
     say(found);
     let device = remote.device(settings.device).await.map_err(broken)?;

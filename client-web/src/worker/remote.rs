@@ -4,6 +4,7 @@
 //! again with a new one.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures_channel::mpsc;
@@ -13,14 +14,13 @@ use shared::config::run::RunConfig;
 use shared::driver::{Clock, Prepared, Workshop};
 use shared::units::Span;
 use wasm_bindgen::JsCast;
-use wasm_bindgen::prelude::Closure;
-use web_sys::{Event, MessageEvent, Worker, WorkerOptions, WorkerType};
+use web_sys::{MessageChannel, MessageEvent, MessagePort};
 
 use super::clock::{WorkerClock, within};
 use super::jobs::{self, Answer, Ask, Made};
-use super::port::scope;
-use crate::js::{Listener, get, words};
-use crate::messages::{DeviceWish, WebGpu};
+use super::port;
+use crate::js::Listener;
+use crate::messages::{DeviceWish, ToPage, WebGpu};
 use crate::meter::Meter;
 
 /// How long a browser may take to open a device: one whose GPU process does not come up may never answer.
@@ -28,14 +28,28 @@ const OPEN_MAX: Span = Span::from_secs(20);
 /// How long a device may take to compile a run's kernels and to be measured.
 const FIT_MAX: Span = Span::from_secs(180);
 
-/// What the device's worker is called, which tells it what it is.
-pub(super) const NAME: &str = "device";
+/// Devices' workers that the page was asked for.
+#[derive(Clone, Default)]
+pub(super) struct Devices(Rc<RefCell<Started>>);
+
+#[derive(Default)]
+struct Started {
+    /// Counts them, so that late news of an ended one are told apart.
+    count: u32,
+    /// Where those that still run answer.
+    answers: BTreeMap<u32, Answers>,
+}
+
+/// What a device's worker answered, or why it does not.
+type Answers = mpsc::UnboundedSender<Result<Answer, String>>;
 
 /// A device's worker. Dropping it ends it at once, whatever it does.
 pub(super) struct Remote {
-    worker: Worker,
-    answers: mpsc::UnboundedReceiver<Answer>,
-    _listeners: [Listener; 2],
+    number: u32,
+    devices: Devices,
+    port: MessagePort,
+    answers: mpsc::UnboundedReceiver<Result<Answer, String>>,
+    _listener: Listener,
 }
 
 /// What the device's worker was made ready for.
@@ -44,65 +58,62 @@ pub(super) struct Fitted {
     pub(super) made: Made,
 }
 
-impl Remote {
-    /// Loads the module a second time, as the device's.
-    ///
-    /// # Errors
-    /// The browser starts no worker in a worker, or the module does not load: why, in words.
-    pub(super) async fn open() -> Result<Self, String> {
-        let options = WorkerOptions::new();
-        options.set_type(WorkerType::Module);
-        options.set_name(NAME);
-        // Whatever loaded this module loads it again.
-        let own = get(&get(&scope(), "location"), "href").as_string();
-        let worker = Worker::new_with_options(&own.unwrap_or_default(), &options)
-            .map_err(|error| words(&error))?;
-        // Else what breaks there goes on to the page, as an error of this worker; also when nobody listens any more.
-        let contain = Closure::<dyn Fn(Event)>::new(|event: Event| event.prevent_default());
-        worker.set_onerror(Some(contain.into_js_value().unchecked_ref()));
+impl Devices {
+    /// Has the page load the module a second time, as a device's. What is asked waits until it has.
+    pub(super) fn open(&self) -> Remote {
+        let mut started = self.0.borrow_mut();
+        let number = started.count;
+        started.count += 1;
+        let channel = MessageChannel::new().expect("a worker has message channels");
         let (tell, answers) = mpsc::unbounded();
-        let broke = tell.clone();
-        let message = Listener::new(&worker, "message", move |event| {
+        started.answers.insert(number, tell.clone());
+        let port = channel.port1();
+        let listener = Listener::new(&port, "message", move |event| {
             let data = event.unchecked_into::<MessageEvent>().data();
             // Nobody waits for an answer any more.
-            drop(tell.unbounded_send(jobs::decode::<Answer>(data)));
+            drop(tell.unbounded_send(Ok(jobs::decode(data))));
         });
-        // A module that does not load, or runs out of memory, says nothing else.
-        let failed = Listener::new(&worker, "error", move |event| {
-            let text = get(&event, "message").as_string();
-            let text = text.unwrap_or_else(|| "the device's module did not load".to_owned());
-            drop(broke.unbounded_send(Answer::Broken(text)));
-        });
-        let mut remote = Self {
-            worker,
+        port.start();
+        port::say_with(&ToPage::OpenDevice(number), &channel.port2());
+        Remote {
+            number,
+            devices: self.clone(),
+            port,
             answers,
-            _listeners: [message, failed],
-        };
-        let answer = remote.answer().await;
-        if !matches!(answer, Answer::Listening) {
-            return Err(told(answer));
+            _listener: listener,
         }
-        Ok(remote)
     }
 
-    async fn answer(&mut self) -> Answer {
-        let gone = || Answer::Broken("the device's worker ended".to_owned());
-        self.answers.next().await.unwrap_or_else(gone)
+    /// The page says that one of them did not start, or broke.
+    pub(super) fn failed(&self, number: u32, reason: String) {
+        if let Some(tell) = self.0.borrow().answers.get(&number) {
+            // Nobody waits for an answer any more.
+            drop(tell.unbounded_send(Err(reason)));
+        }
     }
+}
 
-    async fn ask(&mut self, ask: &Ask) -> Answer {
+impl Remote {
+    async fn ask(&mut self, ask: &Ask) -> Result<Answer, String> {
         let (bytes, transfer) = jobs::encode(ask);
-        self.worker
-            .post_message_with_transfer(&bytes, transfer.as_ref())
+        self.port
+            .post_message_with_transferable(&bytes, &transfer)
             .expect("a new buffer can be handed over");
-        self.answer().await
+        let answer = self.answers.next().await.expect("this end holds a sender");
+        answer.map_err(|report| {
+            // The whole report is on the console.
+            let lines: Vec<&str> = report.lines().take(3).collect();
+            lines.join(" ")
+        })
     }
 
     /// The same, for an answer that may never come. Without it nothing more can be asked: what comes late would be
     /// taken for another answer.
     async fn ask_within(&mut self, limit: Span, ask: &Ask) -> Result<Answer, String> {
         let silent = || format!("it did not answer in {:.0} s", limit.as_secs_f64());
-        within(limit, self.ask(ask)).await.ok_or_else(silent)
+        within(limit, self.ask(ask))
+            .await
+            .unwrap_or_else(|| Err(silent()))
     }
 
     /// What this browser says about WebGPU.
@@ -110,9 +121,9 @@ impl Remote {
     /// # Errors
     /// The device's module broke.
     pub(super) async fn webgpu(&mut self) -> Result<WebGpu, String> {
-        let answer = self.ask(&Ask::WebGpu).await;
+        let answer = self.ask(&Ask::WebGpu).await?;
         let Answer::WebGpu(said) = answer else {
-            return Err(told(answer));
+            return Err(unasked(&answer));
         };
         Ok(jobs::from_json(&said))
     }
@@ -124,7 +135,7 @@ impl Remote {
     pub(super) async fn device(&mut self, wish: DeviceWish) -> Result<String, String> {
         let answer = self.ask_within(OPEN_MAX, &Ask::Open(wish)).await?;
         let Answer::Opened(opened) = answer else {
-            return Err(told(answer));
+            return Err(unasked(&answer));
         };
         opened
     }
@@ -136,7 +147,7 @@ impl Remote {
     pub(super) async fn fit(&mut self, config: RunConfig) -> Result<Fitted, String> {
         let answer = self.ask_within(FIT_MAX, &jobs::make(&config)).await?;
         let Answer::Made(made) = answer else {
-            return Err(told(answer));
+            return Err(unasked(&answer));
         };
         Ok(Fitted {
             config,
@@ -147,19 +158,15 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        self.worker.terminate();
+        self.devices.0.borrow_mut().answers.remove(&self.number);
+        self.port.close();
+        port::say(&ToPage::CloseDevice(self.number));
     }
 }
 
-/// What an answer says that is none to what was asked.
-fn told(answer: Answer) -> String {
-    if let Answer::Broken(report) = answer {
-        // The whole report is on the console.
-        let lines: Vec<&str> = report.lines().take(3).collect();
-        lines.join(" ")
-    } else {
-        format!("the device's worker said {answer:?}")
-    }
+/// What to say of an answer to something else.
+fn unasked(answer: &Answer) -> String {
+    format!("the device's worker said {answer:?}")
 }
 
 /// Makes the compute of this browser, or takes what a preflight made.
@@ -203,10 +210,14 @@ impl Compute for WebCompute {
     async fn run(&mut self, job: Job) -> Done {
         self.meter.borrow_mut().begin();
         let answer = self.remote.ask(&Ask::Do(Box::new(job))).await;
-        let Answer::Done(done, busy) = answer else {
-            return Done::Failed {
-                reason: told(answer),
-            };
+        let (done, busy) = match answer {
+            Ok(Answer::Done(done, busy)) => (done, busy),
+            Ok(other) => {
+                return Done::Failed {
+                    reason: unasked(&other),
+                };
+            }
+            Err(reason) => return Done::Failed { reason },
         };
         let is_backward = matches!(*done, Done::Backward { .. });
         let tokens = if is_backward {

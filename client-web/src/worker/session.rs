@@ -230,6 +230,7 @@ impl Wishes {
             | ToWorker::Start { .. }
             | ToWorker::Rtc(_)
             | ToWorker::Sent { .. }
+            | ToWorker::DeviceFailed { .. }
             | ToWorker::Reached(_) => return,
         }
         self.lend();

@@ -146,25 +146,20 @@ impl Page {
         self.evaluate_in(&self.session, script)
     }
 
-    /// What `script` gives in the page's first dedicated worker.
+    /// What `script` gives in the page's dedicated worker of that name.
     ///
     /// # Errors
-    /// As [`Page::evaluate`], or it has no worker.
-    pub fn evaluate_in_worker(&self, script: &str) -> anyhow::Result<Value> {
-        let worker = self.workers().into_iter().next();
-        self.evaluate_in(&worker.context("the page has no worker")?, script)
+    /// As [`Page::evaluate`], or it has no such worker.
+    pub fn evaluate_in_worker(&self, name: &str, script: &str) -> anyhow::Result<Value> {
+        for worker in self.workers() {
+            if self.evaluate_in(&worker, "self.name")? == name {
+                return self.evaluate_in(&worker, script);
+            }
+        }
+        bail!("the page has no worker '{name}'");
     }
 
-    /// What `script` gives in the worker that was started last: one of a worker's own, if there is any.
-    ///
-    /// # Errors
-    /// As [`Page::evaluate_in_worker`].
-    pub fn evaluate_in_last_worker(&self, script: &str) -> anyhow::Result<Value> {
-        let worker = self.workers().into_iter().next_back();
-        self.evaluate_in(&worker.context("the page has no worker")?, script)
-    }
-
-    /// The workers that live, those of the page before those of its workers.
+    /// The workers that live.
     fn workers(&self) -> Vec<String> {
         let mut held = self.connection.lock();
         let mut family = held.family(&self.session);

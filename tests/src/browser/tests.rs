@@ -107,7 +107,10 @@ fn a_worker_counts_as_its_page() {
         )
         .expect("it passes");
     }
-    assert_eq!(page.evaluate_in_worker("answer").expect("an answer"), 42);
+    assert_eq!(
+        page.evaluate_in_worker("", "answer").expect("an answer"),
+        42
+    );
     while !page
         .requests()
         .expect("an answer")

@@ -263,6 +263,8 @@ impl State {
             | ToPage::Rtc(_)
             | ToPage::ChannelsOpen(_)
             | ToPage::ChannelClosed(_)
+            | ToPage::OpenDevice(_)
+            | ToPage::CloseDevice(_)
             | ToPage::IceServers { .. }
             | ToPage::Reach { .. } => {}
         }

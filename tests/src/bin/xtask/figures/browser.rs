@@ -36,13 +36,6 @@ const GPU: Length = Length {
 };
 /// How often a page is loaded again.
 const JOINS: usize = 7;
-/// What a page's moments are called, in order, and what ends there.
-const JOINING: [(&str, &str); 4] = [
-    ("asked", "page_loaded"),
-    ("ready", "worker_loaded"),
-    ("gathering", "device_measured_admitted_and_seated"),
-    ("microbatch", "links_open_and_first_microbatch_computed"),
-];
 
 /// How long a run's rounds and sequences are.
 #[derive(Clone, Copy, Debug)]
@@ -221,16 +214,11 @@ fn joins(data: &Path) -> anyhow::Result<Value> {
         host.wait_until("a round", ROUND_WAIT_MAX, next)?;
         tab.page.reload()?;
         tab.stands("now.microbatches > 0", LOAD_MAX)?;
-        let at = tab.page.evaluate("__told.at")?;
-        let mut before = 0.0;
-        for (moment, part) in JOINING {
-            let at = at[moment]
-                .as_f64()
-                .with_context(|| format!("{moment}: {at}"))?;
-            parts.entry(part).or_default().push(at - before);
-            before = at;
+        let joined = tab.joined()?;
+        let all = joined.iter().map(|(_, milliseconds)| milliseconds).sum();
+        for (part, milliseconds) in joined.into_iter().chain([("all", all)]) {
+            parts.entry(part).or_default().push(milliseconds);
         }
-        parts.entry("all").or_default().push(before);
     }
     let medians = parts
         .into_iter()
