@@ -95,6 +95,30 @@ fn a_measured_share_is_the_asked_one() {
     }
 }
 
+#[test]
+fn a_hidden_tab_works_on_and_tells_how_fast() {
+    let _turn = turn();
+    let community = gather(&alone(), &[]).expect("a host starts");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    tab.stands("now.rates.visible > 0", LOAD_MAX)
+        .expect("it trains in sight");
+    let other = tab.browser.blank().expect("another tab");
+    other.bring_to_front().expect("an answer");
+    let begun = tab.stands("now.hidden", LOAD_MAX).expect("it knows");
+    let begun = begun["microbatches"].as_u64().expect("a number");
+    let enough = format!(
+        "now.rates.hidden > 0 && now.microbatches >= {}",
+        begun + MEASURED
+    );
+    tab.stands(&enough, LOAD_MAX).expect("it trains unseen");
+    tab.page
+        .wait_for_text("While hidden this tab makes", LOAD_MAX)
+        .expect("the page shows it");
+    let told = tab.sent("update").expect("messages");
+    let is_told = told.iter().any(|one| one["capabilities"]["hidden"] == true);
+    assert!(is_told, "the host knows: {told:?}");
+}
+
 /// What a browser on battery tells; the test puts it on mains.
 const BATTERY: &str = "(() => {
   const battery = new EventTarget();

@@ -79,20 +79,24 @@ pub fn start() {
         }
         let text = data.as_string().unwrap_or_default();
         let message = serde_json::from_str(&text).expect("page and worker are of one build");
-        match message {
-            ToWorker::Rtc(event) => connections.put(Told::Event(event)),
-            ToWorker::Sent {
+        if let ToWorker::Rtc(event) = message {
+            connections.put(Told::Event(event));
+        } else if let ToWorker::Sent {
+            at,
+            channel,
+            sent_bytes,
+        } = message
+        {
+            connections.put(Told::Sent {
                 at,
                 channel,
                 sent_bytes,
-            } => connections.put(Told::Sent {
-                at,
-                channel,
-                sent_bytes,
-            }),
-            ToWorker::DeviceFailed { number, reason } => started.failed(number, reason),
+            });
+        } else if let ToWorker::DeviceFailed { number, reason } = message {
+            started.failed(number, reason);
+        } else {
             // The volunteer below lives as long as the module.
-            message => drop(tell.unbounded_send(message)),
+            drop(tell.unbounded_send(message));
         }
     });
     wasm_bindgen_futures::spawn_local(async move {
