@@ -6,7 +6,51 @@ use serde_json::Value;
 use tests::browser::Page;
 use tests::community::{Community, Small};
 use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
-use tests::tab::{LOAD_MAX, Lend, Tab, gather, turn};
+use tests::tab::{DEVICE, LOAD_MAX, Lend, Tab, gather, gather_around, turn, www_with};
+
+/// For a worker, before its own script: gives its module a memory with an end (`PAGES_MAX` pages of 64 KiB), and a way to use
+/// all of it up.
+const MEMORY_WITH_AN_END: &str = "{
+  const PAGES_MAX = 4096;
+  const MEMORIES = 5;
+  const read = (bytes, at) => {
+    let value = 0;
+    for (let shift = 0; ; shift += 7) {
+      const byte = bytes[at++];
+      value |= (byte & 127) << shift;
+      if (byte < 128) return [value, at];
+    }
+  };
+  const written = (value) => value < 128 ? [value] : [(value & 127) | 128, ...written(value >>> 7)];
+  WebAssembly.instantiateStreaming = async (response, imports) => {
+    const bytes = new Uint8Array(await response.arrayBuffer());
+    let at = 8;
+    let [size, body] = read(bytes, at + 1);
+    while (bytes[at] !== MEMORIES) {
+      at = body + size;
+      [size, body] = read(bytes, at + 1);
+    }
+    if (bytes[body] !== 1 || bytes[body + 1] !== 0) throw new Error('not one memory without an end');
+    const [least] = read(bytes, body + 2);
+    const memory = [1, 1, ...written(least), ...written(PAGES_MAX)];
+    const parts = [
+      bytes.subarray(0, at), Uint8Array.of(MEMORIES, memory.length, ...memory), bytes.subarray(body + size),
+    ];
+    const whole = new Uint8Array(await new Blob(parts).arrayBuffer());
+    const made = await WebAssembly.instantiate(whole, imports);
+    globalThis.__use_up = () => {
+      for (const size of [65536, 1024, 64, 8]) {
+        try {
+          for (;;) made.instance.exports.__wbindgen_malloc(size, 8);
+        } catch {
+          // No more of that size.
+        }
+      }
+      return made.instance.exports.memory.buffer.byteLength;
+    };
+    return made;
+  };
+}";
 
 fn small(seats_min: u16) -> Small {
     Small {
@@ -173,4 +217,23 @@ fn a_tab_that_slept_is_replaced_and_comes_back_by_itself() {
         .expect("it takes part again, without a click");
     recovered_within(&mut community, SAME_LOSS_SHARE_MAX).expect("the run is as if it had not");
     tab.check().expect("it says nothing wrong");
+}
+
+#[test]
+fn a_device_that_runs_out_of_memory_is_opened_again_and_the_run_goes_on() {
+    let _turn = turn();
+    let www = www_with(MEMORY_WITH_AN_END).expect("the web client is packed");
+    let mut community =
+        gather_around(www.path(), &small(2), vec![], &["anchovy"]).expect("a community gathers");
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
+    community.reach(2).expect("they train");
+    let used = tab.page.evaluate_in_worker(DEVICE, "__use_up()");
+    assert_eq!(used.expect("an answer"), 4096 * 65_536, "all of it is used");
+    let now = tab.stands("now.phase === 'recovering'", LOAD_MAX);
+    let reason = now.expect("it notices")["reason"].to_string();
+    assert!(reason.contains("no more memory"), "{reason}");
+    tab.stands("now.phase === 'training'", LOAD_MAX)
+        .expect("it computes again");
+    // Two seats are needed: the other volunteer cannot do it alone.
+    community.go_on(2).expect("the run goes on");
 }

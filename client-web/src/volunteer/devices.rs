@@ -78,12 +78,18 @@ impl Device {
                 FromDevice::Broken(report) => broke(report),
             }
         });
-        // A module that does not load, or runs out of memory, says nothing else.
+        // A module that does not load says nothing else.
         let errors = Listener::new(&worker, "error", move |event| {
             // It is the volunteer's to say what comes of it.
             event.unchecked_ref::<Event>().prevent_default();
-            let text = get(&event, "message").as_string();
-            failed(text.unwrap_or_else(|| "the device's module did not load".to_owned()));
+            failed(match get(&event, "message").as_string() {
+                // A panic told its report before: what stops a module without one is memory that it did not get.
+                Some(text) if text.contains("RuntimeError") => {
+                    format!("this browser has no more memory for it ({text})")
+                }
+                Some(text) => text,
+                None => "the device's module did not load".to_owned(),
+            });
         });
         Ok(Self {
             worker,
