@@ -34,7 +34,7 @@ pub const HEAR: &str = "(() => {
   globalThis.Worker = class extends Own {
     constructor(...rest) {
       super(...rest);
-      if (rest[1].name !== 'volunteer') return;
+      if (rest[1]?.name !== 'volunteer') return;
       note('asked');
       this.addEventListener('message', ({ data }) => {
         if (typeof data !== 'string') return;

@@ -1,4 +1,5 @@
-//! A tab that is loaded again: the same volunteer, in the same seat, with the weights it had, without a click.
+//! A tab that is loaded again: the same volunteer, in the same seat, with the weights it had, without a click. So does one
+//! come back that slept, or whose device ran out of memory.
 
 mod room;
 
@@ -8,8 +9,8 @@ use tests::community::{Community, Small};
 use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
 use tests::tab::{DEVICE, LOAD_MAX, Lend, Tab, gather, gather_around, turn, www_with};
 
-/// For a worker, before its own script: gives its module a memory with an end (`PAGES_MAX` pages of 64 KiB), and a way to use
-/// all of it up.
+/// For a worker, before its own script: gives its module a memory with an end (`PAGES_MAX` pages of 64 KiB), and a way
+/// to use all of it up.
 const MEMORY_WITH_AN_END: &str = "{
   const PAGES_MAX = 4096;
   const MEMORIES = 5;

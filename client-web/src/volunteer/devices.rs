@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use js_sys::Array;
 use wasm_bindgen::{JsCast, JsValue};
-use web_sys::{Event, MessageEvent, MessagePort, Worker, WorkerOptions, WorkerType};
+use web_sys::{Event, MessageEvent, MessagePort, Worker};
 
-use super::Tell;
-use crate::js::{Listener, get, words};
+use super::{Tell, start};
+use crate::js::{Listener, get};
 use crate::messages::{DEVICE, FromDevice, ToWorker};
 
 /// All that run, by the volunteer's numbers.
@@ -39,9 +40,12 @@ impl Devices {
     pub(super) fn open(&mut self, number: u32, port: MessagePort) {
         let tell = self.tell.clone();
         let failed = move |reason| tell.tell(ToWorker::DeviceFailed { number, reason });
-        match Device::start(&self.url, port, failed.clone()) {
-            Ok(device) => drop(self.running.insert(number, device)),
-            Err(error) => failed(words(&error)),
+        match start(&self.url, DEVICE) {
+            Ok(worker) => {
+                let device = Device::new(worker, port, failed);
+                self.running.insert(number, device);
+            }
+            Err(reason) => failed(reason),
         }
     }
 
@@ -57,24 +61,16 @@ impl Devices {
 }
 
 impl Device {
-    fn start(
-        url: &str,
-        port: MessagePort,
-        failed: impl Fn(String) + Clone + 'static,
-    ) -> Result<Self, JsValue> {
-        let options = WorkerOptions::new();
-        options.set_type(WorkerType::Module);
-        options.set_name(DEVICE);
-        let worker = Worker::new_with_options(url, &options)?;
+    fn new(worker: Worker, port: MessagePort, failed: impl Fn(String) + Clone + 'static) -> Self {
         let (to, broke) = (worker.clone(), failed.clone());
         let messages = Listener::new(&worker, "message", move |event| {
             let text = event.unchecked_into::<MessageEvent>().data().as_string();
             let said = serde_json::from_str(&text.unwrap_or_default());
             match said.expect("page and worker are of one build") {
                 // Fails only for a port that was handed over before.
-                FromDevice::Listening => drop(
-                    to.post_message_with_transfer(&JsValue::UNDEFINED, &js_sys::Array::of1(&port)),
-                ),
+                FromDevice::Listening => {
+                    drop(to.post_message_with_transfer(&JsValue::UNDEFINED, &Array::of1(&port)));
+                }
                 FromDevice::Broken(report) => broke(report),
             }
         });
@@ -83,18 +79,18 @@ impl Device {
             // It is the volunteer's to say what comes of it.
             event.unchecked_ref::<Event>().prevent_default();
             failed(match get(&event, "message").as_string() {
-                // A panic told its report before: what stops a module without one is memory that it did not get.
-                Some(text) if text.contains("RuntimeError") => {
+                // A panic told its report before: what ends a module on purpose without one is memory that it did not get.
+                Some(text) if text.contains("unreachable") => {
                     format!("this browser has no more memory for it ({text})")
                 }
                 Some(text) => text,
                 None => "the device's module did not load".to_owned(),
             });
         });
-        Ok(Self {
+        Self {
             worker,
             _listeners: [messages, errors],
-        })
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A user interface opens a [`Volunteer`], tells it what the person wants ([`ToWorker`]) and hears how things
 //! stand ([`ToPage`]). What concerns connections never reaches it: [`links`] carries out their steps and moves their
-//! messages, [`devices`] starts the workers that compute, [`reach`] finds out how others can be reached, [`surroundings`] tells the worker of hiding, power
-//! and the page's end, and keeps the screen awake.
+//! messages, [`devices`] starts the workers that compute, [`reach`] finds out how others can be reached,
+//! [`surroundings`] tells the worker of hiding, power and the page's end, and keeps the screen awake.
 //!
 //! Invariant: everything here is short: a step, a buffer handed over, a message passed on.
 
@@ -52,10 +52,7 @@ impl Volunteer {
     /// # Errors
     /// The browser starts no worker: why, in words.
     pub fn open(url: &str, hear: impl FnMut(ToPage) + 'static) -> Result<Self, String> {
-        let options = WorkerOptions::new();
-        options.set_type(WorkerType::Module);
-        options.set_name(VOLUNTEER);
-        let worker = Worker::new_with_options(url, &options).map_err(|error| words(&error))?;
+        let worker = start(url, VOLUNTEER)?;
         let inner = Rc::new_cyclic(|weak| Inner {
             worker,
             links: RefCell::new(Links::new(Tell(weak.clone()))),
@@ -112,6 +109,17 @@ impl Drop for Volunteer {
         self.0.close_all();
         self.0.worker.terminate();
     }
+}
+
+/// Loads the worker's module from `url`; its name tells it what it is.
+///
+/// # Errors
+/// The browser starts no worker: why, in words.
+fn start(url: &str, name: &str) -> Result<Worker, String> {
+    let options = WorkerOptions::new();
+    options.set_type(WorkerType::Module);
+    options.set_name(name);
+    Worker::new_with_options(url, &options).map_err(|error| words(&error))
 }
 
 impl Tell {

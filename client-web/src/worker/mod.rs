@@ -3,9 +3,10 @@
 //! One module, two threads. The volunteer's own worker is told what to do by the page: [`session`] binds
 //! [`shared::driver`] to what a browser gives, [`transport`] (steps through the page, messages too unless the browser lets a
 //! worker have their [`ends`]), [`host`] with its [`socket`] and [`files`],
-//! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without taking part, up to the host's [`door`]; [`board`] tells the page how
-//! things stand. It has the page start the **device's** worker ([`remote`], [`device`]), which does nothing but compute: however long a
-//! job takes, neighbours and host are answered meanwhile, and when a device fails nothing else does.
+//! [`storage`] with its [`shelf`], [`clock`]; [`preflight`] looks at the machine and the run without taking part, up to
+//! the host's [`door`]; [`board`] tells the page how things stand. It has the page start the **device's** worker
+//! ([`remote`], [`device`]), which does nothing but compute: however long a job takes, neighbours and host are answered
+//! meanwhile, and when a device fails nothing else does.
 //!
 //! Begin reading at [`start`].
 

@@ -40,7 +40,7 @@ struct Started {
     answers: BTreeMap<u32, Answers>,
 }
 
-/// What a device's worker answered, or why it does not.
+/// Where it comes in what a device's worker answered, or why it does not.
 type Answers = mpsc::UnboundedSender<Result<Answer, String>>;
 
 /// A device's worker. Dropping it ends it at once, whatever it does.

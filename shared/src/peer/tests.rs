@@ -308,6 +308,11 @@ impl Alone {
 
     /// Computes what there is to compute, without any mathematics; what the host hears meanwhile.
     fn compute(&mut self) -> Vec<Up> {
+        self.compute_while(|_, _| ())
+    }
+
+    /// The same; `meanwhile` is called while each job is under way.
+    fn compute_while(&mut self, mut meanwhile: impl FnMut(&mut Self, &Job)) -> Vec<Up> {
         let mut heard = Vec::new();
         while let Some(output) = self.peer.poll_output() {
             if let Output::Tokens { mode, samples } = output {
@@ -315,6 +320,7 @@ impl Alone {
                 let tokens = vec![0; samples.count as usize * row];
                 self.peer.handle_tokens(self.now, mode, samples, &tokens);
             } else if let Output::Compute(job) = output {
+                meanwhile(self, &job);
                 self.peer.handle_done(self.now, done(job));
             } else if let Output::Host(up) = output {
                 heard.push(up);

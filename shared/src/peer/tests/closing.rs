@@ -21,25 +21,20 @@ fn closed_at(wanted: (Step, Microbatch)) -> u32 {
             last: false,
         }));
     }
-    let mut heard = Vec::new();
-    while let Some(output) = alone.peer.poll_output() {
-        if let Output::Tokens { mode, samples } = output {
-            let row = alone.config.model.context + 1;
-            let tokens = vec![0; samples.count as usize * row];
-            alone.peer.handle_tokens(alone.now, mode, samples, &tokens);
-        } else if let Output::Compute(job) = output {
-            if let Job::Forward { slot, .. } = &job
-                && (slot.step, slot.microbatch) == wanted
-            {
-                alone.say(Down::Close { place });
-            }
-            alone.peer.handle_done(alone.now, done(job));
-        } else if let Output::Host(Up::Holds(holds)) = output {
-            heard.push(holds.steps);
+    let heard = alone.compute_while(|alone, job| {
+        if let Job::Forward { slot, .. } = job
+            && (slot.step, slot.microbatch) == wanted
+        {
+            alone.say(Down::Close { place });
         }
-    }
-    assert_eq!(heard.len(), 1);
-    heard[0]
+    });
+    let ends = |up| {
+        let Up::Holds(holds) = up else { return None };
+        Some(holds.steps)
+    };
+    let ended: Vec<u32> = heard.into_iter().filter_map(ends).collect();
+    assert_eq!(ended.len(), 1, "it ended the round once");
+    ended[0]
 }
 
 #[test]
