@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::transport::MaybeSend;
 use crate::units::{Digest, Round, StageId, StageRange, Step};
 use crate::wire::frame::{Mode, Slot};
+use crate::wire::merge::Shape;
 
 /// What gradients of that norm are multiplied by, so that their norm is at most `clip`.
 #[must_use]
@@ -95,6 +96,41 @@ pub enum Job {
         /// The round whose theta it will be.
         round: Round,
     },
+    /// What a stage changed over the round, packed: its pseudo-gradient `start - end`, plus what packing lost before.
+    ///
+    /// Jobs of a merge work on copies alone: the seat's own weights stay as they are.
+    Contribute {
+        /// Who merges.
+        shape: Shape,
+        /// The stage at the round's beginning.
+        start: StageState,
+        /// The stage at its end: a [`Snapshot::blob`] of ours.
+        end: Bytes,
+        /// What packing lost before, as [`Done::Contributed`] and [`Done::Averaged`] gave it; empty for nothing.
+        residual: Bytes,
+    },
+    /// The average of our own part of a stage, from what all members changed, weighted by their samples.
+    Average {
+        /// Who merges.
+        shape: Shape,
+        /// Our part of each member's [`Done::Contributed::parts`], in order of members.
+        parts: Vec<Bytes>,
+        /// As [`Done::Contributed`] gave it.
+        residual: Bytes,
+    },
+    /// The outer step of a stage from the averages of all parts.
+    OuterStep {
+        /// Who merges.
+        shape: Shape,
+        /// The round whose theta it will be.
+        round: Round,
+        /// The stage at the round's beginning, with its outer momentum.
+        start: StageState,
+        /// The stage at its end: its moments are carried on.
+        end: Bytes,
+        /// Each member's [`Done::Averaged::part`], in order of members.
+        parts: Vec<Bytes>,
+    },
 }
 
 /// A stage's weights and moments at one moment.
@@ -112,7 +148,10 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Done {
     /// The seat holds its stages.
-    Seated,
+    Seated {
+        /// Hash of each stage's agreed part, in order: what it loaded is what the run agreed on.
+        agreed: Vec<Digest>,
+    },
     /// A forward.
     Forward {
         /// The microbatch.
@@ -144,6 +183,31 @@ pub enum Done {
         round: Round,
         /// One a stage.
         stages: Vec<Snapshot>,
+    },
+    /// What a stage changed.
+    Contributed {
+        /// The stage.
+        stage: StageId,
+        /// Packed, one part for each member, in order.
+        parts: Vec<Bytes>,
+        /// What packing lost, to be added the next time; empty for nothing.
+        residual: Bytes,
+    },
+    /// The average of our part.
+    Averaged {
+        /// The stage.
+        stage: StageId,
+        /// Packed.
+        part: Bytes,
+        /// What packing lost in both, to be added the next time.
+        residual: Bytes,
+    },
+    /// The result of an outer step.
+    Merged {
+        /// The round that was asked for.
+        round: Round,
+        /// The stage's new state: equal in all members but for what is carried.
+        snapshot: Snapshot,
     },
     /// A stage met NaN or infinity.
     NonFinite {

@@ -12,8 +12,8 @@ pub const CHUNK_BYTES_MAX: usize = 32 << 10;
 pub const STAGES_MAX: usize = 512;
 /// Part of the largest JSON message that does not grow with the model: an SDP is a few KB, a configuration 16 KB.
 pub const SIGNAL_BYTES_BASE: usize = 64 << 10;
-/// ... and for each stage: hashes of five rounds, or four sources with their keys.
-pub const SIGNAL_BYTES_A_STAGE: usize = 1 << 10;
+/// ... and for each stage: hashes of five rounds, four sources with their keys, or the replicas of a merge with theirs.
+pub const SIGNAL_BYTES_A_STAGE: usize = 2 << 10;
 /// Largest JSON message to or from the host of the largest run.
 pub const SIGNAL_BYTES_MAX: usize = SIGNAL_BYTES_BASE + STAGES_MAX * SIGNAL_BYTES_A_STAGE;
 /// Longest header of a frame: the longest reason or signature, with room.
@@ -38,6 +38,14 @@ pub const STATE_PIECES_QUEUED: usize = 2;
 pub const STATE_REQUESTS_MAX: usize = 8 * 2 * STAGES_MAX;
 /// Largest blob of one stage: weights and both moments of 350 M parameters.
 pub const STATE_BYTES_MAX: u64 = 4 << 30;
+/// Pipelines whose seats merge with each other: each has a link to all others of its stage.
+pub const MERGE_GROUP_MAX: u16 = 16;
+/// Piece of a merge in one frame: as a state's, so that microbatches go first.
+pub const MERGE_SLICE_BYTES: usize = STATE_CHUNK_BYTES;
+/// Slices of a merge that one peer may have sent and we have not taken: fills 80 Mbit/s at 100 ms.
+pub const MERGE_SLICES_AHEAD: u32 = 8;
+/// How long a merge may go without a result of any seat until it is begun anew without those that owe one.
+pub const MERGE_MAX: Span = Span::from_secs(30);
 /// Microbatches that a seat always has room for at a time: one at work, one that waits, one on the wire.
 pub const CREDIT_MIN: u16 = 3;
 /// ... and the most it takes unread for its neighbour, however much memory it lends: fewer than [`EARLY_FRAMES_MAX`], so that

@@ -8,7 +8,7 @@
 
 use super::model::{ModelConfigError, token_bytes};
 use super::run::{RunConfig, ScheduleConfig, TrainingConfig};
-use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, STATE_BYTES_MAX};
+use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_GROUP_MAX, STATE_BYTES_MAX};
 
 /// Longest name of a run, in characters.
 pub const RUN_NAME_CHARS_MAX: usize = 64;
@@ -80,6 +80,24 @@ const BOUNDS: &[Bound] = &[
         1.0,
         512.0,
         "1 lets a single volunteer hold all stages",
+    ),
+    bound(
+        "schedule.pipelines_max",
+        1.0,
+        MERGE_GROUP_MAX as f64,
+        "pipelines that train beside each other and merge",
+    ),
+    bound(
+        "merge.learning_rate",
+        1e-6,
+        2.0,
+        "of the outer step, usually 0.7",
+    ),
+    bound(
+        "merge.momentum",
+        0.0,
+        0.999,
+        "of the outer step, usually 0.9",
     ),
     bound(
         "schedule.eval_rounds",
@@ -173,14 +191,6 @@ pub enum RunConfigError {
         /// Stages that there are.
         stages: usize,
     },
-    /// Several pipelines.
-    #[error(
-        "schedule.pipelines_max is {pipelines_max}, must be 1: this version trains with a single pipeline"
-    )]
-    Pipelines {
-        /// Pipelines that were asked for.
-        pipelines_max: u16,
-    },
     /// A microbatch does not fit a frame.
     #[error(
         "a microbatch takes {bytes} bytes on the wire, more than {}: raise training.microbatches, \
@@ -225,16 +235,9 @@ impl RunConfig {
         }
         self.check_training()?;
         let stages = self.model.stages;
-        let ScheduleConfig {
-            seats_min,
-            pipelines_max,
-            ..
-        } = self.schedule;
+        let ScheduleConfig { seats_min, .. } = self.schedule;
         if usize::from(seats_min) > stages {
             return Err(RunConfigError::Seats { seats_min, stages });
-        }
-        if pipelines_max != 1 {
-            return Err(RunConfigError::Pipelines { pipelines_max });
         }
         for stage in 0..stages {
             let bytes = self.stage_state_bytes(stage);
@@ -286,7 +289,7 @@ impl RunConfig {
     }
 
     /// Every number that has a bound of its own, by the key it is written as.
-    fn numbers(&self) -> [(&'static str, f64); 13] {
+    fn numbers(&self) -> [(&'static str, f64); 16] {
         let training = &self.training;
         let schedule = &self.schedule;
         [
@@ -302,6 +305,9 @@ impl RunConfig {
                 schedule.round_max.as_secs_f64(),
             ),
             ("schedule.seats_min", f64::from(schedule.seats_min)),
+            ("schedule.pipelines_max", f64::from(schedule.pipelines_max)),
+            ("merge.learning_rate", self.merge.learning_rate),
+            ("merge.momentum", self.merge.momentum),
             ("schedule.eval_rounds", f64::from(schedule.eval_rounds)),
             (
                 "schedule.eval_microbatches",

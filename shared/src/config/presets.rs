@@ -5,7 +5,7 @@
 //! one costs minutes.
 
 use super::model::{ModelConfig, NumberFormat};
-use super::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use super::run::{MergeConfig, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::units::Span;
 
 /// The names of all presets, smallest first.
@@ -34,6 +34,11 @@ impl RunConfig {
             format: NumberFormat::Int8,
             training,
             schedule,
+            merge: MergeConfig {
+                format: NumberFormat::Int8,
+                learning_rate: 0.7,
+                momentum: 0.9,
+            },
         })
     }
 }

@@ -14,6 +14,8 @@ use crate::units::{Digest, Span};
 
 /// Weights and both moments of one parameter, in f32.
 const PARAMETER_STATE_BYTES: u64 = 12;
+/// ... and the outer momentum, where pipelines merge.
+const OUTER_MOMENTUM_BYTES: u64 = 4;
 
 /// A run, as host and volunteers agree on it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,23 @@ pub struct RunConfig {
     pub training: TrainingConfig,
     /// How rounds, seats and durability go.
     pub schedule: ScheduleConfig,
+    /// How pipelines become one again at a round's end.
+    pub merge: MergeConfig,
+}
+
+/// How what several pipelines trained in a round is merged.
+///
+/// # Source
+/// DiLoCo, arXiv 2311.08105: each pipeline's change over the round is a pseudo-gradient; their average drives a step with
+/// Nesterov momentum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeConfig {
+    /// How pseudo-gradients are packed; what packing loses is carried into the next round.
+    pub format: NumberFormat,
+    /// Learning rate of the outer step.
+    pub learning_rate: f64,
+    /// Its Nesterov momentum.
+    pub momentum: f64,
 }
 
 /// How the model is trained.
@@ -116,9 +135,20 @@ impl RunConfig {
         rows * self.format.row_bytes(self.model.boundary_width())
     }
 
-    /// Bytes of the weights and both moments of `stage`.
+    /// Bytes of the weights and moments of `stage`.
     #[must_use]
     pub fn stage_state_bytes(&self, stage: usize) -> u64 {
-        self.model.parameter_count_of(stage) as u64 * PARAMETER_STATE_BYTES
+        let outer = if self.merges() {
+            OUTER_MOMENTUM_BYTES
+        } else {
+            0
+        };
+        self.model.parameter_count_of(stage) as u64 * (PARAMETER_STATE_BYTES + outer)
+    }
+
+    /// Whether several pipelines may train at once, and so merge.
+    #[must_use]
+    pub const fn merges(&self) -> bool {
+        self.schedule.pipelines_max > 1
     }
 }

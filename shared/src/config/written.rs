@@ -64,6 +64,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "rewind_wait_seconds",
         ],
     ),
+    ("merge", &["format", "learning_rate", "momentum"]),
 ];
 
 /// Why a written configuration was refused. Each text says what to change.
@@ -163,12 +164,10 @@ pub fn read(text: &str, of_others: &[&str]) -> Result<RunConfig, WrittenError> {
     run.text("name", &mut config.name)?;
     run.number("seed", &mut config.seed)?;
     read_model(&Section::of(&document, "model"), &mut config.model)?;
-    let formats = FORMATS.map(|(name, _)| name);
-    if let Some(name) = Section::of(&document, "wire").choice("format", &formats)? {
-        config.format = lookup(&FORMATS, name);
-    }
+    read_format(&Section::of(&document, "wire"), &mut config.format)?;
     read_training(&Section::of(&document, "training"), &mut config)?;
     read_schedule(&Section::of(&document, "schedule"), &mut config)?;
+    read_merge(&Section::of(&document, "merge"), &mut config)?;
     config.validate().map_err(as_written)?;
     Ok(config)
 }
@@ -178,6 +177,14 @@ const FORMATS: [(&str, NumberFormat); 3] = [
     ("f16", NumberFormat::F16),
     ("int8", NumberFormat::Int8),
 ];
+
+fn read_format(section: &Section<'_>, format: &mut NumberFormat) -> Result<(), WrittenError> {
+    let formats = FORMATS.map(|(name, _)| name);
+    if let Some(name) = section.choice("format", &formats)? {
+        *format = lookup(&FORMATS, name);
+    }
+    Ok(())
+}
 
 fn read_model(section: &Section<'_>, model: &mut ModelConfig) -> Result<(), WrittenError> {
     section.number("d_model", &mut model.d_model)?;
@@ -225,6 +232,13 @@ fn read_schedule(section: &Section<'_>, config: &mut RunConfig) -> Result<(), Wr
     Ok(())
 }
 
+fn read_merge(section: &Section<'_>, config: &mut RunConfig) -> Result<(), WrittenError> {
+    read_format(section, &mut config.merge.format)?;
+    section.float("learning_rate", &mut config.merge.learning_rate)?;
+    section.float("momentum", &mut config.merge.momentum)?;
+    Ok(())
+}
+
 /// An error of the model's sizes under the key that a host writes.
 fn as_written(error: RunConfigError) -> RunConfigError {
     if let RunConfigError::Model(ModelConfigError::Range {
@@ -255,15 +269,19 @@ pub fn write(config: &RunConfig) -> String {
         format,
         training,
         schedule,
+        merge,
     } = config;
     let (codec, rank) = match model.codec {
         Codec::Dense => ("dense", None),
         Codec::Subspace { rank } => ("subspace", Some(rank)),
     };
-    let format_name = FORMATS
-        .iter()
-        .find_map(|&(name, other)| (other == *format).then_some(name))
-        .expect("every format has a name");
+    let name_of = |format: NumberFormat| {
+        let named = |&(name, other): &(_, _)| (other == format).then_some(name);
+        FORMATS
+            .iter()
+            .find_map(named)
+            .expect("every format has a name")
+    };
     let section = |name: &str, values: Vec<(&str, Value)>| {
         let lines: String = values
             .iter()
@@ -300,15 +318,21 @@ pub fn write(config: &RunConfig) -> String {
         ("checkpoint_minutes", span_in(schedule.checkpoint, 60.0)),
         ("rewind_wait_seconds", span_in(schedule.rewind_wait, 1.0)),
     ];
+    let merge_values = vec![
+        ("format", name_of(merge.format).into()),
+        ("learning_rate", merge.learning_rate.into()),
+        ("momentum", merge.momentum.into()),
+    ];
     [
         section(
             "run",
             vec![("name", name.as_str().into()), ("seed", integer(*seed))],
         ),
         section("model", model_values),
-        section("wire", vec![("format", format_name.into())]),
+        section("wire", vec![("format", name_of(*format).into())]),
         section("training", training_values),
         section("schedule", schedule_values),
+        section("merge", merge_values),
     ]
     .join("\n")
 }

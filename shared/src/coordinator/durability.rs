@@ -20,22 +20,38 @@ const COPIES_MIN: usize = 2;
 pub(super) struct Securing {
     round: Round,
     until: Time,
-    /// Stages that are to be uploaded and are not stored yet: ticket and who was asked.
-    uploads: BTreeMap<StageId, (String, PeerId)>,
+    /// Stages that are to be uploaded and are not stored yet.
+    uploads: BTreeMap<StageId, Asked>,
+    /// What is stored of it by now.
+    stored: BTreeMap<StageId, Held>,
     /// Whether a checkpoint is wanted.
     checkpoint: bool,
     /// Whether all its blobs are stored and the manifest is being written.
     writing: bool,
 }
 
+/// An upload that somebody was asked for.
+#[derive(Clone, Debug)]
+struct Asked {
+    ticket: String,
+    holder: PeerId,
+    held: Held,
+}
+
 impl Coordinator {
+    /// Hash of the blob that the store has of a state.
+    pub(super) fn stored_blob(&self, round: Round, stage: StageId) -> Option<Digest> {
+        let stored = self.history.manifests().get(&round)?;
+        Some(stored.get(usize::from(stage.0))?.blob)
+    }
+
     /// Whether the store can give the whole round.
     pub(super) fn has_manifest(&self, round: Round) -> bool {
         #[cfg(any(test, feature = "sim"))]
         if self.broken.void_manifest {
             return true;
         }
-        round.0 == 0 || self.history.manifests().contains(&round)
+        round.0 == 0 || self.history.manifests().contains_key(&round)
     }
 
     pub(super) fn securing_round(&self) -> Option<Round> {
@@ -74,6 +90,7 @@ impl Coordinator {
             round: newest,
             until: now + UPLOAD_MAX,
             uploads: BTreeMap::new(),
+            stored: BTreeMap::new(),
             checkpoint,
             writing: false,
         });
@@ -120,11 +137,17 @@ impl Coordinator {
         self.tickets += 1;
         let ticket = self.ticket();
         let holder = self.uploader(&held);
-        let (Some(holder), Some(securing)) = (holder, &mut self.securing) else {
+        let blob = holder.and_then(|it| self.roster.get(it)?.blob_of(held.round, held.stage));
+        let (Some(holder), Some(blob), Some(securing)) = (holder, blob, &mut self.securing) else {
             return false;
         };
+        let held = Held { blob, ..held };
         let deadline = securing.until;
-        let asked = (ticket.clone(), holder);
+        let asked = Asked {
+            ticket: ticket.clone(),
+            holder,
+            held,
+        };
         securing.uploads.insert(held.stage, asked);
         self.out(Output::ExpectUpload {
             ticket: ticket.clone(),
@@ -150,8 +173,8 @@ impl Coordinator {
     /// Whose upload of which stage is to come with that ticket.
     fn expected_with(&self, ticket: &str) -> Option<(StageId, PeerId)> {
         let mut uploads = self.securing.iter().flat_map(|it| &it.uploads);
-        let expected = uploads.find(|(_, (expected, _))| expected == ticket);
-        expected.map(|(stage, (_, holder))| (*stage, *holder))
+        let expected = uploads.find(|(_, asked)| asked.ticket == ticket);
+        expected.map(|(stage, asked)| (*stage, asked.holder))
     }
 
     fn ticket(&self) -> String {
@@ -168,7 +191,9 @@ impl Coordinator {
         };
         let round = securing.round;
         if let Some((stage, holder)) = expected {
-            securing.uploads.remove(&stage);
+            if let Some(asked) = securing.uploads.remove(&stage) {
+                securing.stored.insert(stage, asked.held);
+            }
             self.undone_uploads.remove(&holder);
         }
         if securing.uploads.is_empty() && securing.checkpoint && !securing.writing {
@@ -202,11 +227,17 @@ impl Coordinator {
     pub(super) fn upload_is_missing(&mut self, peer: PeerId, (round, stage): (Round, StageId)) {
         let is_asked = self.securing.as_ref().is_some_and(|securing| {
             let asked = securing.uploads.get(&stage);
-            securing.round == round && asked.is_some_and(|(_, holder)| *holder == peer)
+            securing.round == round && asked.is_some_and(|asked| asked.holder == peer)
         });
         if is_asked {
             self.reorder_upload(stage);
         }
+    }
+
+    /// What was stored of the round being secured, in order of stages.
+    fn stored_stages(&self) -> Vec<Held> {
+        let stored = self.securing.iter().flat_map(|it| it.stored.values());
+        stored.copied().collect()
     }
 
     fn write_manifest(&mut self, round: Round) {
@@ -218,7 +249,7 @@ impl Coordinator {
             parent: commit.parent,
             config: self.config().digest(),
             data: self.start.data.digest,
-            stages: commit.stages.clone(),
+            stages: self.stored_stages(),
         };
         self.out(Output::WriteManifest(manifest));
     }
@@ -226,8 +257,9 @@ impl Coordinator {
     /// A manifest is in the store, or (`written` false) could not be written: then the old one stands.
     pub fn handle_manifest(&mut self, now: Time, round: Round, written: bool) {
         let stands = self.history.get(round).is_some() && !self.is_being_voided(round);
-        if written && stands {
-            self.note(Row::Manifest { round });
+        if written && stands && self.securing_round() == Some(round) {
+            let stages = self.stored_stages();
+            self.note(Row::Manifest { round, stages });
         }
         if let Some(securing) = self
             .securing
@@ -237,6 +269,7 @@ impl Coordinator {
             securing.checkpoint = false;
             securing.writing = false;
             securing.uploads.clear();
+            securing.stored.clear();
         }
         self.manifest_failed = (!written).then_some(now);
         self.judge_safety(now);
@@ -370,7 +403,7 @@ impl Coordinator {
     pub(super) fn drop_uploads_of(&mut self, peer: PeerId) {
         self.undone_uploads.remove(&peer);
         let uploads = self.securing.iter().flat_map(|it| &it.uploads);
-        let asked = uploads.filter(|(_, (_, holder))| *holder == peer);
+        let asked = uploads.filter(|(_, asked)| asked.holder == peer);
         let stages: Vec<StageId> = asked.map(|(stage, _)| *stage).collect();
         for stage in stages {
             self.reorder_upload(stage);
@@ -383,7 +416,7 @@ impl Coordinator {
         let Some(securing) = self.securing.take() else {
             return;
         };
-        for (stage, (_, holder)) in securing.uploads {
+        for (stage, Asked { holder, .. }) in securing.uploads {
             *self.undone_uploads.entry(holder).or_default() += 1;
             if self.missing.is_doubted((securing.round, stage), holder) {
                 self.roster.drop_kept(holder, securing.round, stage);
@@ -465,7 +498,7 @@ impl Coordinator {
     /// Rounds that survive the loss of any one volunteer, and of all of them, as it is now: whoever held a copy may have
     /// left since.
     pub fn survivable(&self) -> (Round, Round) {
-        let all = self.history.manifests().last().copied().unwrap_or(Round(0));
+        let all = self.history.newest_manifest();
         let any_one = self
             .history
             .newest_first()
@@ -480,7 +513,7 @@ impl Coordinator {
         let Some(commit) = self.history.get(round) else {
             return false;
         };
-        self.history.manifests().contains(&round)
+        self.history.manifests().contains_key(&round)
             || commit
                 .stages
                 .iter()

@@ -76,6 +76,8 @@ pub enum Row {
     Manifest {
         /// The round.
         round: Round,
+        /// What is stored of it, in order of stages: blobs of whoever uploaded them.
+        stages: Vec<Held>,
     },
     /// Commits after `to` are void.
     Rewind {
@@ -146,7 +148,7 @@ pub enum HistoryError {
 pub struct History {
     commits: BTreeMap<Round, CommitRow>,
     validation: BTreeMap<Round, f64>,
-    manifests: BTreeSet<Round>,
+    manifests: BTreeMap<Round, Vec<Held>>,
     /// Samples of the surviving commits: first to end, merged where they touch.
     done: BTreeMap<u64, u64>,
     given_out: Round,
@@ -178,11 +180,11 @@ impl History {
             Row::Evaluated { round, loss } => {
                 self.validation.insert(*round, *loss);
             }
-            Row::Manifest { round } => {
+            Row::Manifest { round, stages } => {
                 if *round > self.newest() || (round.0 > 0 && !self.commits.contains_key(round)) {
                     return Err(HistoryError::ManifestOfVoid { round: *round });
                 }
-                self.manifests.insert(*round);
+                self.manifests.insert(*round, stages.clone());
             }
             Row::Rewind { to } => self.rewind(*to)?,
             Row::Paused { reason } => self.paused = Some(reason.clone()),
@@ -242,7 +244,7 @@ impl History {
             return Err(HistoryError::RewindToVoid { to });
         }
         self.commits.retain(|round, _| *round <= to);
-        self.manifests.retain(|round| *round <= to);
+        self.manifests.retain(|round, _| *round <= to);
         self.validation.retain(|round, _| *round <= to);
         self.done.clear();
         for samples in self.commits.values().flat_map(|commit| &commit.steps) {
@@ -279,8 +281,16 @@ impl History {
     }
 
     /// Rounds that stand and have a manifest in the store.
-    pub fn manifests(&self) -> &BTreeSet<Round> {
+    ///
+    /// Each with what is stored of it, in order of stages.
+    pub fn manifests(&self) -> &BTreeMap<Round, Vec<Held>> {
         &self.manifests
+    }
+
+    /// The newest round that stands and has a manifest in the store; the seed's, if there is none.
+    pub fn newest_manifest(&self) -> Round {
+        let newest = self.manifests.last_key_value();
+        newest.map_or(Round(0), |(round, _)| *round)
     }
 
     /// Forgets manifests that are no longer in the store. No row says so: the store itself does, at each start.
@@ -288,7 +298,7 @@ impl History {
         let newest = kept.last().copied();
         // A newer one was written since the store was looked at.
         self.manifests
-            .retain(|round| kept.contains(round) || newest.is_none_or(|newest| *round > newest));
+            .retain(|round, _| kept.contains(round) || newest.is_none_or(|newest| *round > newest));
     }
 
     /// Why the run has paused itself, if it has.
@@ -356,7 +366,7 @@ impl History {
 /// A journal's rows without the manifests that are no longer in the store: nothing may be promised from those.
 pub fn only_stored(mut rows: Vec<Row>, is_stored: impl Fn(Round) -> bool) -> Vec<Row> {
     rows.retain(|row| match row {
-        Row::Manifest { round } => is_stored(*round),
+        Row::Manifest { round, .. } => is_stored(*round),
         Row::Started { .. }
         | Row::LineUp { .. }
         | Row::Commit(_)

@@ -98,7 +98,7 @@ impl Coordinator {
         };
         let (round, stage) = at;
         for source in self.fetch(round, stage, peer).sources {
-            let Source::Peer(source) = source else {
+            let Source::Peer { peer: source, .. } = source else {
                 continue;
             };
             let of_state = self.missing.failed.entry(at).or_default();

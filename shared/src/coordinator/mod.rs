@@ -197,7 +197,7 @@ impl Coordinator {
         let (waiting, fresh) = history.waiting(start.config.training.batch);
         let incarnation = history.incarnation() + 1;
         let pipeline = Pipeline::resumed(now, &history);
-        let safe = history.manifests().last().copied().unwrap_or(Round(0));
+        let safe = history.newest_manifest();
         let mut coordinator = Self {
             queue: waiting.into(),
             fresh,

@@ -75,16 +75,24 @@ impl Coordinator {
         let failed = failed
             .into_iter()
             .take(SOURCES_MAX.saturating_sub(others.len()));
-        let others = others.into_iter().take(SOURCES_MAX).map(Source::Peer);
+        let peer = |peer: PeerId| {
+            let blob = self.roster.get(peer)?.blob_of(round, stage)?;
+            Some(Source::Peer { peer, blob })
+        };
+        let others = others.into_iter().take(SOURCES_MAX).filter_map(peer);
         let stored = self
             .has_manifest(round)
-            .then(|| Source::Store(format!("/store/blobs/{}", held.blob)));
+            .then(|| self.stored_blob(round, stage).unwrap_or(held.blob))
+            .map(|blob| Source::Store {
+                path: format!("/store/blobs/{blob}"),
+                blob,
+            });
         Fetch {
             held,
             // Whom it could not get it from before may have it all the same, when there is nobody else.
             sources: others
                 .chain(stored)
-                .chain(failed.map(Source::Peer))
+                .chain(failed.filter_map(peer))
                 .collect(),
         }
     }
@@ -95,8 +103,8 @@ impl Coordinator {
             .iter()
             .flat_map(|fetch| &fetch.sources)
             .filter_map(|source| match source {
-                Source::Peer(peer) => Some(*peer),
-                Source::Seed | Source::Store(_) => None,
+                Source::Peer { peer, .. } => Some(*peer),
+                Source::Seed | Source::Store { .. } => None,
             })
             .collect();
         let key = |peer: PeerId| {

@@ -46,7 +46,7 @@ pub struct Volunteer {
     pub bytes_per_second: Option<u64>,
     /// Who suspects it.
     pub suspected_by: BTreeSet<PeerId>,
-    /// States it keeps: hash of the blob. Changed through the roster, which knows who keeps what.
+    /// States it keeps, of which the agreed part is the run's: hash of its own blob. Changed through the roster, which knows who keeps what.
     pub(super) kept: BTreeMap<(Round, StageId), Digest>,
     /// The copy it was asked to make, and until when.
     pub copying: Option<(Held, Time)>,
@@ -96,9 +96,14 @@ impl Volunteer {
         self.finishing || self.returning || self.paused.is_some()
     }
 
-    /// Whether it keeps that state, with that hash.
+    /// Whether it keeps that state, whatever it carries along with it.
     pub fn keeps(&self, held: &Held) -> bool {
-        self.kept.get(&(held.round, held.stage)) == Some(&held.blob)
+        self.kept.contains_key(&(held.round, held.stage))
+    }
+
+    /// Hash of its blob of a state that it keeps.
+    pub fn blob_of(&self, round: Round, stage: StageId) -> Option<Digest> {
+        self.kept.get(&(round, stage)).copied()
     }
 
     /// An answer to a ping came after so many microseconds.

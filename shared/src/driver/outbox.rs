@@ -1,7 +1,7 @@
 //! Frames on their way to and from one peer: cut, put in order of urgency, joined again.
 //!
-//! `control` keeps its order. On `tensors` microbatches go before state: a long transfer never holds a
-//! microbatch up for longer than one message.
+//! `control` keeps its order. On `tensors` microbatches go before merges, and merges before state: a long transfer never
+//! holds a microbatch up for longer than one message.
 
 use std::collections::VecDeque;
 
@@ -61,6 +61,7 @@ pub(super) struct Outbox {
     sent: Sent,
     control: Lane,
     microbatches: Lane,
+    merges: Lane,
     state: Lane,
     control_chunks: (Chunker, Joiner),
     tensor_chunks: (Chunker, Joiner),
@@ -79,6 +80,7 @@ impl Outbox {
     pub(super) fn push(&mut self, frame: &Frame) {
         let lane = match frame.header {
             Header::Forward { .. } | Header::Backward { .. } => &mut self.microbatches,
+            Header::Merge { .. } => &mut self.merges,
             Header::StateChunk { .. } => &mut self.state,
             Header::Hello { .. }
             | Header::Apply { .. }
@@ -86,7 +88,8 @@ impl Outbox {
             | Header::Credit { .. }
             | Header::Keepalive { .. }
             | Header::Bye { .. }
-            | Header::Received { .. } => &mut self.control,
+            | Header::Received { .. }
+            | Header::MergeTaken { .. } => &mut self.control,
         };
         lane.frames.push_back(Queued {
             purpose: Purpose::of(&frame.header),
@@ -106,7 +109,7 @@ impl Outbox {
             transport,
         );
         let chunker = &mut self.tensor_chunks.0;
-        for lane in [&mut self.microbatches, &mut self.state] {
+        for lane in [&mut self.microbatches, &mut self.merges, &mut self.state] {
             if !drain(lane, Channel::Tensors, chunker, &self.sent, to, transport) {
                 break;
             }

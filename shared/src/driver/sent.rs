@@ -19,6 +19,8 @@ pub enum Purpose {
     Backward,
     /// Held-out data, both ways.
     Evaluation,
+    /// Slices of merges.
+    Merge,
     /// Pieces of a stage's state.
     State,
     /// Everything else: hellos, credit, keepalives, requests.
@@ -44,6 +46,7 @@ impl Purpose {
                 mode: Mode::Evaluate,
                 ..
             } => Self::Evaluation,
+            Header::Merge { .. } => Self::Merge,
             Header::StateChunk { .. } => Self::State,
             Header::Hello { .. }
             | Header::Apply { .. }
@@ -51,7 +54,8 @@ impl Purpose {
             | Header::Credit { .. }
             | Header::Keepalive { .. }
             | Header::Bye { .. }
-            | Header::Received { .. } => Self::Control,
+            | Header::Received { .. }
+            | Header::MergeTaken { .. } => Self::Control,
         }
     }
 }
@@ -76,6 +80,8 @@ pub struct Volumes {
     pub backward: Volume,
     /// Held-out data, both ways.
     pub evaluation: Volume,
+    /// Merges.
+    pub merge: Volume,
     /// State.
     pub state: Volume,
     /// Everything else.
@@ -101,6 +107,7 @@ impl Sent {
             Purpose::Forward => &mut volumes.forward,
             Purpose::Backward => &mut volumes.backward,
             Purpose::Evaluation => &mut volumes.evaluation,
+            Purpose::Merge => &mut volumes.merge,
             Purpose::State => &mut volumes.state,
             Purpose::Control => &mut volumes.control,
         };

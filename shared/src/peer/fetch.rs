@@ -78,8 +78,8 @@ impl Transfer {
     /// Whom it is or may be fetched from.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
         let later = self.sources.iter().filter_map(|source| match source {
-            Source::Peer(peer) => Some(*peer),
-            Source::Seed | Source::Store(_) => None,
+            Source::Peer { peer, .. } => Some(*peer),
+            Source::Seed | Source::Store { .. } => None,
         });
         self.from.into_iter().chain(later)
     }
@@ -92,12 +92,16 @@ impl Transfer {
         self.from = None;
         self.deadline = None;
         match self.sources.pop_front() {
-            Some(Source::Peer(peer)) => {
+            Some(Source::Peer { peer, blob }) => {
+                self.held.blob = blob;
                 self.from = Some(peer);
                 self.deadline = Some(now + FETCH_SILENCE_MAX);
                 self.outputs.push_back(FetchOutput::Link(peer));
             }
-            Some(Source::Store(path)) => self.outputs.push_back(FetchOutput::Download(path)),
+            Some(Source::Store { path, blob }) => {
+                self.held.blob = blob;
+                self.outputs.push_back(FetchOutput::Download(path));
+            }
             // What follows from the seed is never transferred: the seat derives it.
             Some(Source::Seed) => self.next_source(now),
             None => self.outputs.push_back(FetchOutput::Exhausted),

@@ -87,6 +87,7 @@ impl Peer {
             report: None,
             leases: Leases::default(),
             holds: None,
+            merged: None,
         };
         self.work.as_ref().map_or(waiting, |work| work.resume(peer))
     }
@@ -140,6 +141,7 @@ impl Peer {
                     work.handle_close();
                 }
             }
+            Down::Merge(_) => {}
             Down::Commit {
                 round,
                 place,

@@ -427,12 +427,15 @@ impl Peer {
             .filter(|gathering| is_current(gathering.order.place))
         {
             match done {
-                Done::Seated => gathering.loaded = true,
+                Done::Seated { .. } => gathering.loaded = true,
                 Done::Refused { .. } | Done::NonFinite { .. } => self.states_refused(),
                 done @ (Done::Forward { .. }
                 | Done::Backward { .. }
                 | Done::Applied { .. }
                 | Done::Snapshot { .. }
+                | Done::Contributed { .. }
+                | Done::Averaged { .. }
+                | Done::Merged { .. }
                 | Done::Failed { .. }) => panic!("the compute answered a seat with {done:?}"),
             }
         } else if let Some(work) = self.work.as_mut().filter(|work| is_current(work.place())) {
@@ -498,7 +501,11 @@ impl Peer {
         match job {
             Job::Forward { .. } | Job::Apply { .. } => {}
             Job::Backward { .. } => self.tally.microbatch(),
-            Job::Seat { .. } | Job::Snapshot { .. } => return,
+            Job::Seat { .. }
+            | Job::Snapshot { .. }
+            | Job::Contribute { .. }
+            | Job::Average { .. }
+            | Job::OuterStep { .. } => return,
         }
         self.rhythm.took(job, now.since(began));
         self.duty.worked(now, now.since(began));

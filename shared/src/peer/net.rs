@@ -54,7 +54,9 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
         | Header::Credit { .. }
         | Header::Keepalive { .. }
         | Header::Bye { .. }
-        | Header::Received { .. } => None,
+        | Header::Received { .. }
+        | Header::Merge { .. }
+        | Header::MergeTaken { .. } => None,
     }
 }
 
@@ -156,6 +158,7 @@ impl Peer {
                     link.handle_bye(reason);
                 }
             }
+            Header::Merge { .. } | Header::MergeTaken { .. } => {}
         }
     }
 
@@ -247,7 +250,9 @@ impl Peer {
             | Header::Credit { .. }
             | Header::Keepalive { .. }
             | Header::Bye { .. }
-            | Header::Received { .. } => {}
+            | Header::Received { .. }
+            | Header::Merge { .. }
+            | Header::MergeTaken { .. } => {}
         }
     }
 

@@ -47,7 +47,10 @@ impl Rhythm {
             }
             | Job::Seat { .. }
             | Job::Apply { .. }
-            | Job::Snapshot { .. } => None,
+            | Job::Snapshot { .. }
+            | Job::Contribute { .. }
+            | Job::Average { .. }
+            | Job::OuterStep { .. } => None,
         }
     }
 

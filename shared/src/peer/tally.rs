@@ -229,7 +229,9 @@ impl Tally {
             | Header::Credit { .. }
             | Header::Keepalive { .. }
             | Header::Bye { .. }
-            | Header::Received { .. } => {}
+            | Header::Received { .. }
+            | Header::Merge { .. }
+            | Header::MergeTaken { .. } => {}
         }
     }
 

@@ -537,6 +537,7 @@ impl Work {
             report: self.head.report,
             leases: Leases::pack(self.head.leases.values()),
             holds: self.holds.clone(),
+            merged: None,
         }
     }
 

@@ -11,8 +11,9 @@ use bytes::Bytes;
 
 use crate::compute::{Done, Input, Job, Snapshot, StageState};
 use crate::config::run::RunConfig;
-use crate::units::{Digest, Epoch, SampleRange, StageId, StageRange};
+use crate::units::{Digest, Epoch, Round, SampleRange, StageId, StageRange};
 use crate::wire::frame::{Mode, Slot};
+use crate::wire::merge::Shape;
 use crate::wire::payload;
 
 /// A hash of a sequence of byte strings, each with its length.
@@ -25,10 +26,12 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// One stage's weights, and the gradients of the step under way.
+/// One stage's weights, what goes with them, and the gradients of the step under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stage {
     weights: [u8; 32],
+    /// As moments: a replica's own, and nothing follows from it.
+    carried: [u8; 32],
     gradients: [u8; 32],
 }
 
@@ -37,8 +40,42 @@ impl Stage {
         let weights = hash(&[b"seed", &seed.to_le_bytes(), &stage.0.to_le_bytes()]);
         Self {
             weights,
+            carried: [0; 32],
             gradients: [0; 32],
         }
+    }
+
+    fn of_blob(blob: &[u8]) -> Option<Self> {
+        let (weights, carried) = blob.split_at_checked(32)?;
+        Some(Self {
+            weights: weights.try_into().ok()?,
+            carried: carried.try_into().ok()?,
+            gradients: [0; 32],
+        })
+    }
+
+    fn of_state(seed: u64, stage: StageId, state: &StageState) -> Option<Self> {
+        match state {
+            StageState::Seed => Some(Self::initial(seed, stage)),
+            StageState::Blob(blob) => Self::of_blob(blob),
+        }
+    }
+
+    fn blob(&self) -> Bytes {
+        [self.weights, self.carried].concat().into()
+    }
+
+    fn snapshot(&self, stage: StageId) -> Snapshot {
+        Snapshot {
+            stage,
+            agreed: self.agreed(),
+            blob: self.blob(),
+        }
+    }
+
+    /// The weights that a round's merge makes of these.
+    fn outer_step(&self, average: &[u8; 32]) -> [u8; 32] {
+        hash(&[b"outer", &self.weights, average])
     }
 
     fn forward(&self, epoch: Epoch, input: &[u8]) -> [u8; 32] {
@@ -64,6 +101,7 @@ impl Stage {
             &scale.to_le_bytes(),
             &samples_done.to_le_bytes(),
         ]);
+        self.carried = hash(&[&self.carried, &self.gradients]);
         self.gradients = [0; 32];
     }
 
@@ -132,19 +170,69 @@ impl FakeCompute {
                 Done::Applied { step: *step }
             }
             Job::Snapshot { round } => {
-                let stages = (self.first..)
-                    .zip(&self.stages)
-                    .map(|(stage, state)| Snapshot {
-                        stage: StageId(stage),
-                        agreed: state.agreed(),
-                        blob: Bytes::copy_from_slice(&state.weights),
-                    })
-                    .collect();
+                let stages = (self.first..).zip(&self.stages);
+                let stages = stages.map(|(stage, state)| state.snapshot(StageId(stage)));
                 Done::Snapshot {
                     round: *round,
-                    stages,
+                    stages: stages.collect(),
                 }
             }
+            Job::Contribute {
+                shape, start, end, ..
+            } => self.contribute(shape, start, end),
+            Job::Average { shape, parts, .. } => average_part(shape, parts),
+            Job::OuterStep {
+                shape,
+                round,
+                start,
+                end,
+                parts,
+            } => self.outer_step(shape, *round, (start, end), parts),
+        }
+    }
+
+    /// What changed is the weights at the end, over and over, as long as a part is.
+    fn contribute(&self, shape: &Shape, start: &StageState, end: &Bytes) -> Done {
+        let start = Stage::of_state(self.config.seed, shape.stage, start);
+        let (Some(_), Some(end)) = (start, Stage::of_blob(end)) else {
+            return refused("no states");
+        };
+        let part = |member| repeated(&end.weights, shape.part_bytes(member));
+        Done::Contributed {
+            stage: shape.stage,
+            parts: (0..shape.members()).map(part).collect(),
+            residual: Bytes::new(),
+        }
+    }
+
+    fn outer_step(
+        &self,
+        shape: &Shape,
+        round: Round,
+        (start, end): (&StageState, &Bytes),
+        parts: &[Bytes],
+    ) -> Done {
+        let start = Stage::of_state(self.config.seed, shape.stage, start);
+        let (Some(start), Some(end)) = (start, Stage::of_blob(end)) else {
+            return refused("no states");
+        };
+        let lengths = (0..shape.members()).map(|member| shape.part_bytes(member));
+        assert!(
+            parts.iter().map(Bytes::len).eq(lengths),
+            "one part a member, as cut"
+        );
+        let averages: Vec<[u8; 32]> = parts.iter().filter_map(|part| first(part)).collect();
+        assert!(
+            averages.iter().all(|average| *average == averages[0]),
+            "all averaged the same"
+        );
+        let merged = Stage {
+            weights: start.outer_step(&averages[0]),
+            ..end
+        };
+        Done::Merged {
+            round,
+            snapshot: merged.snapshot(shape.stage),
         }
     }
 
@@ -153,23 +241,13 @@ impl FakeCompute {
         self.kept.clear();
         self.stages.clear();
         for (stage, state) in stages.iter().zip(states) {
-            let state = match state {
-                StageState::Seed => Stage::initial(self.config.seed, stage),
-                StageState::Blob(blob) => match <[u8; 32]>::try_from(&blob[..]) {
-                    Ok(weights) => Stage {
-                        weights,
-                        gradients: [0; 32],
-                    },
-                    Err(_) => {
-                        return Done::Refused {
-                            reason: "not 32 bytes".to_owned(),
-                        };
-                    }
-                },
+            let Some(state) = Stage::of_state(self.config.seed, stage, state) else {
+                return refused("not 64 bytes");
             };
             self.stages.push(state);
         }
-        Done::Seated
+        let agreed = self.stages.iter().map(Stage::agreed).collect();
+        Done::Seated { agreed }
     }
 
     fn is_last(&self) -> bool {
@@ -264,6 +342,48 @@ impl FakeCompute {
     }
 }
 
+fn refused(reason: &str) -> Done {
+    Done::Refused {
+        reason: reason.to_owned(),
+    }
+}
+
+fn repeated(value: &[u8; 32], bytes: usize) -> Bytes {
+    value.iter().copied().cycle().take(bytes).collect()
+}
+
+/// What a part repeats; an empty one nothing.
+fn first(part: &Bytes) -> Option<[u8; 32]> {
+    part.get(..32)?.try_into().ok()
+}
+
+/// A weighted sum, byte by byte: it does not depend on how a stage is cut.
+fn average(weighted: impl IntoIterator<Item = (u64, [u8; 32])>) -> [u8; 32] {
+    let mut sums = [0_u8; 32];
+    for (number, (weight, values)) in (1_u64..).zip(weighted) {
+        let [factor, ..] = (weight.wrapping_mul(6) + 2 * number + 1).to_le_bytes();
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = sum.wrapping_add(value.wrapping_mul(factor));
+        }
+    }
+    sums
+}
+
+fn average_part(shape: &Shape, parts: &[Bytes]) -> Done {
+    let own = shape.part_bytes(usize::from(shape.own));
+    assert!(
+        parts.len() == shape.members() && parts.iter().all(|part| part.len() == own),
+        "one part of each member, as cut"
+    );
+    let values = parts.iter().filter_map(first);
+    let average = average(shape.weights.iter().copied().zip(values));
+    Done::Averaged {
+        stage: shape.stage,
+        part: repeated(&average, own),
+        residual: Bytes::new(),
+    }
+}
+
 /// What the weights of all stages must be after some steps, whoever computed them.
 #[derive(Clone, Debug)]
 pub struct Fold {
@@ -306,6 +426,15 @@ impl Fold {
             }
             self.samples_done += u64::from(samples.count);
         }
+    }
+
+    /// Goes on by what several pipelines made of these weights, each given with its samples, in order of pipelines.
+    pub fn merge(&mut self, members: &[(u64, Self)]) {
+        for (stage, weights) in self.stages.iter_mut().enumerate() {
+            let of = |(samples, fold): &(u64, Self)| (*samples, fold.stages[stage].weights);
+            weights.weights = weights.outer_step(&average(members.iter().map(of)));
+        }
+        self.samples_done += members.iter().map(|(samples, _)| samples).sum::<u64>();
     }
 
     /// Hashes of all stages' weights.

@@ -104,15 +104,17 @@ impl Network {
 /// Which channel carries a frame: as in the driver.
 pub(super) fn channel(header: &Header) -> Channel {
     match header {
-        Header::Forward { .. } | Header::Backward { .. } | Header::StateChunk { .. } => {
-            Channel::Tensors
-        }
+        Header::Forward { .. }
+        | Header::Backward { .. }
+        | Header::Merge { .. }
+        | Header::StateChunk { .. } => Channel::Tensors,
         Header::Hello { .. }
         | Header::Apply { .. }
         | Header::StateRequest { .. }
         | Header::Credit { .. }
         | Header::Keepalive { .. }
         | Header::Bye { .. }
-        | Header::Received { .. } => Channel::Control,
+        | Header::Received { .. }
+        | Header::MergeTaken { .. } => Channel::Control,
     }
 }

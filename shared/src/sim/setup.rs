@@ -2,7 +2,7 @@
 
 use super::Dice;
 use crate::config::model::{Codec, ModelConfig, NumberFormat};
-use crate::config::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use crate::config::run::{MergeConfig, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::units::Span;
 
 /// A run's configuration, drawn from the seed.
@@ -38,6 +38,11 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             eval_microbatches: 2,
             checkpoint: Span::from_secs(dice.between(10, 90)),
             rewind_wait: Span::from_secs(15),
+        },
+        merge: MergeConfig {
+            format: NumberFormat::F32,
+            learning_rate: 0.7,
+            momentum: 0.9,
         },
     }
 }

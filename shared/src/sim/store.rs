@@ -1,10 +1,11 @@
 //! The host's store: manifests are written or not, and old ones are cleared away with their blobs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::World;
 use crate::coordinator::history::{Row, only_stored};
 use crate::units::{Digest, Round};
+use crate::wire::signal::Held;
 
 /// Newest manifests that are kept. Fewer than a host keeps, so that a run sometimes goes back beyond them.
 const MANIFESTS_KEPT: usize = 2;
@@ -24,24 +25,20 @@ impl World {
     /// Old manifests go, and blobs that nothing names any more, once the host was told.
     fn clear_away(&mut self) {
         let Some(host) = &mut self.host else { return };
-        let standing = host.history().manifests();
-        let kept: BTreeSet<Round> = standing
-            .iter()
-            .rev()
-            .take(MANIFESTS_KEPT)
-            .copied()
-            .collect();
+        let standing = host.history().manifests().clone();
+        let newest_first = standing.keys().rev().copied();
+        let kept: BTreeSet<Round> = newest_first.take(MANIFESTS_KEPT).collect();
         host.handle_manifests_kept(&kept);
-        // What is newer may be on its way to a manifest.
-        let newest = kept.last().copied();
-        let is_kept = |round: Round| kept.contains(&round) || Some(round) > newest;
-        let commits = host.history().commits();
-        let named: BTreeSet<Digest> = commits
-            .filter(|commit| is_kept(commit.round))
-            .flat_map(|commit| &commit.stages)
-            .map(|held| held.blob)
-            .collect();
-        self.blobs.retain(|blob, _| named.contains(blob));
+        let (kept_ones, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = standing
+            .into_iter()
+            .partition(|(round, _)| kept.contains(round));
+        let blobs = |of: &BTreeMap<Round, Vec<Held>>| -> BTreeSet<Digest> {
+            of.values().flatten().map(|held| held.blob).collect()
+        };
+        // What nothing names may be on its way to a manifest.
+        let (named, gone) = (blobs(&kept_ones), blobs(&gone));
+        self.blobs
+            .retain(|blob, _| named.contains(blob) || !gone.contains(blob));
         self.stored.retain(|round| kept.contains(round));
     }
 

@@ -12,12 +12,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    FRAME_BYTES_MAX, HEADER_BYTES_MAX, REASON_BYTES_MAX, STATE_BYTES_MAX, STATE_CHUNK_BYTES,
+    FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX, STATE_BYTES_MAX,
+    STATE_CHUNK_BYTES,
 };
-use crate::units::{Epoch, Microbatch, PeerId, PipelineId, Round, StageId, Step};
+use crate::units::{Attempt, Epoch, Microbatch, PeerId, PipelineId, Round, StageId, Step};
+use crate::wire::merge::Leg;
 
 /// First byte of every frame and of every hello to the host.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Version of this build, as people install it. Builds that speak the same [`VERSION`] take part in one run.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -176,6 +178,24 @@ pub enum Header {
         /// Training or evaluation.
         mode: Mode,
     },
+    /// A slice of a part of a stage's merge. Payload: packed numbers.
+    Merge {
+        /// The attempt that it is for.
+        attempt: Attempt,
+        /// The stage.
+        stage: StageId,
+        /// What it is.
+        leg: Leg,
+        /// Where in the part it begins, in bytes.
+        offset: u64,
+    },
+    /// How many slices of that attempt the sender has taken from us in all. On `control`: so many more may come.
+    MergeTaken {
+        /// The attempt.
+        attempt: Attempt,
+        /// Cumulative number of slices.
+        taken: u64,
+    },
 }
 
 /// One message between peers.
@@ -260,7 +280,9 @@ impl Header {
             | Self::Credit { .. }
             | Self::Keepalive { .. }
             | Self::Bye { .. }
-            | Self::Received { .. } => None,
+            | Self::Received { .. }
+            | Self::Merge { .. }
+            | Self::MergeTaken { .. } => None,
         }
     }
 
@@ -278,6 +300,8 @@ impl Header {
             Self::Keepalive { .. } => "keepalive",
             Self::Bye { .. } => "bye",
             Self::Received { .. } => "received",
+            Self::Merge { .. } => "merge",
+            Self::MergeTaken { .. } => "merge taken",
         }
     }
 
@@ -353,9 +377,18 @@ impl Header {
                     "the chunk lies within the blob",
                 ),
             ],
-            Self::Credit { .. } | Self::Keepalive { .. } | Self::Received { .. } => {
-                &[(payload_bytes == 0, "has no payload")]
-            }
+            Self::Merge { offset, .. } => &[
+                (payload_bytes > 0, "has a payload"),
+                (
+                    payload_bytes <= MERGE_SLICE_BYTES,
+                    "a slice is no longer than agreed",
+                ),
+                (*offset < STATE_BYTES_MAX, "the offset lies within a stage"),
+            ],
+            Self::Credit { .. }
+            | Self::Keepalive { .. }
+            | Self::Received { .. }
+            | Self::MergeTaken { .. } => &[(payload_bytes == 0, "has no payload")],
             Self::Bye { reason } => &[
                 (
                     reason.len() <= REASON_BYTES_MAX,

@@ -1,7 +1,7 @@
 //! Whatever crosses a boundary between programs, as one type that both sides use.
 //!
 //! [`frame`] is what peers say to each other, [`signal`] what they say to the host ([`leases`]: a
-//! round's in short), [`report`] what the host tells everybody, [`chunk`] how frames fit into data channel messages,
+//! round's in short), [`report`] what the host tells everybody, [`merge`] how replicas share out their merge, [`chunk`] how frames fit into data channel messages,
 //! [`payload`] what a forward frame carries, [`number`] how a boundary's numbers are packed,
 //! [`web`] what the host serves of the web client.
 //!
@@ -10,6 +10,7 @@
 pub mod chunk;
 pub mod frame;
 pub mod leases;
+pub mod merge;
 pub mod number;
 pub mod payload;
 pub mod report;

@@ -16,7 +16,9 @@ use super::leases::Leases;
 use crate::config::run::RunConfig;
 pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;
-use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageId, StageRange, Step};
+use crate::units::{
+    Attempt, Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, StageRange, Step,
+};
 pub use lending::{Capabilities, Pause, VolunteerKind};
 
 /// A stage's state that somebody holds: round, stage and both hashes.
@@ -45,8 +47,10 @@ pub struct Resume {
     pub report: Option<Report>,
     /// As head: the leases of this round, done and held.
     pub leases: Leases,
-    /// Its last `holds`, if no commit answered it yet.
+    /// Its last `holds` of its own round, if no commit answered it yet.
     pub holds: Option<Holds>,
+    /// Its last `holds` of a merge, likewise.
+    pub merged: Option<Holds>,
 }
 
 /// The volunteer's first message.
@@ -132,11 +136,14 @@ pub struct Report {
 }
 
 /// A seat's results for the end of a round. Provisional until the commit names the attempt.
+///
+/// Under the attempt that [`Down::Begin`] named they are what the pipeline trained by itself, and all that a merge starts
+/// from; under the attempt of a [`Down::Merge`] they are what the merge gave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holds {
     /// Line-up, and the round that was trained; the results are `theta_{round + 1}`.
     pub place: Place,
-    /// The attempt that [`Down::Begin`] named.
+    /// The attempt that [`Down::Begin`] or [`Down::Merge`] named.
     pub attempt: Attempt,
     /// Steps that were applied in the round.
     pub steps: u32,
@@ -294,18 +301,65 @@ pub enum Source {
     /// It follows from the run's seed.
     Seed,
     /// A peer keeps it.
-    Peer(PeerId),
-    /// The host's store serves it: a path under the host's address.
-    Store(String),
+    Peer {
+        /// Who.
+        peer: PeerId,
+        /// Hash of its blob: replicas agree on the weights, and each carries its own moments.
+        blob: Digest,
+    },
+    /// The host's store serves it.
+    Store {
+        /// A path under the host's address.
+        path: String,
+        /// Hash of the stored blob.
+        blob: Digest,
+    },
 }
 
 /// One stage's state to get hold of, and where. Sources are tried in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetch {
-    /// What is wanted; the blob's hash is checked unless it comes from the seed.
+    /// What is wanted: any blob of a source will do whose agreed part has this hash.
     pub held: Held,
     /// Where it can be had.
     pub sources: Vec<Source>,
+}
+
+/// One pipeline of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// Its line-up.
+    pub epoch: Epoch,
+    /// Steps that it trained in the round.
+    pub steps: u32,
+    /// Samples in them: its weight in the average.
+    pub samples: u64,
+}
+
+/// Those that hold a stage, one for each member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replicas {
+    /// In order of members; the one who is told is among them.
+    pub peers: Vec<Neighbour>,
+    /// How much each averages, in proportion: it follows from how fast each sends.
+    pub shares: Vec<u32>,
+}
+
+/// A seat's part in the merge of a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeOrder {
+    /// The seat.
+    pub place: Place,
+    /// The attempt. Beginning it voids all earlier ones for good.
+    pub attempt: Attempt,
+    /// The number that the result gets if it is committed.
+    pub result: Round,
+    /// Pipelines that merge, in order of their numbers; at least two.
+    pub members: Vec<Member>,
+    /// One for each stage of the seat, in order.
+    pub stages: Vec<Replicas>,
 }
 
 /// A neighbour in the pipe.
@@ -448,6 +502,8 @@ pub enum Down {
         /// Line-up and round.
         place: Place,
     },
+    /// Merge what the round made of your stages with those of other pipelines, then say `holds` under this attempt.
+    Merge(Box<MergeOrder>),
     /// The round is committed: `theta_{round}` is what the attempt made of its parent.
     Commit {
         /// The new round.

@@ -78,6 +78,7 @@ fn a_full_host_lets_in_again_whom_it_knows() {
             report: None,
             leases: Default::default(),
             holds: None,
+            merged: None,
         });
     });
     assert_eq!(desk.refusal(resumed), None);

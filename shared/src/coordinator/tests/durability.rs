@@ -35,7 +35,7 @@ fn a_rewind_goes_to_a_manifest_that_is_kept_not_to_one_that_was_cleared_away() {
         .host
         .history()
         .manifests()
-        .iter()
+        .keys()
         .map(|one| one.0)
         .collect();
     assert_eq!(manifests, [1, 2, 3, 4]);
@@ -58,7 +58,7 @@ fn a_rewind_goes_to_a_manifest_that_is_kept_not_to_one_that_was_cleared_away() {
         .host
         .history()
         .manifests()
-        .iter()
+        .keys()
         .map(|one| one.0)
         .collect();
     assert_eq!(

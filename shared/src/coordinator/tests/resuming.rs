@@ -61,6 +61,7 @@ fn come_back(
             report: (steps > 0).then_some(report),
             leases: Leases::pack(leases),
             holds: None,
+            merged: None,
         });
     });
     let resumed = desk.heard(connection, |message| {
