@@ -46,6 +46,8 @@ pub const MERGE_SLICE_BYTES: usize = STATE_CHUNK_BYTES;
 pub const MERGE_SLICES_AHEAD: u32 = 8;
 /// How long a merge may go without a result of any seat until it is begun anew without those that owe one.
 pub const MERGE_MAX: Span = Span::from_secs(30);
+/// ... and so much longer for each second that its largest seat sends and takes at this rate, in bytes a second.
+pub const MERGE_BYTES_PER_SECOND_MIN: u64 = 100_000;
 /// Microbatches that a seat always has room for at a time: one at work, one that waits, one on the wire.
 pub const CREDIT_MIN: u16 = 3;
 /// ... and the most it takes unread for its neighbour, however much memory it lends: fewer than [`EARLY_FRAMES_MAX`], so that

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Coordinator;
 use super::history::Row;
 use super::incident::{Sequel, What};
+use super::pipeline::{Phase, Pipeline};
 use crate::limits::{LINK_TRIES_MAX, MALFORMED_ACCUSERS, STRIKES_MAX, SUSPECT_ANSWER_MAX};
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::Place;
@@ -114,10 +115,15 @@ impl Coordinator {
             return;
         }
         let current = self
-            .pipeline
-            .as_ref()
+            .pipelines
+            .of(by)
             .filter(|pipeline| place.is_some_and(|place| pipeline.place.epoch == place.epoch));
-        let sit = current.is_some_and(|p| p.seat(by).is_some() && p.seat(suspect).is_some());
+        // In a merge, replicas of all its pipelines have to do with each other.
+        let sit = current.is_some_and(|pipeline| {
+            let merge = |of: &Pipeline| of.phase == Phase::Merging;
+            let other = self.pipelines.of(suspect);
+            pipeline.seat(suspect).is_some() || merge(pipeline) && other.is_some_and(merge)
+        });
         if !sit {
             return;
         }
@@ -151,7 +157,7 @@ impl Coordinator {
             return;
         };
         let (to, key, connection) = (accuser.name.clone(), accused.key, accused.connection);
-        let line_up = self.pipeline.as_ref();
+        let line_up = self.pipelines.of(by);
         let are_neighbours = line_up.is_some_and(|it| it.are_neighbours(by, suspect));
         let accusers = of(&mut self.conduct.malformed, key);
         let sequel = match (accusers.insert(accuser.key), accusers.len()) {
@@ -163,7 +169,7 @@ impl Coordinator {
         };
         self.incident(suspect, What::MalformedFrame { to, sequel });
         if are_neighbours {
-            self.break_pipeline();
+            self.break_pipeline_of(suspect);
         }
         match sequel {
             Sequel::Again => {}
@@ -185,21 +191,16 @@ impl Coordinator {
         volunteer.take_round_trip(now.since(asked));
         if volunteer.answer_by.take().is_some() {
             volunteer.suspected_by.clear();
-            self.break_pipeline();
+            self.break_pipeline_of(peer);
         }
     }
 
     /// A stage made NaN or infinity: the round starts again. Who makes it of finite input is named, and loses its seat
     /// the second time; where two do so without a commit in between, the run itself diverges and pauses.
     pub(super) fn non_finite(&mut self, by: PeerId, place: Place, stage: StageId, own: bool) {
-        let Some(pipeline) = &self.pipeline else {
-            return;
-        };
-        let seat = pipeline
-            .seat(by)
-            .filter(|seat| seat.row.stages.contains(stage));
+        let seat = self.pipelines.at(place).and_then(|it| it.seat(by));
         let Some(key) = seat
-            .filter(|_| pipeline.place == place)
+            .filter(|seat| seat.row.stages.contains(stage))
             .map(|seat| seat.row.key)
         else {
             return;
@@ -226,7 +227,7 @@ impl Coordinator {
                  diverges; look into it (a lower learning rate?), {GO_ON}"
             ));
         }
-        self.break_pipeline();
+        self.break_pipeline(place.pipeline);
     }
 
     /// Stops the run until a person wants it to go on.

@@ -11,7 +11,7 @@ use crate::schedule::placement::Measured;
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::{BUILD, VERSION};
 use crate::wire::signal::{
-    Capabilities, Down, Join, LinkFigures, Pause, RefuseCode, Resume, Welcome, join_message,
+    Capabilities, Down, Held, Join, LinkFigures, Pause, RefuseCode, Resume, Welcome, join_message,
     verifies,
 };
 
@@ -115,7 +115,7 @@ impl Coordinator {
         self.tell(peer, safe);
         match resume {
             Some(resume) if resumed => self.resync(now, peer, resume),
-            Some(_) if self.is_seated(peer) => self.break_pipeline(),
+            Some(_) if self.is_seated(peer) => self.break_pipeline_of(peer),
             Some(_) | None => {}
         }
     }
@@ -123,12 +123,10 @@ impl Coordinator {
     /// A new process of a session that is in the books: a page was loaded again. It gets another number, so that
     /// nobody takes it for the old one, and the seat of the old one if that is still free.
     fn succeed(&mut self, before: PeerId, volunteer: &mut Volunteer) {
-        if self.is_seated(before) {
-            self.break_pipeline();
-        }
+        self.break_pipeline_of(before);
         let seats = self
             .given_up
-            .iter_mut()
+            .values_mut()
             .flat_map(|line_up| &mut line_up.seats);
         for (peer, _) in seats.filter(|(peer, _)| *peer == before) {
             *peer = volunteer.peer;
@@ -141,8 +139,7 @@ impl Coordinator {
     }
 
     pub(super) fn is_seated(&self, peer: PeerId) -> bool {
-        let pipeline = self.pipeline.as_ref();
-        pipeline.is_some_and(|pipeline| pipeline.seat(peer).is_some())
+        self.pipelines.is_seated(peer)
     }
 
     fn objection(
@@ -206,10 +203,7 @@ impl Coordinator {
             .roster
             .get(resume.peer)
             .map(|volunteer| (volunteer.key, volunteer.session));
-        let seat = self
-            .pipeline
-            .as_ref()
-            .and_then(|pipeline| pipeline.seat(resume.peer));
+        let seat = self.pipelines.seat(resume.peer);
         let journaled = seat.map(|seat| (seat.row.key, seat.row.session));
         here.or(journaled) == Some((join.key, join.session))
     }
@@ -228,7 +222,8 @@ impl Coordinator {
             .into_iter()
             .filter(|held| {
                 let commit = self.history.get(held.round);
-                let stands = commit.is_some_and(|commit| commit.stages.contains(held));
+                let is_held = |one: &Held| (one.stage, one.agreed) == (held.stage, held.agreed);
+                let stands = commit.is_some_and(|commit| commit.stages.iter().any(is_held));
                 // It drops older ones as soon as it hears which are safe.
                 stands && is_kept(held.round)
             })
@@ -285,18 +280,13 @@ impl Coordinator {
             }
             Some(_) | None => return self.lose(peer, What::Left),
         }
-        if self.is_seated(peer) {
-            // Its links are closed: the round is lost for its pipeline, whoever goes on with it.
-            self.break_pipeline();
-        }
+        // Its links are closed: the round is lost for its pipeline, whoever goes on with it.
+        self.break_pipeline_of(peer);
     }
 
     /// Whether a spare holds the newest state of all stages of that volunteer's seat, or it has none.
     fn has_stand_in(&self, now: Time, peer: PeerId) -> bool {
-        let Some(pipeline) = &self.pipeline else {
-            return true;
-        };
-        let Some(seat) = pipeline.seat(peer) else {
+        let Some(seat) = self.pipelines.seat(peer) else {
             return true;
         };
         let newest = self.history.newest();
@@ -305,7 +295,7 @@ impl Coordinator {
             .any(|spare| {
                 let holds = |stage| spare.kept.contains_key(&(newest, stage));
                 spare.is_placeable(now)
-                    && pipeline.seat(spare.peer).is_none()
+                    && !self.pipelines.is_seated(spare.peer)
                     && seat.row.stages.iter().all(holds)
             })
     }
@@ -323,14 +313,14 @@ impl Coordinator {
         volunteer.capabilities = sound(capabilities);
         volunteer.paused = paused;
         let Some(pause) = paused else { return };
-        let phase = self.pipeline.as_ref().map(|pipeline| pipeline.phase);
+        let phase = self.pipelines.of(peer).map(|pipeline| pipeline.phase);
         match (self.is_seated(peer), phase) {
             // Nothing is trained yet: nothing is lost.
-            (true, Some(Phase::Forming)) => self.break_pipeline(),
+            (true, Some(Phase::Forming)) => self.break_pipeline_of(peer),
             // Nothing will be trained any more.
             (true, _) if pause == Pause::Hung => {
                 self.incident(peer, What::Hung);
-                self.break_pipeline();
+                self.break_pipeline_of(peer);
                 self.reason(peer, pause.words().to_owned());
             }
             (true, _) => {

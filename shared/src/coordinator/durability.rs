@@ -305,7 +305,8 @@ impl Coordinator {
             return;
         }
         for (copy, _) in self.roster.iter().filter_map(|volunteer| volunteer.copying) {
-            if let Some((count, _)) = copies.iter_mut().find(|(_, held)| *held == copy) {
+            let is_it = |held: &Held| (held.round, held.stage) == (copy.round, copy.stage);
+            if let Some((count, _)) = copies.iter_mut().find(|(_, held)| is_it(held)) {
                 *count += 1;
             }
         }
@@ -357,10 +358,7 @@ impl Coordinator {
         };
         let bytes = |stage: StageId| self.start.costs.state_bytes(stage);
         let kept: u64 = volunteer.kept.keys().map(|(_, stage)| bytes(*stage)).sum();
-        let seat = self
-            .pipeline
-            .as_ref()
-            .and_then(|pipeline| pipeline.seat(peer));
+        let seat = self.pipelines.seat(peer);
         let seated: u64 = seat
             .iter()
             .flat_map(|seat| seat.row.stages.iter())
@@ -383,14 +381,17 @@ impl Coordinator {
 
     /// A volunteer has a copy.
     pub(super) fn copied(&mut self, peer: PeerId, held: Held) {
-        let stands = self
-            .history
-            .get(held.round)
-            .is_some_and(|commit| commit.stages.contains(&held));
+        let is_held = |one: &Held| (one.stage, one.agreed) == (held.stage, held.agreed);
+        let commit = self.history.get(held.round);
+        let stands = commit.is_some_and(|commit| commit.stages.iter().any(is_held));
         let Some(volunteer) = self.roster.get_mut(peer) else {
             return;
         };
-        if volunteer.copying.is_some_and(|(copy, _)| copy == held) {
+        let at = (held.round, held.stage);
+        if volunteer
+            .copying
+            .is_some_and(|(copy, _)| (copy.round, copy.stage) == at)
+        {
             volunteer.copying = None;
         }
         if stands {
@@ -447,7 +448,7 @@ impl Coordinator {
 
     /// Whether no round is under way that would soon be newer.
     fn is_at_rest(&self) -> bool {
-        self.pipeline.is_none()
+        self.pipelines.is_empty()
     }
 
     /// Finds out whether a later round became safe.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageRange};
+use crate::units::{Attempt, Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageRange};
 use crate::wire::frame::Place;
 use crate::wire::signal::Held;
 
@@ -33,18 +33,50 @@ pub struct CommitRow {
     pub round: Round,
     /// The round it was trained from.
     pub parent: Round,
-    /// The line-up that trained it.
-    pub place: Place,
+    /// The pipelines that trained it, in order of their numbers.
+    pub members: Vec<MemberRow>,
     /// The attempt that all seats agree on.
     pub attempt: Attempt,
     /// Hashes of all stages, in order.
     pub stages: Vec<Held>,
-    /// Samples of each step in it, in order of steps.
-    pub steps: Vec<SampleRange>,
     /// Mean token loss over the round, in nats.
     pub loss: f64,
-    /// How long the round took, in microseconds, as its head measured it.
+    /// How long the round took, in microseconds, as the slowest head measured it.
     pub elapsed_us: u64,
+}
+
+/// What one pipeline did for a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// Its line-up, and the round it trained from.
+    pub place: Place,
+    /// Samples of each of its steps, in order of steps.
+    pub steps: Vec<SampleRange>,
+}
+
+impl MemberRow {
+    /// Number of samples.
+    pub fn samples(&self) -> u64 {
+        self.steps.iter().map(|step| u64::from(step.count)).sum()
+    }
+}
+
+impl CommitRow {
+    /// The steps of all pipelines.
+    pub fn steps(&self) -> impl Iterator<Item = &SampleRange> {
+        self.members.iter().flat_map(|member| &member.steps)
+    }
+
+    /// Number of samples.
+    pub fn samples(&self) -> u64 {
+        self.members.iter().map(MemberRow::samples).sum()
+    }
+
+    /// What that line-up did for it.
+    pub fn member(&self, pipeline: PipelineId, epoch: Epoch) -> Option<&MemberRow> {
+        let is_it = |it: &&MemberRow| (it.place.pipeline, it.place.epoch) == (pipeline, epoch);
+        self.members.iter().find(is_it)
+    }
 }
 
 /// One entry of the journal.
@@ -60,7 +92,7 @@ pub enum Row {
     LineUp {
         /// Pipeline, epoch, and the round it starts from.
         place: Place,
-        /// The seats, in order.
+        /// The seats, in order; none when it is given up.
         seats: Vec<SeatRow>,
     },
     /// A round is committed.
@@ -153,7 +185,7 @@ pub struct History {
     done: BTreeMap<u64, u64>,
     given_out: Round,
     incarnation: u32,
-    line_up: Option<(Place, Vec<SeatRow>)>,
+    line_ups: BTreeMap<PipelineId, (Place, Vec<SeatRow>)>,
     paused: Option<String>,
 }
 
@@ -175,7 +207,13 @@ impl History {
     pub fn apply(&mut self, row: &Row) -> Result<(), HistoryError> {
         match row {
             Row::Started { incarnation } => self.incarnation = *incarnation,
-            Row::LineUp { place, seats } => self.line_up = Some((*place, seats.clone())),
+            Row::LineUp { place, seats } if seats.is_empty() => {
+                self.line_ups.remove(&place.pipeline);
+            }
+            Row::LineUp { place, seats } => {
+                self.line_ups
+                    .insert(place.pipeline, (*place, seats.clone()));
+            }
             Row::Commit(commit) => self.commit(commit)?,
             Row::Evaluated { round, loss } => {
                 self.validation.insert(*round, *loss);
@@ -232,7 +270,7 @@ impl History {
             });
         }
         let mut done = self.done.clone();
-        for samples in &commit.steps {
+        for samples in commit.steps() {
             insert_range(&mut done, *samples)
                 .map_err(|sample| HistoryError::SampleTwice { sample, round })?;
         }
@@ -247,7 +285,7 @@ impl History {
         self.manifests.retain(|round, _| *round <= to);
         self.validation.retain(|round, _| *round <= to);
         self.done.clear();
-        for samples in self.commits.values().flat_map(|commit| &commit.steps) {
+        for samples in self.commits.values().flat_map(CommitRow::steps) {
             insert_range(&mut self.done, *samples).expect("checked when it was committed");
         }
         Ok(())
@@ -326,9 +364,9 @@ impl History {
         self.incarnation
     }
 
-    /// The line-up that was journaled last.
-    pub fn line_up(&self) -> Option<&(Place, Vec<SeatRow>)> {
-        self.line_up.as_ref()
+    /// The line-up of each pipeline that was journaled last.
+    pub fn line_ups(&self) -> &BTreeMap<PipelineId, (Place, Vec<SeatRow>)> {
+        &self.line_ups
     }
 
     /// Samples below the highest committed one that no standing round holds, in pieces of at most
@@ -420,17 +458,19 @@ mod tests {
         Row::Commit(CommitRow {
             round: Round(round),
             parent: Round(parent),
-            place: Place {
-                pipeline: crate::units::PipelineId(0),
-                epoch: Issue::default(),
-                round: Round(parent),
-            },
+            members: vec![MemberRow {
+                place: Place {
+                    pipeline: PipelineId(0),
+                    epoch: Issue::default(),
+                    round: Round(parent),
+                },
+                steps: steps
+                    .iter()
+                    .map(|&(first, count)| SampleRange { first, count })
+                    .collect(),
+            }],
             attempt: Issue::default(),
             stages: Vec::new(),
-            steps: steps
-                .iter()
-                .map(|&(first, count)| SampleRange { first, count })
-                .collect(),
             loss: 1.0,
             elapsed_us: 1,
         })

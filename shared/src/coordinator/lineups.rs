@@ -1,10 +1,13 @@
 //! Forming line-ups: who sits where, from which round, and when that changes.
 //!
-//! A line-up changes when a seat is lost, when its volunteer wants to leave, or between two rounds when
-//! placement finds a better one. Each change is a new epoch, journaled before anybody hears of it.
+//! All line-ups are looked at between two rounds: those that placement would not change begin at once, the others are
+//! formed anew. In a round only a pipeline that lost a seat is: from those who sit nowhere else. Each change is a new
+//! epoch, journaled before anybody hears of it.
 //!
 //! Looking at all volunteers is done between two rounds, and else at most once a tick: what one of thousands says
 //! must not cost a look at all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::{Row, SeatRow};
 use super::pipeline::{Phase, Pipeline};
@@ -15,40 +18,42 @@ use crate::units::{PeerId, PipelineId, Round, StageId, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Held};
 
+/// Line-ups by pipeline.
+type LineUps = BTreeMap<PipelineId, LineUp>;
+
 impl Coordinator {
     /// Does whatever the rules ask for now. Called after everything that happened.
     pub(super) fn reconsider(&mut self, now: Time) {
         if self.is_journaling() {
             return;
         }
-        if self
-            .pipeline
-            .as_ref()
-            .is_some_and(|pipeline| pipeline.broken)
-        {
-            self.break_pipeline();
+        for id in self.pipelines.ids(|it| it.broken) {
+            self.break_pipeline(id);
         }
         if self.over || self.history.paused().is_some() {
             return self.rest(now);
         }
-        let Some(pipeline) = &self.pipeline else {
-            return self.form(now);
+        let is_lost = |pipeline: &Pipeline| match pipeline.phase {
+            Phase::Resuming { until } => now >= until,
+            Phase::Journaling
+            | Phase::Forming
+            | Phase::Evaluating
+            | Phase::Training
+            | Phase::Merging
+            | Phase::Committing
+            | Phase::Boundary => pipeline.peers().any(|peer| self.roster.get(peer).is_none()),
         };
-        if let Phase::Resuming { until } = pipeline.phase {
-            if now >= until {
-                self.break_pipeline();
-                self.form(now);
-            }
+        for id in self.pipelines.ids(is_lost) {
+            self.break_pipeline(id);
+        }
+        self.end_round(now);
+        if self.is_journaling() {
             return;
         }
-        let all_here = pipeline.peers().all(|peer| self.roster.get(peer).is_some());
-        match (all_here, pipeline.phase) {
-            (false, _) => {
-                self.break_pipeline();
-                self.form(now);
-            }
-            (true, Phase::Boundary) => self.boundary(now),
-            (true, _) => {}
+        if self.remaining_steps() > 0 {
+            self.line_up(now);
+        } else if self.pipelines.in_round().next().is_none() && self.may_look_at_all(now) {
+            self.over_when_stored(now);
         }
     }
 
@@ -61,35 +66,74 @@ impl Coordinator {
         may
     }
 
-    /// Between two rounds: a better line-up, the same one again, or the end.
-    fn boundary(&mut self, now: Time) {
-        if self.remaining_steps() == 0 {
-            if self.may_look_at_all(now) {
-                self.over_when_stored(now);
+    /// Between two rounds all line-ups are looked at; in a round those that are broken are formed again.
+    fn line_up(&mut self, now: Time) {
+        let is_between_rounds = std::mem::take(&mut self.plan_due);
+        let is_anything_to_form = self.pipelines.is_empty() || !self.given_up.is_empty();
+        if !is_between_rounds && !(is_anything_to_form && self.may_look_at_all(now)) {
+            return;
+        }
+        if self.pipelines.is_empty()
+            && let Some(name) = self.whoever_returns()
+        {
+            return self.everyone_waits(&format!("waiting for {name}, who may return at once"));
+        }
+        let plan = match self.plan(now, is_between_rounds, &self.links) {
+            Ok(plan) => plan,
+            Err(reason) => {
+                // Volunteers of a line-up that can't be formed may strengthen others, between two rounds.
+                let idle = self.pipelines.ids(|it| it.phase == Phase::Boundary);
+                idle.into_iter().for_each(|id| self.break_pipeline(id));
+                if self.pipelines.is_empty() {
+                    let reason = self.reunite(now).unwrap_or(reason);
+                    self.everyone_waits(&reason);
+                }
+                return;
             }
-        } else if self.is_best_line_up(now) {
-            self.begin(now);
-        } else {
-            self.break_pipeline();
-            self.form(now);
+        };
+        self.reunion = None;
+        if is_between_rounds {
+            self.begin_next_round(now, &plan);
+        }
+        self.form(now, plan, is_between_rounds);
+    }
+
+    fn whoever_returns(&self) -> Option<String> {
+        let returning = self.roster.iter().find(|volunteer| volunteer.returning);
+        returning.map(|volunteer| volunteer.name.clone())
+    }
+
+    /// Line-ups that stay as they are begin the next round; the others end.
+    fn begin_next_round(&mut self, now: Time, plan: &LineUps) {
+        let idle = self.pipelines.ids(|it| it.phase == Phase::Boundary);
+        let stays = |id: &PipelineId| {
+            let pipeline = self.pipelines.get(*id);
+            plan.get(id) == pipeline.map(seats_of).as_ref()
+        };
+        let (same, changed): (Vec<_>, Vec<_>) = idle.into_iter().partition(stays);
+        for id in changed {
+            self.break_pipeline(id);
+        }
+        for id in &same {
+            if let Some(pipeline) = self.pipelines.get_mut(*id) {
+                // Each is to have its share of what is left of the run.
+                pipeline.phase = Phase::Forming;
+            }
+        }
+        for id in same {
+            self.begin(now, id);
         }
     }
 
-    fn is_best_line_up(&self, now: Time) -> bool {
-        let Some(pipeline) = &self.pipeline else {
-            return false;
-        };
-        let now_seated = seats_of(pipeline);
-        self.place(now, &self.links)
-            .is_ok_and(|line_up| line_up == now_seated)
-    }
-
-    fn place(&self, now: Time, links: &Links) -> Result<LineUp, String> {
+    /// Line-ups of those that sit in no pipeline at work: of all pipelines between two rounds, else of those that broke.
+    fn plan(&self, now: Time, is_between_rounds: bool, links: &Links) -> Result<LineUps, String> {
+        let is_free = |it: &Pipeline| is_between_rounds && it.phase == Phase::Boundary;
+        let is_busy = |peer| self.pipelines.of(peer).is_some_and(|it| !is_free(it));
         let newest = self.history.newest();
         let candidates: Vec<_> = self
             .roster
             .iter()
-            .filter(|volunteer| volunteer.is_placeable(now))
+            .filter(|volunteer| volunteer.is_placeable(now) && !is_busy(volunteer.peer))
             .map(|volunteer| {
                 let holds = volunteer
                     .kept
@@ -100,16 +144,29 @@ impl Coordinator {
                 volunteer.candidate(holds)
             })
             .collect();
-        let old = self.pipeline.as_ref().map(seats_of);
-        let old = old.or_else(|| self.given_up.clone());
-        let seats_min = usize::from(self.config().schedule.seats_min);
+        let free = self.pipelines.iter().filter(|it| is_free(it));
+        let mut old: LineUps = free.map(|it| (it.place.pipeline, seats_of(it))).collect();
+        for (id, line_up) in &self.given_up {
+            old.entry(*id).or_insert_with(|| line_up.clone());
+        }
+        let schedule = &self.config().schedule;
+        let busy = self.pipelines.ids(|it| !is_free(it));
+        let most = usize::from(schedule.pipelines_max).saturating_sub(busy.len());
+        let wanted = if is_between_rounds || self.pipelines.is_empty() {
+            most
+        } else {
+            self.given_up.len().min(most)
+        };
         let given = Given {
             volunteers: &candidates,
             costs: &self.start.costs,
             links,
-            seats_min,
+            seats_min: usize::from(schedule.seats_min),
         };
-        placement::assign(&given, old.as_ref()).map_err(|error| error.to_string())
+        let wanted = u16::try_from(wanted).expect("at most a run's pipelines");
+        let plan =
+            placement::assign_all(&given, &old, wanted).map_err(|error| error.to_string())?;
+        Ok(numbered(plan, &old, &busy.into_iter().collect()))
     }
 
     /// Where only pairs that could not connect keep a line-up from being formed, they try again after a while: a
@@ -118,7 +175,7 @@ impl Coordinator {
         let mut links = self.links.clone();
         links.reunite();
         let (a, b) = *self.links.apart().first()?;
-        self.place(now, &links).ok()?;
+        self.plan(now, true, &links).ok()?;
         if now >= *self.reunion.get_or_insert(now + APART_MAX) {
             self.reunion = None;
             self.links = links;
@@ -131,18 +188,32 @@ impl Coordinator {
         ))
     }
 
-    /// Ends the line-up: its leases come again, its seats wait for a new one.
-    pub(super) fn break_pipeline(&mut self) {
-        if let (true, Some(pipeline)) = (self.is_journaling(), &mut self.pipeline) {
+    /// Ends the line-up of a volunteer, if it has a seat.
+    pub(super) fn break_pipeline_of(&mut self, peer: PeerId) {
+        if let Some(id) = self.pipelines.id_of(peer) {
+            self.break_pipeline(id);
+        }
+    }
+
+    /// Ends a line-up: its leases come again, its seats wait for a new one. A merge that it takes part in is void.
+    pub(super) fn break_pipeline(&mut self, id: PipelineId) {
+        let is_journaling = self.is_journaling();
+        let Some(pipeline) = self.pipelines.get_mut(id) else {
+            return;
+        };
+        if is_journaling {
             // Its leases may be part of the commit that is on its way to the disk.
             pipeline.broken = true;
             return;
         }
-        let Some(pipeline) = self.pipeline.take() else {
+        if pipeline.phase == Phase::Merging {
+            self.void_merge();
+        }
+        let Some(pipeline) = self.pipelines.remove(id) else {
             return;
         };
         self.return_leases(&pipeline.leases);
-        self.given_up = Some(seats_of(&pipeline));
+        self.given_up.insert(id, seats_of(&pipeline));
         for peer in pipeline.peers() {
             self.tell(
                 peer,
@@ -153,50 +224,61 @@ impl Coordinator {
         }
     }
 
-    /// Forms a line-up from whoever is here, at the newest round whose state is to be had.
-    fn form(&mut self, now: Time) {
-        if !self.may_look_at_all(now) {
+    /// Forms the line-ups of `plan` that are not there, at the newest round, if its state is to be had.
+    fn form(&mut self, now: Time, plan: LineUps, is_between_rounds: bool) {
+        let missing: LineUps = plan
+            .into_iter()
+            .filter(|(id, _)| self.pipelines.get(*id).is_none())
+            .collect();
+        if !missing.is_empty() && self.lost_stages(self.history.newest()).next().is_some() {
+            if self.pipelines.is_empty() {
+                self.wait_or_rewind(now);
+            }
             return;
         }
-        if self.remaining_steps() == 0 {
-            return self.over_when_stored(now);
-        }
-        let returning = self.roster.iter().find(|volunteer| volunteer.returning);
-        if let Some(name) = returning.map(|volunteer| volunteer.name.clone()) {
-            return self.everyone_waits(&format!("waiting for {name}, who may return at once"));
-        }
-        let line_up = match self.place(now, &self.links) {
-            Ok(line_up) => line_up,
-            Err(reason) => {
-                let reason = self.reunite(now).unwrap_or(reason);
-                return self.everyone_waits(&reason);
-            }
-        };
-        self.reunion = None;
-        if self.lost_stages(self.history.newest()).next().is_some() {
-            return self.wait_or_rewind(now);
-        }
         self.lost_since = None;
-        let epoch = self.issue();
-        let place = Place {
-            pipeline: PipelineId(0),
-            epoch,
-            round: self.history.newest(),
-        };
-        let seats: Vec<SeatRow> = line_up
-            .seats
-            .iter()
-            .filter_map(|(peer, stages)| self.seat_row(*peer, *stages))
+        let round = self.history.newest();
+        if is_between_rounds || self.pipelines.is_empty() {
+            self.dissolve(&missing);
+        }
+        for (id, line_up) in missing {
+            self.given_up.remove(&id);
+            let place = Place {
+                pipeline: id,
+                epoch: self.issue(),
+                round,
+            };
+            let seats = line_up.seats.iter();
+            let seats: Vec<SeatRow> = seats
+                .filter_map(|(peer, stages)| self.seat_row(*peer, *stages))
+                .collect();
+            let row = Row::LineUp {
+                place,
+                seats: seats.clone(),
+            };
+            self.pipelines.insert(Pipeline::new(now, place, seats));
+            self.history
+                .apply(&row)
+                .expect("a line-up never breaks the rule");
+            self.journal(row, Awaited::LineUp(id));
+        }
+    }
+
+    /// Pipelines that are not to be formed again are no more, after a restart of the host either.
+    fn dissolve(&mut self, formed: &LineUps) {
+        let is_gone =
+            |id: &PipelineId| !formed.contains_key(id) && self.pipelines.get(*id).is_none();
+        let journaled = self.history.line_ups().iter();
+        let gone: Vec<Place> = journaled
+            .filter(|(id, _)| is_gone(id))
+            .map(|(_, (place, _))| *place)
             .collect();
-        let row = Row::LineUp {
-            place,
-            seats: seats.clone(),
-        };
-        self.pipeline = Some(Pipeline::new(now, place, seats));
-        self.history
-            .apply(&row)
-            .expect("a line-up never breaks the rule");
-        self.journal(row, Awaited::LineUp);
+        for place in gone {
+            self.given_up.remove(&place.pipeline);
+            let seats = Vec::new();
+            self.note(Row::LineUp { place, seats });
+        }
+        self.tell_spares();
     }
 
     /// Stages of `round` that can be had neither from the seed, nor from a volunteer, nor from the store.
@@ -263,8 +345,8 @@ impl Coordinator {
     }
 
     /// The line-up is synced: its seats may hear of it.
-    pub(super) fn line_up_journaled(&mut self, now: Time) {
-        let Some(pipeline) = &mut self.pipeline else {
+    pub(super) fn line_up_journaled(&mut self, now: Time, id: PipelineId) {
+        let Some(pipeline) = self.pipelines.get_mut(id) else {
             return;
         };
         pipeline.phase = Phase::Forming;
@@ -288,20 +370,16 @@ impl Coordinator {
 
     /// A seat has its links and states. With other states than the history names it is not ready: it gets them again.
     pub(super) fn ready(&mut self, now: Time, peer: PeerId, place: Place, stages: &[Held]) {
-        let seat = self
-            .pipeline
-            .as_ref()
-            .filter(|pipeline| pipeline.place == place)
-            .and_then(|pipeline| pipeline.seat(peer));
+        let seat = self.pipelines.at(place).and_then(|it| it.seat(peer));
         let Some(seat) = seat else { return };
         // Said again after a connection broke, it names the states of the round at which the line-up began.
         let named = stages.iter().filter(|held| held.round == place.round);
-        let is_other = |held: &Held| *held != self.fetch(held.round, held.stage, peer).held;
+        let is_other = |held: &Held| held.agreed != self.agreed(held.round, held.stage);
         let is_of_seat = |held: &&Held| seat.row.stages.contains(held.stage);
         if !seat.ready && named.filter(is_of_seat).any(is_other) {
             return self.seat_is_wrong(now, peer, place.round);
         }
-        let Some(pipeline) = &mut self.pipeline else {
+        let Some(pipeline) = self.pipelines.at_mut(place) else {
             return;
         };
         if let Some(seat) = pipeline.seat_mut(peer) {
@@ -309,57 +387,59 @@ impl Coordinator {
         }
         let all_ready = pipeline.seats.iter().all(|seat| seat.ready);
         if pipeline.phase == Phase::Forming && all_ready {
-            self.link_failures.clear();
-            self.begin(now);
+            let peers: BTreeSet<PeerId> = pipeline.peers().collect();
+            self.link_failures
+                .retain(|(a, b), _| !peers.contains(a) && !peers.contains(b));
+            self.begin(now, place.pipeline);
         }
     }
 
-    /// Looks at a pipeline's clocks: not ready in time, no step for too long, a round too long.
-    pub(super) fn check_pipeline(&mut self, now: Time) {
+    /// Looks at the pipelines' clocks: not ready in time, no step for too long, a round too long.
+    pub(super) fn check_pipelines(&mut self, now: Time) {
         if self.is_journaling() {
             return;
         }
         let round_max = self.config().schedule.round_max;
-        let Some(pipeline) = &mut self.pipeline else {
-            return;
-        };
-        match pipeline.phase {
-            Phase::Forming if now.since(pipeline.began) > READY_MAX => {
-                let late: Vec<PeerId> = pipeline
-                    .seats
-                    .iter()
-                    .filter(|seat| !seat.ready)
-                    .map(|seat| seat.row.peer)
-                    .collect();
-                for peer in late {
-                    if let Some(volunteer) = self.roster.get_mut(peer) {
-                        volunteer.benched_until = Some(now + BENCH);
-                    }
-                    self.reason(
-                        peer,
-                        "your seat was not ready in time; another one follows".to_owned(),
-                    );
+        for id in self.pipelines.ids(|_| true) {
+            let Some(pipeline) = self.pipelines.get(id) else {
+                continue;
+            };
+            match pipeline.phase {
+                Phase::Forming if now.since(pipeline.began) > READY_MAX => self.not_ready(now, id),
+                Phase::Training | Phase::Evaluating
+                    if pipeline.agreed_steps().is_none()
+                        && now.since(pipeline.progressed) > pipeline.stall_after() =>
+                {
+                    self.break_pipeline(id);
                 }
-                self.break_pipeline();
+                Phase::Training if now.since(pipeline.began) > round_max => self.close_round(),
+                Phase::Journaling
+                | Phase::Forming
+                | Phase::Evaluating
+                | Phase::Training
+                | Phase::Merging
+                | Phase::Committing
+                | Phase::Boundary
+                | Phase::Resuming { .. } => {}
             }
-            Phase::Training | Phase::Evaluating
-                if now.since(pipeline.progressed) > pipeline.stall_after() =>
-            {
-                self.break_pipeline();
-            }
-            Phase::Training if !pipeline.closing && now.since(pipeline.began) > round_max => {
-                pipeline.closing = true;
-                let (head, place) = (pipeline.head(), pipeline.place);
-                self.tell(head, Down::Close { place });
-            }
-            Phase::Journaling
-            | Phase::Forming
-            | Phase::Evaluating
-            | Phase::Training
-            | Phase::Committing
-            | Phase::Boundary
-            | Phase::Resuming { .. } => {}
         }
+        self.check_merge(now);
+    }
+
+    /// A line-up was not ready in time: whoever kept it waiting gets no seat for a while.
+    fn not_ready(&mut self, now: Time, id: PipelineId) {
+        let seats = self.pipelines.get(id).into_iter().flat_map(|it| &it.seats);
+        let late = seats.filter(|seat| !seat.ready).map(|seat| seat.row.peer);
+        for peer in late.collect::<Vec<PeerId>>() {
+            if let Some(volunteer) = self.roster.get_mut(peer) {
+                volunteer.benched_until = Some(now + BENCH);
+            }
+            self.reason(
+                peer,
+                "your seat was not ready in time; another one follows".to_owned(),
+            );
+        }
+        self.break_pipeline(id);
     }
 }
 
@@ -370,4 +450,18 @@ fn seats_of(pipeline: &Pipeline) -> LineUp {
         .map(|seat| (seat.row.peer, seat.row.stages))
         .collect();
     LineUp { seats }
+}
+
+/// A plan whose new pipelines have numbers that nobody has.
+fn numbered(plan: LineUps, old: &LineUps, busy: &BTreeSet<PipelineId>) -> LineUps {
+    let (mut known, new): (LineUps, LineUps) =
+        plan.into_iter().partition(|(id, _)| old.contains_key(id));
+    let mut number = 0;
+    for line_up in new.into_values() {
+        while known.contains_key(&PipelineId(number)) || busy.contains(&PipelineId(number)) {
+            number += 1;
+        }
+        known.insert(PipelineId(number), line_up);
+    }
+    known
 }

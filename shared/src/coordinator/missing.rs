@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Coordinator;
 use crate::limits::{BENCH, MISSING_MAX, SEAT_FAILURES_MAX};
-use crate::units::{Digest, PeerId, Round, StageId, Time};
+use crate::units::{Digest, PeerId, Round, StageId, StageRange, Time};
 use crate::wire::signal::{Held, Source};
 
 /// A state, whatever its hash.
@@ -76,7 +76,7 @@ impl Coordinator {
         // Of itself it knows.
         self.roster.drop_kept(peer, round, stage);
         self.upload_is_missing(peer, at);
-        let is_for_seat = self.pipeline.as_ref().is_some_and(|pipeline| {
+        let is_for_seat = self.pipelines.of(peer).is_some_and(|pipeline| {
             pipeline.place.round == round
                 && pipeline
                     .seat(peer)
@@ -86,7 +86,7 @@ impl Coordinator {
             self.doubt_sources(peer, at);
         }
         if is_for_seat {
-            self.break_pipeline();
+            self.break_pipeline_of(peer);
             self.seat_failed(now, peer);
         }
     }
@@ -113,11 +113,11 @@ impl Coordinator {
 
     /// A volunteer has other states in its seat than it should: it gets them again, from others.
     pub(super) fn seat_is_wrong(&mut self, now: Time, peer: PeerId, round: Round) {
-        let seat = self.pipeline.as_ref().and_then(|it| it.seat(peer));
-        for stage in seat.into_iter().flat_map(|seat| seat.row.stages.iter()) {
+        let seat = self.pipelines.seat(peer).map(|seat| seat.row.stages);
+        for stage in seat.into_iter().flat_map(StageRange::iter) {
             self.roster.drop_kept(peer, round, stage);
         }
-        self.break_pipeline();
+        self.break_pipeline_of(peer);
         let text = "your seat's state is not the run's; you get it again";
         self.reason(peer, text.to_owned());
         self.seat_failed(now, peer);

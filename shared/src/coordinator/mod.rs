@@ -8,20 +8,23 @@
 //! ([`Coordinator::handle_journaled`]). So a host that is killed at any moment goes on from its journal.
 //!
 //! [`history`] is what the journal says, [`roster`] who is here, [`incident`] what a person is told of
-//! them, [`pipeline`] the line-up at work. The rules stand in
-//! `door`, `lineups`, `rounds`, `durability`, `missing` and `conduct`; `resuming` is for those who come back, `waiting` for those
+//! them, [`pipelines`] the line-ups at work. The rules stand in
+//! `door`, `lineups`, `rounds`, `merging`, `commits`, `durability`, `missing` and `conduct`; `resuming` is for those who come back, `waiting` for those
 //! who wait or go. What a volunteer says costs no look at all of them. Begin reading at [`Coordinator::handle_up`].
 
 pub mod history;
 pub mod incident;
 pub mod pipeline;
+pub mod pipelines;
 pub mod roster;
 pub mod view;
 
+mod commits;
 mod conduct;
 mod door;
 mod durability;
 mod lineups;
+mod merging;
 mod missing;
 mod orders;
 mod resuming;
@@ -35,15 +38,17 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
 use crate::schedule::placement::{LineUp, Links, StageCosts};
-use crate::units::{Digest, Issue, PeerId, Round, SampleRange, Time};
+use crate::units::{Digest, Issue, PeerId, PipelineId, Round, SampleRange, Time};
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
 use conduct::Conduct;
 use durability::Securing;
 use history::{History, HistoryError, Row};
 use incident::{Incident, What};
+use merging::Merging;
 use missing::Missing;
 use pipeline::Pipeline;
+use pipelines::Pipelines;
 use roster::{ConnectionId, Roster};
 
 /// A checkpoint in the store: everything it takes to go on from a round.
@@ -102,7 +107,7 @@ pub struct WireBytes {
 /// What waits for a row to be synced.
 #[derive(Clone, Debug, PartialEq)]
 enum Awaited {
-    LineUp,
+    LineUp(PipelineId),
     Commit(Row),
     Rewind(Row),
     Note(Row),
@@ -143,10 +148,14 @@ pub struct Coordinator {
     start: Start,
     history: History,
     roster: Roster,
-    pipeline: Option<Pipeline>,
+    pipelines: Pipelines,
+    /// The merge under way.
+    merging: Option<Merging>,
+    /// Whether a round was committed since all line-ups were looked at.
+    plan_due: bool,
     links: Links,
-    /// The line-up that was given up last: who returns gets its seat again.
-    given_up: Option<LineUp>,
+    /// Line-ups that ended and were not formed again: who returns gets its seat again.
+    given_up: BTreeMap<PipelineId, LineUp>,
     link_failures: BTreeMap<(PeerId, PeerId), u32>,
     /// When those that are apart may try again, while nothing goes without them.
     reunion: Option<Time>,
@@ -196,14 +205,15 @@ impl Coordinator {
         let history = History::replay(rows)?;
         let (waiting, fresh) = history.waiting(start.config.training.batch);
         let incarnation = history.incarnation() + 1;
-        let pipeline = Pipeline::resumed(now, &history);
         let safe = history.newest_manifest();
         let mut coordinator = Self {
             queue: waiting.into(),
             fresh,
             safe,
-            pipeline,
-            given_up: None,
+            pipelines: Pipelines::default(),
+            merging: None,
+            plan_due: false,
+            given_up: BTreeMap::new(),
             start,
             history,
             roster: Roster::default(),
@@ -234,10 +244,13 @@ impl Coordinator {
             #[cfg(any(test, feature = "sim"))]
             broken: BrokenRules::default(),
         };
-        if let Some(pipeline) = &coordinator.pipeline {
+        let line_ups = coordinator.history.line_ups().values();
+        let resumed = line_ups.filter_map(|it| Pipeline::resumed(now, &coordinator.history, it));
+        for pipeline in resumed.collect::<Vec<_>>() {
             let peers: Vec<PeerId> = pipeline.peers().collect();
             let pairs = peers.windows(2);
             pairs.for_each(|pair| coordinator.conduct.introduce(pair[0], pair[1]));
+            coordinator.pipelines.insert(pipeline);
         }
         coordinator.note(Row::Started { incarnation });
         if coordinator.start.resume && coordinator.history.paused().is_some() {
@@ -270,7 +283,7 @@ impl Coordinator {
     pub fn lowest_open_sample(&self) -> u64 {
         let waiting = self.queue.iter().map(|samples| samples.first);
         let leased = self
-            .pipeline
+            .pipelines
             .iter()
             .flat_map(|pipeline| pipeline.leased_samples());
         waiting
@@ -351,7 +364,7 @@ impl Coordinator {
                 break;
             };
             match awaited {
-                Awaited::LineUp => self.line_up_journaled(now),
+                Awaited::LineUp(id) => self.line_up_journaled(now, id),
                 Awaited::Commit(row) => self.commit_journaled(now, &row),
                 Awaited::Rewind(row) => self.rewind_journaled(&row),
                 Awaited::Note(_) => {}
@@ -432,7 +445,7 @@ impl Coordinator {
 
     /// When to call [`Coordinator::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
-        let is_idle = self.roster.is_empty() && self.pipeline.is_none();
+        let is_idle = self.roster.is_empty() && self.pipelines.is_empty();
         (!is_idle).then_some(self.next_tick)
     }
 
@@ -467,7 +480,7 @@ impl Coordinator {
             let what = if was_away { What::Gone } else { What::Silent };
             self.lose(peer, what);
         }
-        self.check_pipeline(now);
+        self.check_pipelines(now);
         self.check_durability(now);
         self.release_finished();
         self.reconsider(now);

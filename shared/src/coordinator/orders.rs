@@ -49,6 +49,12 @@ impl Coordinator {
         }
     }
 
+    /// Hash of the agreed part of a stage's state at `round`; of none, where it follows from the seed.
+    pub(super) fn agreed(&self, round: Round, stage: StageId) -> Digest {
+        let commit = self.history.get(round);
+        commit.map_or_else(Digest::default, |it| it.stages[usize::from(stage.0)].agreed)
+    }
+
     /// What a stage's state is at `round`, and where `peer` can get it.
     pub(super) fn fetch(&self, round: Round, stage: StageId, peer: PeerId) -> Fetch {
         let Some(commit) = self.history.get(round) else {

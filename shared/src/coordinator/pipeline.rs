@@ -10,7 +10,7 @@ use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Holds, Lease, Report};
 
-use super::history::{History, SeatRow};
+use super::history::{CommitRow, History, SeatRow};
 
 /// A seat, as the host knows it.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Seat {
     pub resumed: bool,
     /// Its result of the round.
     pub holds: Option<Holds>,
+    /// What the merge under way made of it and of others.
+    pub merged: Option<Holds>,
 }
 
 /// How far a pipeline is.
@@ -36,6 +38,8 @@ pub enum Phase {
     Evaluating,
     /// The round is under way.
     Training,
+    /// What it trained is being merged with what others did.
+    Merging,
     /// The commit is on its way to the disk.
     Committing,
     /// Between a commit and the next round.
@@ -91,6 +95,7 @@ impl Pipeline {
                 ready: false,
                 resumed: true,
                 holds: None,
+                merged: None,
             })
             .collect();
         Self {
@@ -110,12 +115,20 @@ impl Pipeline {
         }
     }
 
-    /// The line-up that the journal names as the newest, after a restart of the host.
-    pub fn resumed(now: Time, history: &History) -> Option<Self> {
-        let (place, seats) = history.line_up()?;
+    /// A line-up of the journal, after a restart of the host. `None` if the newest round went on without it.
+    pub fn resumed(
+        now: Time,
+        history: &History,
+        (place, seats): &(Place, Vec<SeatRow>),
+    ) -> Option<Self> {
+        let newest = history.newest();
+        let took_part = |commit: &CommitRow| commit.member(place.pipeline, place.epoch).is_some();
+        if place.round != newest && !history.get(newest).is_some_and(took_part) {
+            return None;
+        }
         // Commits since the line-up was journaled moved its round on.
         let place = Place {
-            round: history.newest(),
+            round: newest,
             ..*place
         };
         let mut pipeline = Self::new(now, place, seats.clone());
@@ -209,6 +222,11 @@ impl Pipeline {
         (all && steps > 0 && steps == self.steps_done()).then_some(steps)
     }
 
+    /// Whether all its steps of the round are done.
+    pub fn has_done_all(&self) -> bool {
+        self.steps_target > 0 && self.steps_done() >= self.steps_target
+    }
+
     /// Begins the next round from a commit, with the same line-up.
     pub fn advance(&mut self, now: Time, round: Round) {
         self.place.round = round;
@@ -221,6 +239,7 @@ impl Pipeline {
         self.progressed = now;
         for seat in &mut self.seats {
             seat.holds = None;
+            seat.merged = None;
             // What it holds is what was committed.
             seat.ready = true;
         }

@@ -5,14 +5,14 @@
 
 use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
-use crate::units::{PeerId, Time};
+use crate::units::{PeerId, PipelineId, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Resume};
 
 impl Coordinator {
     /// Whether its seat goes on: the same line-up, at this round or just before its commit.
     pub(super) fn may_resume(&self, resume: &Resume) -> bool {
-        let Some(pipeline) = &self.pipeline else {
+        let Some(pipeline) = self.pipelines.of(resume.peer) else {
             return false;
         };
         let Some(place) = resume.place else {
@@ -20,11 +20,8 @@ impl Coordinator {
         };
         let before = self.history.get(pipeline.place.round);
         let missed_commit = before.is_some_and(|commit| {
-            commit.parent == place.round
-                && resume
-                    .holds
-                    .as_ref()
-                    .is_some_and(|holds| holds.attempt == commit.attempt)
+            let mut results = resume.holds.iter().chain(&resume.merged);
+            commit.parent == place.round && results.any(|it| it.attempt == commit.attempt)
         });
         pipeline.seat(resume.peer).is_some()
             && self.leases_fit(pipeline, place, resume)
@@ -65,7 +62,7 @@ impl Coordinator {
 
     /// Goes on with a seat whose volunteer came back.
     pub(super) fn resync(&mut self, now: Time, peer: PeerId, resume: Resume) {
-        let Some(pipeline) = &mut self.pipeline else {
+        let Some(pipeline) = self.pipelines.of_mut(peer) else {
             return;
         };
         let Some(place) = resume.place else { return };
@@ -83,7 +80,7 @@ impl Coordinator {
         if place.round != place_now.round {
             // The commit's row was synced, its message was lost.
             self.say_commit(peer, place_now.round);
-            if let Some(seat) = self.pipeline.as_mut().and_then(|p| p.seat_mut(peer)) {
+            if let Some(seat) = self.pipelines.seat_mut(peer) {
                 seat.ready = true;
             }
         } else {
@@ -98,14 +95,14 @@ impl Coordinator {
             if let Some(report) = resume.report {
                 self.report(now, peer, report);
             }
-            if let Some(holds) = resume.holds {
+            for holds in resume.holds.into_iter().chain(resume.merged) {
                 self.holds(now, peer, holds);
             }
         }
-        if self.resume_pipeline(now) {
+        if self.resume_pipeline(now, place.pipeline) {
             // Those who came back before it went on were told nothing.
-            let peers = self.pipeline.iter().flat_map(Pipeline::peers);
-            for seated in peers.collect::<Vec<_>>() {
+            let pipeline = self.pipelines.get(place.pipeline).into_iter();
+            for seated in pipeline.flat_map(Pipeline::peers).collect::<Vec<_>>() {
                 self.say_round_again(seated);
             }
         } else {
@@ -115,8 +112,8 @@ impl Coordinator {
 
     /// A volunteer sees its neighbours at something it was not told of: it is told again. Nothing of it acts twice.
     pub(super) fn asked(&mut self, peer: PeerId, at: Option<Place>) {
-        let Some(pipeline) = &self.pipeline else {
-            return;
+        let Some(pipeline) = self.pipelines.of(peer) else {
+            return self.has_no_seat(peer, at);
         };
         if let Phase::Journaling | Phase::Resuming { .. } = pipeline.phase {
             // It is told once the line-up is synced, or back.
@@ -124,9 +121,7 @@ impl Coordinator {
         }
         let place = pipeline.place;
         let seat = pipeline.seats.iter().position(|seat| seat.row.peer == peer);
-        let Some(index) = seat else {
-            return self.tell(peer, Down::Spare { place });
-        };
+        let Some(index) = seat else { return };
         if at.is_none_or(|at| at.epoch != place.epoch) {
             let order = self.seat_order(pipeline, index);
             return self.tell(peer, Down::Seat(Box::new(order)));
@@ -137,10 +132,17 @@ impl Coordinator {
         self.say_round_again(peer);
     }
 
+    /// Somebody without a seat believes to have one, or to be told of one.
+    fn has_no_seat(&mut self, peer: PeerId, at: Option<Place>) {
+        if let Some(place) = at.or_else(|| self.pipelines.iter().map(|it| it.place).next()) {
+            self.tell(peer, Down::Spare { place });
+        }
+    }
+
     /// Once all seats are back after a restart, they go on where they are. Whether they did so now.
-    fn resume_pipeline(&mut self, now: Time) -> bool {
+    fn resume_pipeline(&mut self, now: Time, id: PipelineId) -> bool {
         let steps_target = self.steps_target();
-        let Some(pipeline) = &mut self.pipeline else {
+        let Some(pipeline) = self.pipelines.get_mut(id) else {
             return false;
         };
         let is_resuming = matches!(pipeline.phase, Phase::Resuming { .. });
@@ -152,12 +154,12 @@ impl Coordinator {
         if pipeline.attempt.is_some() {
             pipeline.phase = Phase::Training;
             pipeline.steps_target = steps_target;
-            self.top_up();
-            self.try_commit(now);
+            self.top_up(id);
+            self.end_round(now);
         } else {
             pipeline.phase = Phase::Forming;
             if pipeline.seats.iter().all(|seat| seat.ready) {
-                self.begin(now);
+                self.begin(now, id);
             }
         }
         true

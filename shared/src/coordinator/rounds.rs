@@ -1,14 +1,17 @@
-//! A round from `begin` to `commit`: leases, reports, results.
+//! A round from `begin` to its end: leases, reports, results.
 //!
 //! A lease is the samples of one step. Samples are in one of three places: committed (the history says so), leased
 //! (a pipeline's leases), or open (the queue, then everything from `fresh` on).
+//!
+//! All pipelines train from the same newest round, each as many steps as it gets done until the fastest has done those of
+//! a round: then the others end with the step they are in. What becomes of what they trained is decided in
+//! [`merging`](super::merging), and made to last in [`commits`](super::commits).
 
-use super::conduct::GO_ON;
-use super::history::{CommitRow, Row};
+use super::Coordinator;
+use super::history::Row;
 use super::pipeline::Phase;
-use super::{Awaited, Coordinator};
-use crate::limits::{LEASES_AHEAD, LOSS_WINDOW};
-use crate::units::{PeerId, Round, SampleRange, StageRange, Step, Time};
+use crate::limits::LEASES_AHEAD;
+use crate::units::{PeerId, PipelineId, SampleRange, Step, Time};
 use crate::wire::frame::{Mode, Place};
 use crate::wire::signal::{Down, Holds, Lease, Report};
 
@@ -20,28 +23,55 @@ impl Coordinator {
         u32::try_from(open / u64::from(training.batch)).unwrap_or(u32::MAX)
     }
 
-    /// Steps that the next round is to have.
+    /// Steps that the next pipeline to begin is to have in its round: its share of what is left of the run at most.
     pub(super) fn steps_target(&self) -> u32 {
         let round_steps = self.config().schedule.round_steps;
-        round_steps.min(self.remaining_steps())
+        let taken: u32 = self.pipelines.in_round().map(|it| it.steps_target).sum();
+        let left = self.remaining_steps().saturating_sub(taken);
+        let others = self.pipelines.ids(|it| it.phase == Phase::Forming).len();
+        let sharers = u32::try_from(others.max(1)).expect("few pipelines");
+        round_steps.min(left.div_ceil(sharers))
     }
 
-    /// All seats are ready: evaluate if it is due, else train.
-    pub(super) fn begin(&mut self, now: Time) {
+    /// Whether the round under way is about to end: nobody begins it any more.
+    pub(super) fn is_round_closing(&self) -> bool {
+        self.merging.is_some()
+            || self
+                .pipelines
+                .in_round()
+                .any(|it| it.closing || it.has_done_all())
+    }
+
+    /// All seats of a pipeline are ready: it evaluates if that is due, else it trains, if the round is open to it.
+    pub(super) fn begin(&mut self, now: Time, id: PipelineId) {
         let newest = self.history.newest();
         let schedule = &self.config().schedule;
+        let is_evaluating = |it: &super::pipeline::Pipeline| it.phase == Phase::Evaluating;
         let is_due = schedule.eval_rounds > 0
             && schedule.eval_microbatches > 0
             && self.start.data.validation_tokens > 0
             && newest.0.is_multiple_of(schedule.eval_rounds)
-            && self.history.validation(newest).is_none();
+            && self.history.validation(newest).is_none()
+            && !self.pipelines.iter().any(is_evaluating);
         let mode = if is_due { Mode::Evaluate } else { Mode::Train };
-        let attempt = self.issue();
         let steps_target = self.steps_target();
+        let is_open = steps_target > 0 && !self.is_round_closing();
+        let attempt = self.issue();
         let result = self.history.next_round();
-        let Some(pipeline) = &mut self.pipeline else {
+        let Some(pipeline) = self.pipelines.get_mut(id) else {
             return;
         };
+        pipeline.began = now;
+        pipeline.progressed = now;
+        if !is_due && !is_open {
+            pipeline.phase = Phase::Boundary;
+            let peers: Vec<PeerId> = pipeline.peers().collect();
+            for peer in peers {
+                let text = "the round is about to end; you take part in the next one";
+                self.reason(peer, text.to_owned());
+            }
+            return;
+        }
         pipeline.phase = if is_due {
             Phase::Evaluating
         } else {
@@ -50,20 +80,18 @@ impl Coordinator {
         pipeline.attempt = Some(attempt);
         pipeline.result = result;
         pipeline.steps_target = steps_target;
-        pipeline.began = now;
-        pipeline.progressed = now;
         let peers: Vec<PeerId> = pipeline.peers().collect();
         for peer in peers {
             self.say_begin(peer, mode);
         }
         if mode == Mode::Train {
-            self.top_up();
+            self.top_up(id);
         }
     }
 
     fn say_begin(&mut self, peer: PeerId, mode: Mode) {
         let samples_done = self.history.samples();
-        let Some(pipeline) = &self.pipeline else {
+        let Some(pipeline) = self.pipelines.of(peer) else {
             return;
         };
         let (place, result) = (pipeline.place, pipeline.result);
@@ -83,12 +111,13 @@ impl Coordinator {
 
     /// Everything a seat's volunteer may have missed of the round under way. Nothing of it acts twice.
     pub(super) fn say_round_again(&mut self, peer: PeerId) {
-        let Some(pipeline) = &self.pipeline else {
+        let Some(pipeline) = self.pipelines.of(peer) else {
             return;
         };
         let mode = match pipeline.phase {
             Phase::Training => Mode::Train,
             Phase::Evaluating => Mode::Evaluate,
+            Phase::Merging => return self.say_merge(peer),
             Phase::Journaling
             | Phase::Forming
             | Phase::Committing
@@ -112,9 +141,9 @@ impl Coordinator {
     }
 
     /// Gives the head leases until it holds enough ahead, or the round has all its steps.
-    pub(super) fn top_up(&mut self) {
+    pub(super) fn top_up(&mut self, id: PipelineId) {
         loop {
-            let Some(pipeline) = &self.pipeline else {
+            let Some(pipeline) = self.pipelines.get(id) else {
                 return;
             };
             let issued = u32::try_from(pipeline.leases.len()).expect("a round's steps fit u32");
@@ -132,7 +161,7 @@ impl Coordinator {
                 samples,
                 last,
             };
-            if let Some(pipeline) = &mut self.pipeline {
+            if let Some(pipeline) = self.pipelines.get_mut(id) {
                 pipeline.leases.push(lease);
             }
             self.tell(head, Down::Lease(lease));
@@ -143,10 +172,7 @@ impl Coordinator {
         let count = self.config().training.batch;
         #[cfg(any(test, feature = "sim"))]
         if self.broken.lease_twice
-            && let Some(lease) = self
-                .pipeline
-                .as_ref()
-                .and_then(|pipeline| pipeline.leases.last())
+            && let Some(lease) = self.pipelines.iter().find_map(|it| it.leases.last())
         {
             return lease.samples;
         }
@@ -187,12 +213,27 @@ impl Coordinator {
         }
     }
 
+    /// Heads end the round with the step that they are in.
+    pub(super) fn close_round(&mut self) {
+        let mut closed = Vec::new();
+        for pipeline in self.pipelines.iter_mut() {
+            let goes_on = pipeline.phase == Phase::Training && !pipeline.has_done_all();
+            if goes_on && !pipeline.closing {
+                pipeline.closing = true;
+                closed.push((pipeline.head(), pipeline.place));
+            }
+        }
+        for (head, place) in closed {
+            self.tell(head, Down::Close { place });
+        }
+    }
+
     /// The head's account of its round.
     pub(super) fn report(&mut self, now: Time, peer: PeerId, report: Report) {
-        let Some(pipeline) = &mut self.pipeline else {
+        let Some(pipeline) = self.pipelines.at_mut(report.place) else {
             return;
         };
-        if pipeline.place != report.place || pipeline.head() != peer {
+        if pipeline.head() != peer {
             return;
         }
         let (forward, backward) = pipeline.report.map_or((0, 0), |before| {
@@ -200,6 +241,7 @@ impl Coordinator {
         });
         if pipeline.take_report(now, report) {
             let is_training = pipeline.phase == Phase::Training;
+            let has_done_all = pipeline.has_done_all();
             let total = &mut self.wire_bytes;
             let (forward, backward) = (
                 report.forward_bytes.saturating_sub(forward),
@@ -208,38 +250,35 @@ impl Coordinator {
             total.forward = total.forward.saturating_add(forward);
             total.backward = total.backward.saturating_add(backward);
             if is_training {
-                self.top_up();
-                self.try_commit(now);
+                self.top_up(report.place.pipeline);
+                if has_done_all {
+                    self.close_round();
+                }
+                self.end_round(now);
             }
         }
     }
 
     /// A loss on held-out data.
     pub(super) fn evaluated(&mut self, now: Time, peer: PeerId, place: Place, loss: f64) {
-        let Some(pipeline) = &self.pipeline else {
+        let Some(pipeline) = self.pipelines.at(place) else {
             return;
         };
-        if pipeline.place == place
-            && pipeline.head() == peer
-            && pipeline.phase == Phase::Evaluating
-            && loss.is_finite()
-        {
+        if pipeline.head() == peer && pipeline.phase == Phase::Evaluating && loss.is_finite() {
             self.note(Row::Evaluated {
                 round: place.round,
                 loss,
             });
-            self.begin(now);
+            self.begin(now, place.pipeline);
         }
     }
 
-    /// A seat's result of the round.
+    /// A seat's result of the round, or of its merge.
     pub(super) fn holds(&mut self, now: Time, peer: PeerId, holds: Holds) {
-        let Some(pipeline) = &mut self.pipeline else {
+        let merge = self.merging.as_ref().map(|merging| merging.attempt);
+        let Some(pipeline) = self.pipelines.at_mut(holds.place) else {
             return;
         };
-        if pipeline.place != holds.place {
-            return;
-        }
         let result = pipeline.result;
         let Some(seat) = pipeline.seat_mut(peer) else {
             return;
@@ -250,184 +289,18 @@ impl Coordinator {
                 .iter()
                 .zip(seat.row.stages.iter())
                 .all(|(held, stage)| (held.round, held.stage) == (result, stage));
-        if fits {
+        if !fits {
+            return;
+        }
+        if Some(holds.attempt) == merge {
+            seat.merged = Some(holds);
+            if let Some(merging) = &mut self.merging {
+                merging.progressed = now;
+            }
+        } else {
             seat.holds = Some(holds);
-            pipeline.progressed = now;
-            self.try_commit(now);
         }
-    }
-
-    /// Commits the round when every seat holds its result and all agree on what is in it.
-    pub(super) fn try_commit(&mut self, now: Time) {
-        let Some(pipeline) = &mut self.pipeline else {
-            return;
-        };
-        let (Phase::Training, Some(steps), Some(attempt), Some(report)) = (
-            pipeline.phase,
-            pipeline.agreed_steps(),
-            pipeline.attempt,
-            pipeline.report,
-        ) else {
-            return;
-        };
-        let place = pipeline.place;
-        let row = CommitRow {
-            round: pipeline.result,
-            parent: place.round,
-            place,
-            attempt,
-            stages: pipeline
-                .seats
-                .iter()
-                .filter_map(|seat| seat.holds.as_ref())
-                .flat_map(|holds| holds.stages.iter().copied())
-                .collect(),
-            steps: pipeline
-                .leases
-                .iter()
-                .take(usize::try_from(steps).expect("a round's steps fit usize"))
-                .map(|lease| lease.samples)
-                .collect(),
-            loss: report.round_loss,
-            elapsed_us: report.elapsed_us,
-        };
-        if self.jumped(report.round_loss) {
-            return self.postpone();
-        }
-        if !self.fits(&row) {
-            return self.give_round_up();
-        }
-        self.jumps_in_a_row = 0;
-        if let Some(pipeline) = &mut self.pipeline {
-            pipeline.phase = Phase::Committing;
-        }
-        let row = Row::Commit(row);
-        self.journal(row.clone(), Awaited::Commit(row.clone()));
-        #[cfg(any(test, feature = "sim"))]
-        if self.broken.commit_before_sync {
-            self.commit_journaled(now, &row);
-        }
-        #[cfg(not(any(test, feature = "sim")))]
-        let _ = now; // only a broken rule would commit at once
-    }
-
-    /// Whether a round may be committed: what is journaled is never taken back, and must be read again at each start.
-    fn fits(&self, row: &CommitRow) -> bool {
-        #[cfg(any(test, feature = "sim"))]
-        if self.broken.lease_twice {
-            return true;
-        }
-        self.history.judge(row).is_ok()
-    }
-
-    /// A round that can't follow the history: the books are wrong, so they are written anew from the history.
-    fn give_round_up(&mut self) {
-        if let Some(pipeline) = &mut self.pipeline {
-            pipeline.leases.clear();
-        }
-        self.break_pipeline();
-        self.open_anew();
-    }
-
-    /// What the history does not hold is open, and nothing is leased.
-    pub(super) fn open_anew(&mut self) {
-        let (waiting, fresh) = self.history.waiting(self.config().training.batch);
-        (self.queue, self.fresh) = (waiting.into(), fresh);
-    }
-
-    /// Whether a round's loss lies far above the recent ones.
-    fn jumped(&self, loss: f64) -> bool {
-        let recent: Vec<f64> = self
-            .history
-            .newest_first()
-            .take(LOSS_WINDOW)
-            .map(|commit| commit.loss)
-            .collect();
-        let highest = recent.iter().copied().fold(f64::MIN, f64::max);
-        let lowest = recent.iter().copied().fold(f64::MAX, f64::min);
-        !loss.is_finite()
-            || recent.len() >= LOSS_WINDOW / 2 && loss > highest + (highest - lowest).max(0.5)
-    }
-
-    /// A loss that is not believed: the round is not committed, its samples come last.
-    fn postpone(&mut self) {
-        let Some(pipeline) = &mut self.pipeline else {
-            return;
-        };
-        let leases = std::mem::take(&mut pipeline.leases);
-        self.queue.extend(leases.iter().map(|lease| lease.samples));
-        self.jumps_in_a_row += 1;
-        if self.jumps_in_a_row > 1 {
-            let loss = self.pipeline.as_ref().and_then(|pipeline| pipeline.report);
-            let loss = loss.map_or(f64::NAN, |report| report.round_loss);
-            self.pause(format!(
-                "paused: the loss jumped in two rounds in a row, to {loss:.3}; look into it, {GO_ON}"
-            ));
-        }
-        self.break_pipeline();
-    }
-
-    /// A commit's row is synced: that was the commit. Now it may be told.
-    pub(super) fn commit_journaled(&mut self, now: Time, row: &Row) {
-        let Row::Commit(commit) = row else { return };
-        if self.history.get(commit.round).is_some() {
-            return;
-        }
-        self.history
-            .apply(row)
-            .expect("a commit builds on the newest round");
-        let round = commit.round;
-        let Some(pipeline) = &mut self.pipeline else {
-            return;
-        };
-        let taken = commit.steps.len();
-        let unused = pipeline.leases.split_off(taken.min(pipeline.leases.len()));
-        let seats: Vec<_> = pipeline.seats.iter().map(|seat| seat.row).collect();
-        pipeline.advance(now, round);
-        self.return_leases(&unused);
-        let microbatches = u64::from(self.config().training.microbatches) * taken as u64;
-        for seat in &seats {
-            if let Some(volunteer) = self.roster.get_mut(seat.peer) {
-                volunteer.accepted += microbatches;
-            }
-            for stage in seat.stages.iter() {
-                let held = &commit.stages[usize::from(stage.0)];
-                self.roster.keep(seat.peer, held);
-            }
-        }
-        self.conduct.committed();
-        self.missing.committed();
-        self.named = None;
-        self.secure(now, false);
-        let peers: Vec<PeerId> = self.roster.iter().map(|volunteer| volunteer.peer).collect();
-        for peer in peers {
-            self.say_commit(peer, round);
-        }
-        self.forget_old_copies();
-    }
-
-    /// Tells a volunteer of a commit; with the hashes of its seat's stages, if it has one.
-    pub(super) fn say_commit(&mut self, peer: PeerId, round: Round) {
-        let Some(commit) = self.history.get(round) else {
-            return;
-        };
-        let (place, attempt) = (commit.place, commit.attempt);
-        let seat = self
-            .pipeline
-            .as_ref()
-            .and_then(|pipeline| pipeline.seat(peer));
-        let stages = seat.map_or_else(Vec::new, |seat| {
-            let StageRange { first, end } = seat.row.stages;
-            commit.stages[usize::from(first)..usize::from(end)].to_vec()
-        });
-        self.tell(
-            peer,
-            Down::Commit {
-                round,
-                place,
-                attempt,
-                stages,
-            },
-        );
+        pipeline.progressed = now;
+        self.end_round(now);
     }
 }

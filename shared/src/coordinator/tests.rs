@@ -227,11 +227,21 @@ impl Desk {
         })
     }
 
-    /// The seats of the present line-up, head first.
+    /// The first pipeline.
+    pub(super) fn pipeline(&self) -> &Pipeline {
+        self.host.pipelines.iter().next().expect("a line-up")
+    }
+
+    /// The seats of the present line-ups, head first.
     pub(super) fn seats(&self) -> Vec<(ConnectionId, SeatOrder)> {
-        let Some(pipeline) = &self.host.pipeline else {
-            return Vec::new();
-        };
+        self.host
+            .pipelines
+            .iter()
+            .flat_map(|it| self.seats_of(it))
+            .collect()
+    }
+
+    fn seats_of(&self, pipeline: &Pipeline) -> Vec<(ConnectionId, SeatOrder)> {
         let seat = |(index, peer): (usize, PeerId)| {
             let connection = self.host.roster.get(peer)?.connection?;
             let told = self.heard(connection, |message| {
@@ -259,7 +269,7 @@ impl Desk {
 
     /// The place at which the line-up trains.
     pub(super) fn place(&self) -> Place {
-        self.host.pipeline.as_ref().expect("a line-up").place
+        self.pipeline().place
     }
 
     fn begun(&self, connection: ConnectionId) -> (Attempt, Round) {
@@ -277,17 +287,12 @@ impl Desk {
             }
         });
         let resumed = |pipeline: &Pipeline| Some((pipeline.attempt?, pipeline.result));
-        let begun = begun.or_else(|| self.host.pipeline.as_ref().and_then(resumed));
+        let begun = begun.or_else(|| self.host.pipelines.iter().find_map(resumed));
         begun.expect("the round has begun")
     }
 
     fn leases(&self) -> Vec<Lease> {
-        self.host
-            .pipeline
-            .as_ref()
-            .expect("a line-up")
-            .leases
-            .clone()
+        self.pipeline().leases.clone()
     }
 
     /// The line-up trains its round to the end, with that loss.

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
-use super::pipeline::Phase;
-use crate::units::{PeerId, Round, StageRange};
-use crate::wire::signal::VolunteerKind;
+use super::pipeline::{Phase, Pipeline};
+use crate::units::{PeerId, PipelineId, Round, StageRange};
+use crate::wire::signal::{Report, VolunteerKind};
 
 /// A committed round, in short.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct VolunteerView {
     pub state: String,
     /// Stages of its seat.
     pub stages: Option<StageRange>,
+    /// Which pipeline that seat is in.
+    #[serde(default)]
+    pub pipeline: Option<PipelineId>,
     /// Why it waits or what it does.
     pub reason: String,
     /// Microbatches of it in committed rounds.
@@ -50,12 +53,15 @@ pub struct RunView {
     pub samples: u64,
     /// Tokens in committed rounds.
     pub tokens: u64,
-    /// Mean token loss of the newest step, in nats.
+    /// Mean token loss of the pipelines' newest steps, in nats.
     pub loss: Option<f64>,
     /// Newest mean token loss on held-out data, in nats.
     pub validation_loss: Option<f64>,
-    /// Steps done in the round under way.
+    /// Steps done in the round under way, by all pipelines.
     pub steps: u32,
+    /// Pipelines that train beside each other.
+    #[serde(default)]
+    pub pipelines: usize,
     /// What the pipeline does: `waiting`, `forming`, `evaluating`, `training`, `paused` or `over`.
     pub state: String,
     /// Why, when it does not train.
@@ -81,18 +87,19 @@ impl Coordinator {
         let config = self.config();
         let samples = self.history.samples();
         let newest = self.history.newest_first().next();
-        let report = self.pipeline.as_ref().and_then(|pipeline| pipeline.report);
+        let reports: Vec<Report> = self.pipelines.iter().filter_map(|it| it.report).collect();
+        let losses: f64 = reports.iter().map(|report| report.loss).sum();
+        let loss = (!reports.is_empty()).then(|| losses / reports.len() as f64);
         let (survives_one, survives_all) = self.survivable();
         let rounds = self.round_views();
         RunView {
             round: self.history.newest(),
             samples,
             tokens: samples * config.model.context as u64,
-            loss: report
-                .map(|report| report.loss)
-                .or(newest.map(|commit| commit.loss)),
+            loss: loss.or(newest.map(|commit| commit.loss)),
             validation_loss: rounds.iter().rev().find_map(|round| round.validation_loss),
-            steps: report.map_or(0, |report| report.steps),
+            steps: reports.iter().map(|report| report.steps).sum(),
+            pipelines: self.pipelines.len(),
             state: self.state_name().to_owned(),
             reason: self.told_reason(),
             rounds,
@@ -128,12 +135,17 @@ impl Coordinator {
         if self.history.paused().is_some() {
             return "paused";
         }
-        match self.pipeline.as_ref().map(|pipeline| pipeline.phase) {
-            None | Some(Phase::Resuming { .. }) => "waiting",
-            Some(Phase::Journaling | Phase::Forming) => "forming",
-            Some(Phase::Evaluating) => "evaluating",
-            Some(Phase::Training | Phase::Committing | Phase::Boundary) => "training",
-        }
+        // Of several, the one that is farthest says it.
+        let state = |pipeline: &Pipeline| match pipeline.phase {
+            Phase::Resuming { .. } => (0, "waiting"),
+            Phase::Journaling | Phase::Forming => (1, "forming"),
+            Phase::Evaluating => (2, "evaluating"),
+            Phase::Training | Phase::Merging | Phase::Committing | Phase::Boundary => {
+                (3, "training")
+            }
+        };
+        let farthest = self.pipelines.iter().map(state).max();
+        farthest.map_or("waiting", |(_, name)| name)
     }
 
     fn round_views(&self) -> Vec<RoundView> {
@@ -142,11 +154,7 @@ impl Coordinator {
             .history
             .commits()
             .map(|commit| {
-                samples += commit
-                    .steps
-                    .iter()
-                    .map(|step| u64::from(step.count))
-                    .sum::<u64>();
+                samples += commit.samples();
                 RoundView {
                     round: commit.round,
                     loss: commit.loss,
@@ -162,15 +170,11 @@ impl Coordinator {
     }
 
     fn volunteer_views(&self) -> Vec<VolunteerView> {
-        let seat = |peer| {
-            self.pipeline
-                .as_ref()
-                .and_then(|pipeline| pipeline.seat(peer))
-        };
         self.roster
             .iter()
             .map(|volunteer| {
-                let stages = seat(volunteer.peer).map(|seat| seat.row.stages);
+                let seat = self.pipelines.seat(volunteer.peer);
+                let stages = seat.map(|seat| seat.row.stages);
                 let state = match (volunteer.connection, stages) {
                     (None, _) => "away",
                     (Some(_), _) if volunteer.finishing => "leaving",
@@ -185,6 +189,7 @@ impl Coordinator {
                     kind: volunteer.capabilities.kind,
                     state: state.to_owned(),
                     stages,
+                    pipeline: self.pipelines.id_of(volunteer.peer),
                     reason: volunteer.reason.clone(),
                     accepted: volunteer.accepted,
                 }

@@ -2,9 +2,6 @@
 //!
 //! Every wait has a reason, in the same words for the volunteer, the page and the log.
 
-use std::collections::BTreeSet;
-
-use super::pipeline::Pipeline;
 use super::{Coordinator, Output};
 use crate::units::{PeerId, Time};
 use crate::wire::signal::Down;
@@ -18,11 +15,17 @@ const STRUCK: &str = "no seat for you: this device made numbers that are not fin
 impl Coordinator {
     /// A paused or finished run has no line-up.
     pub(super) fn rest(&mut self, now: Time) {
-        self.break_pipeline();
+        self.break_all();
         if let Some(reason) = self.history.paused().map(str::to_owned)
             && self.may_look_at_all(now)
         {
             self.everyone_waits(&reason);
+        }
+    }
+
+    fn break_all(&mut self) {
+        for id in self.pipelines.ids(|_| true) {
+            self.break_pipeline(id);
         }
     }
 
@@ -37,15 +40,14 @@ impl Coordinator {
 
     /// Those without a seat hear what they are for.
     pub(super) fn tell_spares(&mut self) {
-        let Some(pipeline) = &self.pipeline else {
+        if self.pipelines.is_empty() {
             return;
-        };
-        let seated: BTreeSet<PeerId> = pipeline.peers().collect();
+        }
         let spares: Vec<PeerId> = self
             .roster
             .iter()
             .map(|volunteer| volunteer.peer)
-            .filter(|peer| !seated.contains(peer))
+            .filter(|peer| !self.pipelines.is_seated(*peer))
             .collect();
         for peer in spares {
             self.wait_reason(peer, SPARE);
@@ -76,7 +78,6 @@ impl Coordinator {
     /// Lets a volunteer go that wants to, once all that it alone holds of the newest round is elsewhere.
     pub(super) fn release_finished(&mut self) {
         let newest = self.history.newest();
-        let seated: BTreeSet<PeerId> = self.pipeline.iter().flat_map(Pipeline::peers).collect();
         let commit = self.history.get(newest);
         let is_needed = |peer: PeerId| {
             let stored = self.has_manifest(newest);
@@ -94,7 +95,7 @@ impl Coordinator {
             .finishing()
             .filter(|volunteer| !volunteer.released)
             .map(|volunteer| volunteer.peer)
-            .filter(|peer| !seated.contains(peer) && !is_needed(*peer))
+            .filter(|peer| !self.pipelines.is_seated(*peer) && !is_needed(*peer))
             .collect();
         for peer in free {
             if let Some(volunteer) = self.roster.get_mut(peer) {
@@ -112,7 +113,7 @@ impl Coordinator {
             return self.secure(now, true);
         }
         self.over = true;
-        self.break_pipeline();
+        self.break_all();
         let connections: Vec<_> = self
             .roster
             .iter()

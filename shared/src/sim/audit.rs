@@ -62,7 +62,22 @@ impl Auditor {
     fn commit(&mut self, commit: &CommitRow) -> Result<(), Objection> {
         let (round, parent) = (commit.round, commit.parent);
         let mut fold = self.folds.get(&parent).expect("its parent stands").clone();
-        fold.steps(&self.config, commit.place.epoch, &commit.steps);
+        let mut trained: Vec<(u64, Fold)> = commit
+            .members
+            .iter()
+            .map(|member| {
+                let mut own = fold.clone();
+                own.steps(&self.config, member.place.epoch, &member.steps);
+                (member.samples(), own)
+            })
+            .collect();
+        match (trained.pop(), trained.is_empty()) {
+            (Some((_, alone)), true) => fold = alone,
+            (last, _) => {
+                trained.extend(last);
+                fold.merge(&trained);
+            }
+        }
         let digests = fold.digests();
         let wrong = commit
             .stages

@@ -28,7 +28,7 @@ impl World {
 
     /// Who sits at a seat, the head being the first.
     pub(super) fn seated(&self, seat: usize) -> Option<ProcessId> {
-        let (_, seats) = self.host.as_ref()?.history().line_up()?;
+        let (_, seats) = self.host.as_ref()?.history().line_ups().values().next()?;
         self.numbers.get(&seats.get(seat)?.peer).copied()
     }
 

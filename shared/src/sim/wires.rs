@@ -121,7 +121,14 @@ fn a_device_that_hangs_while_its_links_live_costs_its_seat_in_bounded_time() {
         // It is noticed after 10 s; a stall would be after 30 s, and cost the next line-up, too.
         world
             .run_until(Span::from_secs(20), |world| {
-                let line_up = world.host.as_ref().unwrap().history().line_up();
+                let line_up = world
+                    .host
+                    .as_ref()
+                    .unwrap()
+                    .history()
+                    .line_ups()
+                    .values()
+                    .next();
                 let (_, seats) = line_up.unwrap();
                 world.summary.rounds >= rounds + 2 && seats.iter().all(|seat| seat.peer != peer)
             })

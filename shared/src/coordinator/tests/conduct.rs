@@ -308,7 +308,7 @@ fn two_that_could_not_connect_try_again_when_nothing_goes_without_them() {
     desk.pass(READY_MAX + TICK);
     expect!["volunteer 1 and volunteer 2 could not connect; they try again within a minute"]
         .assert_eq(&desk.reason(a));
-    assert!(desk.host.pipeline.is_none());
+    assert!(desk.host.pipelines.is_empty());
     desk.pass(APART_MAX);
-    assert!(desk.host.pipeline.is_some());
+    assert!(!desk.host.pipelines.is_empty());
 }

@@ -18,7 +18,7 @@ fn no_message_of_a_volunteer_makes_the_host_look_at_all_of_them() {
     let (seat, spare) = (desk.seats()[0].0, all[usize::from(MANY) - 1]);
     assert_ne!(seat, spare);
     let to = desk.host.roster.speaker(all[3]).expect("it joined");
-    let head = desk.host.pipeline.as_ref().expect("a line-up").head();
+    let head = desk.pipeline().head();
     let figures = LinkFigures {
         peer: to,
         delay_us: 1,

@@ -279,7 +279,7 @@ fn what_a_head_did_before_its_connection_broke_is_not_leased_again() {
         desk.say(head, Up::Report(report));
     }
     desk.sent.clear();
-    let peer = desk.host.pipeline.as_ref().expect("a line-up").head();
+    let peer = desk.pipeline().head();
     desk.host.say_round_again(peer);
     desk.settle();
     let leases: Vec<u32> = desk

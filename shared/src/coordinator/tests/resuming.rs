@@ -41,7 +41,8 @@ fn come_back(
     seat: usize,
     (leases, steps): (&[Lease], u32),
 ) -> bool {
-    let row = desk.host.history().line_up().expect("a line-up").1[seat];
+    let line_up = desk.host.history().line_ups().values().next();
+    let row = line_up.expect("a line-up").1[seat];
     let report = Report {
         place,
         steps,
@@ -104,7 +105,8 @@ fn a_head_goes_on_with_the_leases_that_it_brings_back() {
 #[test]
 fn a_head_does_not_bring_back_samples_that_are_trained_or_that_it_has_twice() {
     let (_, _, _, commit) = killed_in_the_second_round(config());
-    let [trained, next] = [commit.steps[1].first, commit.steps[1].end()];
+    let last = commit.members[0].steps[1];
+    let [trained, next] = [last.first, last.end()];
     for firsts in [[next, trained], [next, next]] {
         let (mut desk, place, attempt, commit) = killed_in_the_second_round(config());
         let brought = leases(&desk, place, &firsts);
@@ -160,7 +162,7 @@ fn what_cannot_follow_the_history_is_not_journaled_as_a_commit() {
     desk.rounds(1);
     desk.pass(TICK);
     let trained = desk.host.history().get(Round(1)).expect("a commit").steps[0];
-    let pipeline = desk.host.pipeline.as_mut().expect("a line-up");
+    let pipeline = desk.host.pipelines.iter_mut().next().expect("a line-up");
     pipeline.leases[0].samples = trained;
     desk.train(4.0);
     assert_eq!(desk.newest(), Round(1));
