@@ -215,6 +215,13 @@ mod tests {
     use super::*;
     use crate::units::{Round, StageId};
 
+    fn peer(peer: u64, blob: &[u8]) -> Source {
+        Source::Peer {
+            peer: PeerId(peer),
+            blob: Digest::of(blob),
+        }
+    }
+
     fn fetch(blob: &[u8], sources: Vec<Source>) -> Transfer {
         let held = Held {
             round: Round(3),
@@ -251,7 +258,7 @@ mod tests {
         let blob: Vec<u8> = (0..STATE_CHUNK_BYTES * 20 + 17)
             .map(|i| i.to_le_bytes()[0])
             .collect();
-        let mut transfer = fetch(&blob, vec![Source::Peer(PeerId(7))]);
+        let mut transfer = fetch(&blob, vec![peer(7, &blob)]);
         assert_eq!(
             serve(&mut transfer, &blob),
             Some(FetchOutput::Complete(Bytes::from(blob)))
@@ -262,7 +269,13 @@ mod tests {
     fn a_source_with_another_blob_is_not_believed() {
         let mut transfer = fetch(
             b"right",
-            vec![Source::Peer(PeerId(7)), Source::Store("blobs/x".to_owned())],
+            vec![
+                peer(7, b"right"),
+                Source::Store {
+                    path: "blobs/x".to_owned(),
+                    blob: Digest::of(b"right"),
+                },
+            ],
         );
         assert_eq!(
             serve(&mut transfer, b"wrong"),
@@ -274,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_silent_source_is_left_for_the_next() {
-        let mut transfer = fetch(b"x", vec![Source::Peer(PeerId(7)), Source::Peer(PeerId(8))]);
+        let mut transfer = fetch(b"x", vec![peer(7, b"x"), peer(8, b"x")]);
         assert_eq!(transfer.poll_output(), Some(FetchOutput::Link(PeerId(7))));
         transfer.handle_timeout(transfer.poll_timeout().unwrap());
         assert_eq!(transfer.poll_output(), Some(FetchOutput::Link(PeerId(8))));

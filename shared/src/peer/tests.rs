@@ -36,7 +36,7 @@ fn private(of: u64) -> SigningKey {
 /// What comes of a job at the only seat of a pipeline.
 fn done(job: Job) -> Done {
     match job {
-        Job::Seat { .. } => Done::Seated,
+        Job::Seat { stages, .. } => seated(stages),
         Job::Forward { slot, .. } => Done::Forward {
             slot,
             boundary: None,
@@ -59,7 +59,16 @@ fn done(job: Job) -> Done {
                 blob: Bytes::from_static(b"weights"),
             }],
         },
+        Job::Contribute { .. } | Job::Average { .. } | Job::OuterStep { .. } => {
+            panic!("nobody is here to merge with")
+        }
     }
+}
+
+/// A compute has taken those stages.
+fn seated(stages: StageRange) -> Done {
+    let agreed = vec![Digest::default(); stages.count()];
+    Done::Seated { agreed }
 }
 
 fn public(of: u64) -> Digest {
@@ -227,7 +236,10 @@ impl Alone {
         };
         let fetch = Fetch {
             held,
-            sources: vec![Source::Peer(peer)],
+            sources: vec![Source::Peer {
+                peer,
+                blob: held.blob,
+            }],
         };
         let key = public(from);
         let keys = vec![Neighbour { peer, key }];
@@ -241,7 +253,8 @@ impl Alone {
         alone.link(10);
         let place = alone.seat(Some(9), Some(10));
         alone.outputs();
-        alone.peer.handle_done(alone.now, Done::Seated);
+        let stages = StageRange { first: 1, end: 2 };
+        alone.peer.handle_done(alone.now, seated(stages));
         alone.begin(place, 1);
         let granted = alone.outputs().into_iter().find_map(|output| {
             let Output::Frame(PeerId(9), frame) = output else {

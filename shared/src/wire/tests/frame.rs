@@ -5,11 +5,14 @@ use expect_test::{Expect, expect};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, REASON_BYTES_MAX};
+use crate::limits::{
+    FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX, STATE_BYTES_MAX,
+};
 use crate::units::{Issue, Microbatch, PeerId, PipelineId, Round, StageId, Step};
 use crate::wire::frame::{
     Behind, DecodeError, Echo, Frame, Header, Mode, Place, Slot, StepEnd, VERSION,
 };
+use crate::wire::merge::Leg;
 
 fn place() -> Place {
     Place {
@@ -51,7 +54,7 @@ fn hello_is_version_kind_peer_and_64_bytes_of_signature() {
         header,
         b"",
         expect![
-            "02000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
+            "03000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
         ],
     );
 }
@@ -72,7 +75,7 @@ fn forward_carries_slot_and_how_the_step_before_ended() {
     check(
         header,
         b"tensor",
-        expect!["02010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
+        expect!["03010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
     );
 }
 
@@ -87,12 +90,12 @@ fn backward_carries_loss_and_on_the_last_microbatch_the_norm() {
     check(
         header(Mode::Train, Some(0.25)),
         b"gradient",
-        expect!["02020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
+        expect!["03020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
     );
     check(
         header(Mode::Evaluate, None),
         b"",
-        expect!["02020102ac0211040501000000000000f83f00"],
+        expect!["03020102ac0211040501000000000000f83f00"],
     );
 }
 
@@ -106,7 +109,7 @@ fn apply_names_the_last_step_of_a_round() {
             samples_done: 1_000,
         },
     };
-    check(header, b"", expect!["02030102ac0211130000803fe807"]);
+    check(header, b"", expect!["03030102ac0211130000803fe807"]);
 }
 
 #[test]
@@ -116,7 +119,7 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
         stage: StageId(3),
         offset: 262_144,
     };
-    check(request, b"", expect!["02041103808010"]);
+    check(request, b"", expect!["03041103808010"]);
     let chunk = |offset, total| Header::StateChunk {
         round: Round(17),
         stage: StageId(3),
@@ -126,9 +129,37 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
     check(
         chunk(262_144, 262_149),
         b"state",
-        expect!["020511038080108580107374617465"],
+        expect!["030511038080108580107374617465"],
     );
-    check(chunk(262_144, 0), b"", expect!["0205110380801000"]);
+    check(chunk(262_144, 0), b"", expect!["0305110380801000"]);
+}
+
+fn slice(leg: Leg, offset: u64) -> Header {
+    Header::Merge {
+        attempt: place().epoch,
+        stage: StageId(3),
+        leg,
+        offset,
+    }
+}
+
+#[test]
+fn a_slice_of_a_merge_names_attempt_stage_leg_and_offset() {
+    check(
+        slice(Leg::Scatter, 262_144),
+        b"part",
+        expect!["030a02ac02030080801070617274"],
+    );
+    check(
+        slice(Leg::Gather, 0),
+        b"average",
+        expect!["030a02ac0203010061766572616765"],
+    );
+    let taken = Header::MergeTaken {
+        attempt: place().epoch,
+        taken: 300,
+    };
+    check(taken, b"", expect!["030b02ac02ac02"]);
 }
 
 #[test]
@@ -142,23 +173,23 @@ fn credit_keepalive_bye_and_received_are_small() {
             slowest_us: 7,
         },
     };
-    check(credit, b"", expect!["02060102ac020cac0207"]);
+    check(credit, b"", expect!["03060102ac020cac0207"]);
     let keepalive = |echo| Header::Keepalive {
         stamp_us: 300,
         echo,
     };
-    check(keepalive(None), b"", expect!["0207ac0200"]);
+    check(keepalive(None), b"", expect!["0307ac0200"]);
     let echo = Echo {
         stamp_us: 200,
         held_us: 5,
     };
-    check(keepalive(Some(echo)), b"", expect!["0207ac0201c80105"]);
+    check(keepalive(Some(echo)), b"", expect!["0307ac0201c80105"]);
     let received = Header::Received {
         slot: slot(),
         mode: Mode::Train,
     };
-    check(received, b"", expect!["02090102ac0211040500"]);
-    check(Header::bye("over"), b"", expect!["0208046f766572"]);
+    check(received, b"", expect!["03090102ac0211040500"]);
+    check(Header::bye("over"), b"", expect!["0308046f766572"]);
 }
 
 /// Encodes without looking, as a faulty peer would, and tells what the reader says.
@@ -245,6 +276,16 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
             },
             b"x",
         ),
+        refusal(slice(Leg::Scatter, 0), b""),
+        refusal(slice(Leg::Scatter, 0), &[0; MERGE_SLICE_BYTES + 1]),
+        refusal(slice(Leg::Gather, STATE_BYTES_MAX), b"x"),
+        refusal(
+            Header::MergeTaken {
+                attempt: place().epoch,
+                taken: 0,
+            },
+            b"x",
+        ),
     ];
     expect![[r#"
         hello frame: a signature has 64 bytes
@@ -265,7 +306,11 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
         bye frame: a reason is no longer than agreed
         no header can be read: Hit the end of buffer, expected more data
         keepalive frame: has no payload
-        received frame: has no payload"#]]
+        received frame: has no payload
+        merge frame: has a payload
+        merge frame: a slice is no longer than agreed
+        merge frame: the offset lies within a stage
+        merge taken frame: has no payload"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -345,6 +390,10 @@ fn any_mode() -> impl Strategy<Value = Mode> {
     prop_oneof![Just(Mode::Train), Just(Mode::Evaluate)]
 }
 
+fn any_leg() -> impl Strategy<Value = Leg> {
+    prop_oneof![Just(Leg::Scatter), Just(Leg::Gather)]
+}
+
 fn any_header() -> impl Strategy<Value = Header> {
     prop_oneof![
         (any::<u64>(), vec(any::<u8>(), 64)).prop_map(|(peer, signature)| Header::Hello {
@@ -415,6 +464,18 @@ fn any_header() -> impl Strategy<Value = Header> {
         }),
         ".*".prop_map(|reason| Header::bye(&reason)),
         (any_slot(), any_mode()).prop_map(|(slot, mode)| Header::Received { slot, mode }),
+        (any_place(), any_leg(), any::<u16>(), 0..STATE_BYTES_MAX).prop_map(
+            |(place, leg, stage, offset)| Header::Merge {
+                attempt: place.epoch,
+                stage: StageId(stage),
+                leg,
+                offset,
+            }
+        ),
+        (any_place(), any::<u64>()).prop_map(|(place, taken)| Header::MergeTaken {
+            attempt: place.epoch,
+            taken,
+        }),
     ]
 }
 
@@ -425,6 +486,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             header,
             Header::Forward { .. }
                 | Header::StateChunk { .. }
+                | Header::Merge { .. }
                 | Header::Backward {
                     mode: Mode::Train,
                     ..

@@ -8,13 +8,15 @@ use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::limits::{SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE, SIGNAL_BYTES_MAX, STAGES_MAX};
+use crate::limits::{
+    MERGE_GROUP_MAX, SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE, SIGNAL_BYTES_MAX, STAGES_MAX,
+};
 use crate::units::{Digest, Issue, PeerId, PipelineId, Round, StageId, StageRange};
 use crate::wire::frame::Place;
 use crate::wire::leases::Leases;
 use crate::wire::signal::{
-    Down, Fetch, Held, Holds, Neighbour, Resume, SeatOrder, SignalError, Source, Up, decode,
-    decode_within, encode,
+    Down, Fetch, Held, Holds, Member, MergeOrder, Neighbour, Replicas, Resume, SeatOrder,
+    SignalError, Source, Up, decode, decode_within, encode,
 };
 
 const UP: &str = include_str!("up.jsonl");
@@ -105,7 +107,16 @@ fn place() -> Place {
     }
 }
 
-/// The longest that a volunteer has to say: it holds all stages, of four rounds, and a result.
+fn longest_holds(stages: u16) -> Holds {
+    Holds {
+        place: place(),
+        attempt: place().epoch,
+        steps: u32::MAX,
+        stages: (0..stages).map(|stage| held(0, stage)).collect(),
+    }
+}
+
+/// The longest that a volunteer has to say: it holds all stages, of four rounds, and a result, its own and a merged one.
 fn longest_join(stages: u16) -> Up {
     let Some(Ok(Up::Join(mut join))) = UP.lines().map(decode).next() else {
         panic!("the first golden message is a join")
@@ -118,12 +129,8 @@ fn longest_join(stages: u16) -> Up {
         attempt: Some(place().epoch),
         report: None,
         leases: Leases::default(),
-        holds: Some(Holds {
-            place: place(),
-            attempt: place().epoch,
-            steps: u32::MAX,
-            stages: (0..stages).map(|stage| held(0, stage)).collect(),
-        }),
+        holds: Some(longest_holds(stages)),
+        merged: Some(longest_holds(stages)),
     });
     Up::Join(join)
 }
@@ -132,8 +139,11 @@ fn longest_join(stages: u16) -> Up {
 fn longest_seat(stages: u16) -> Down {
     let sources = |stage: u16| {
         let peers = (0..4).map(move |peer| PeerId(u64::MAX - 4 * u64::from(stage) - peer));
-        let store = Source::Store(format!("/store/blobs/{}", held(0, stage).blob));
-        peers.map(Source::Peer).chain([store])
+        let blob = held(0, stage).blob;
+        let path = format!("/store/blobs/{blob}");
+        let store = Source::Store { path, blob };
+        let peers = peers.map(move |peer| Source::Peer { peer, blob });
+        peers.chain([store])
     };
     let state: Vec<Fetch> = (0..stages)
         .map(|stage| Fetch {
@@ -145,8 +155,8 @@ fn longest_seat(stages: u16) -> Down {
         .iter()
         .flat_map(|fetch| &fetch.sources)
         .filter_map(|source| match source {
-            Source::Peer(peer) => Some(*peer),
-            Source::Seed | Source::Store(_) => None,
+            Source::Peer { peer, .. } => Some(*peer),
+            Source::Seed | Source::Store { .. } => None,
         });
     let key = Digest([0xcc; 32]);
     Down::Seat(Box::new(SeatOrder {
@@ -163,6 +173,32 @@ fn longest_seat(stages: u16) -> Down {
     }))
 }
 
+/// A merge of as many pipelines as there may be, by a seat of all stages.
+fn longest_merge(stages: u16) -> Down {
+    let member = Member {
+        pipeline: place().pipeline,
+        epoch: place().epoch,
+        steps: u32::MAX,
+        samples: u64::MAX,
+    };
+    let peer = Neighbour {
+        peer: PeerId(u64::MAX),
+        key: Digest([0xcc; 32]),
+    };
+    let group = usize::from(MERGE_GROUP_MAX);
+    let replicas = Replicas {
+        peers: vec![peer; group],
+        shares: vec![u32::MAX; group],
+    };
+    Down::Merge(Box::new(MergeOrder {
+        place: place(),
+        attempt: place().epoch,
+        result: Round(u32::MAX),
+        members: vec![member; group],
+        stages: vec![replicas; usize::from(stages)],
+    }))
+}
+
 #[test]
 fn a_run_of_any_number_of_stages_has_room_for_its_longest_messages() {
     for stages in [1, 4, 150, 512] {
@@ -176,9 +212,10 @@ fn a_run_of_any_number_of_stages_has_room_for_its_longest_messages() {
         let texts = [
             encode(&longest_join(stages)),
             encode(&longest_seat(stages)),
+            encode(&longest_merge(stages)),
             encode(&commit),
         ];
-        let longest_bytes = texts.iter().map(String::len).max().expect("three");
+        let longest_bytes = texts.iter().map(String::len).max().expect("four");
         assert!(
             longest_bytes <= limit_bytes,
             "{stages} stages: {longest_bytes} bytes"
