@@ -13,6 +13,7 @@ use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
 use crate::limits::{MERGE_BYTES_PER_SECOND_MIN, MERGE_MAX};
 use crate::units::{Attempt, Digest, PeerId, PipelineId, Span, StageId, Time};
+use crate::wire::merge::TILE;
 use crate::wire::signal::{Down, Held, Member, MergeOrder, Neighbour, Replicas};
 
 /// The attempt that is under way.
@@ -115,9 +116,9 @@ impl Coordinator {
         let seat_values = seats
             .flat_map(|it| &it.seats)
             .map(|seat| seat.row.stages.iter().map(values).sum::<u64>());
-        let row_bytes = self.config().merge.format.row_bytes(1) as u64;
+        let row_bytes = self.config().merge.format.row_bytes(TILE) as u64;
         // There and back.
-        let bytes = 2 * seat_values.max().unwrap_or(0) * row_bytes;
+        let bytes = 2 * seat_values.max().unwrap_or(0).div_ceil(TILE as u64) * row_bytes;
         MERGE_MAX + Span::from_secs(bytes / MERGE_BYTES_PER_SECOND_MIN)
     }
 

@@ -5,6 +5,7 @@ mod cost;
 mod door;
 mod durability;
 mod missing;
+mod pipelines;
 mod resuming;
 
 use ed25519_dalek::{Signer, SigningKey};

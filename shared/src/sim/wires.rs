@@ -50,7 +50,7 @@ fn step_us(mut world: World) -> u64 {
         .unwrap();
     let newest = world.host.as_ref().unwrap().history().newest_first().next();
     let commit = newest.unwrap();
-    commit.elapsed_us / commit.steps.len() as u64
+    commit.elapsed_us / commit.steps().count() as u64
 }
 
 /// 25 ms one way, and 20 ms for the bytes of a microbatch: with four seats a microbatch is on the wire for nine times

@@ -161,7 +161,7 @@ fn what_cannot_follow_the_history_is_not_journaled_as_a_commit() {
     desk.join(1);
     desk.rounds(1);
     desk.pass(TICK);
-    let trained = desk.host.history().get(Round(1)).expect("a commit").steps[0];
+    let trained = desk.host.history().get(Round(1)).expect("a commit").members[0].steps[0];
     let pipeline = desk.host.pipelines.iter_mut().next().expect("a line-up");
     pipeline.leases[0].samples = trained;
     desk.train(4.0);
