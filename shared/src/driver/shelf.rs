@@ -5,13 +5,13 @@
 //!
 //! Invariant: the last state of a stage is not removed before another one of that stage was written.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 
 use bytes::Bytes;
 
 use crate::transport::MaybeSend;
-use crate::units::{Digest, Round, StageId};
+use crate::units::{Digest, StageId};
 use crate::wire::signal::Held;
 
 /// Keeps states of one volunteer over its restarts. Writes are whole or not at all.
@@ -121,8 +121,8 @@ pub(super) async fn change<S: Shelf>(shelf: S, run: Digest, change: Change) -> C
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     due: VecDeque<Change>,
-    /// What is written, by stage.
-    written: BTreeMap<StageId, BTreeMap<Round, Held>>,
+    /// What is written, by stage: of one round there may be a seat's own result beside a merged one.
+    written: BTreeMap<StageId, BTreeSet<Held>>,
     /// What is to be removed once its stage has another state.
     outdated: Vec<Held>,
     is_busy: bool,
@@ -135,10 +135,7 @@ pub(super) struct Queue {
 impl Queue {
     /// These are on the shelf already.
     pub(super) fn found(&mut self, held: &Held) {
-        self.written
-            .entry(held.stage)
-            .or_default()
-            .insert(held.round, *held);
+        self.written.entry(held.stage).or_default().insert(*held);
     }
 
     /// The peer keeps this.
@@ -151,7 +148,7 @@ impl Queue {
         self.due
             .retain(|change| !matches!(change, Change::Put(due, _) if *due == held));
         let written = self.written.get(&held.stage);
-        let is_there = written.is_some_and(|rounds| rounds.values().any(|other| *other == held));
+        let is_there = written.is_some_and(|states| states.contains(&held));
         if is_there || self.writing == Some(held) {
             self.outdated.push(held);
         }
@@ -175,15 +172,14 @@ impl Queue {
     fn removal(&mut self) -> Option<Change> {
         let index = self.outdated.iter().position(|old| {
             let written = self.written.get(&old.stage);
-            written.is_some_and(|rounds| {
-                rounds
-                    .values()
-                    .any(|other| other != old && !self.outdated.contains(other))
+            written.is_some_and(|states| {
+                let mut others = states.iter().filter(|other| *other != old);
+                others.any(|other| !self.outdated.contains(other))
             })
         })?;
         let held = self.outdated.swap_remove(index);
-        if let Some(rounds) = self.written.get_mut(&held.stage) {
-            rounds.retain(|_, other| *other != held);
+        if let Some(states) = self.written.get_mut(&held.stage) {
+            states.remove(&held);
         }
         Some(Change::Remove(held))
     }
@@ -211,6 +207,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Round;
 
     fn held(round: u32, stage: u16) -> Held {
         let blob = Digest::of(&[round.to_le_bytes()[0], stage.to_le_bytes()[0]]);
@@ -267,5 +264,23 @@ mod tests {
         queue.put(held(2, 0), Bytes::new());
         queue.remove(held(1, 0));
         assert_eq!(queue.next(), Some(put(2, 0)));
+    }
+
+    #[test]
+    fn of_two_states_of_one_round_either_can_go() {
+        let (own, merged) = (
+            held(1, 0),
+            Held {
+                blob: Digest::of(b"merged"),
+                ..held(1, 0)
+            },
+        );
+        for gone in [own, merged] {
+            let mut queue = Queue::default();
+            queue.found(&own);
+            queue.found(&merged);
+            queue.remove(gone);
+            assert_eq!(queue.next(), Some(Change::Remove(gone)));
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A frame or a credit of a newer line-up or round than the host has told is kept, unread; mostly the host's message
 //! is on its way. If it does not come, the host is asked for the seat's state, again and again. So it is where
-//! microbatches come and the host never said `begin`: nothing could end the round.
+//! microbatches come and the host never said `begin`: nothing could end the round; and where slices come of a merge that
+//! it never ordered.
 
 use super::Peer;
 use super::work::Work;
@@ -46,8 +47,9 @@ impl Peer {
     pub(super) fn pump_ahead(&mut self, now: Time) {
         let seen = self.ahead.seen;
         self.ahead.seen = seen.filter(|seen| self.is_ahead(*seen));
-        let is_missing =
-            self.ahead.seen.is_some() || self.work.as_ref().is_some_and(Work::lacks_begin);
+        let lacks =
+            |work: &Work| work.lacks_begin() || work.waits_for_commit() && self.merge.is_behind();
+        let is_missing = self.ahead.seen.is_some() || self.work.as_ref().is_some_and(lacks);
         if !is_missing {
             self.ahead.since = None;
         } else if now >= *self.ahead.since.get_or_insert(now) + ASK_AFTER {

@@ -245,13 +245,20 @@ impl Peer {
 
     /// When the device is taken for hung, if it does not answer before.
     fn hung_at(&self) -> Option<Time> {
-        let (_, job, began) = self.job.as_ref()?;
-        // Loading a seat and copying its weights out take their own time.
-        let is_known = !matches!(job, Job::Seat { .. } | Job::Snapshot { .. });
+        let running = self.job.as_ref()?;
+        // Loading a seat, copying its weights out and merging them take their own time.
+        let is_known = match &running.job {
+            Job::Forward { .. } | Job::Backward { .. } | Job::Apply { .. } => true,
+            Job::Seat { .. }
+            | Job::Snapshot { .. }
+            | Job::Contribute { .. }
+            | Job::Average { .. }
+            | Job::OuterStep { .. } => false,
+        };
         let known = self.rhythm.hung_after().filter(|_| is_known);
         // What a block promises is no measure of a seat, but a slow device is none that hangs.
         let promised = Span::from_micros(self.promised_us()).times(HUNG_TIMES);
-        Some(*began + known.unwrap_or(HUNG_MAX.max(promised)))
+        Some(running.began + known.unwrap_or(HUNG_MAX.max(promised)))
     }
 
     /// When something is due here.

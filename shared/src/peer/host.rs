@@ -9,9 +9,9 @@ use super::link::Link;
 use super::rhythm::Rhythm;
 use super::work::{Begun, Work};
 use super::{Event, Exit, Gathering, Leaving, Output, Peer};
-use crate::compute::{Job, StageState};
+use crate::compute::{Done, Job, StageState};
 use crate::units::{Attempt, Digest, PeerId, Round, Time};
-use crate::wire::frame::{Place, VERSION};
+use crate::wire::frame::{Mode, Place, VERSION};
 use crate::wire::leases::Leases;
 use crate::wire::signal::{
     Down, Fetch, Held, IceServer, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Up,
@@ -127,6 +127,10 @@ impl Peer {
                     result,
                     samples_done,
                 };
+                if mode == Mode::Train && self.work_at(place).is_some() {
+                    // A newer attempt voids a merge, too; an older one comes before any.
+                    self.merge.begun(attempt);
+                }
                 if let Some(work) = self.work_at(place) {
                     work.handle_begin(now, mode, begun);
                 }
@@ -141,7 +145,7 @@ impl Peer {
                     work.handle_close();
                 }
             }
-            Down::Merge(_) => {}
+            Down::Merge(order) => self.merge(now, &order),
             Down::Commit {
                 round,
                 place,
@@ -248,6 +252,7 @@ impl Peer {
             return;
         }
         self.leave_seat();
+        self.merge.residuals_mut().retain(order.stages);
         self.out(Output::Event(Event::Seated(Box::new(order.clone()))));
         // Known first: by it links are kept.
         self.gathering = Some(Gathering {
@@ -283,18 +288,19 @@ impl Peer {
     fn fetch(&mut self, now: Time, fetch: Fetch) {
         let at = (fetch.held.round, fetch.held.stage);
         let from_seed = fetch.sources.contains(&Source::Seed);
-        if from_seed || self.kept.get(&fetch.held).is_some() || self.transfers.contains_key(&at) {
+        let is_here = self.kept.agreeing(&fetch.held).is_some();
+        if from_seed || is_here || self.transfers.contains_key(&at) {
             return;
         }
         self.transfers.insert(at, Transfer::new(now, fetch));
     }
 
     fn copy(&mut self, now: Time, fetch: Fetch, keys: &[Neighbour]) {
-        let held = fetch.held;
-        if self.kept.get(&held).is_some() {
+        if let Some((held, _)) = self.kept.agreeing(&fetch.held) {
+            let held = *held;
             return self.up(Up::Copied { held });
         }
-        self.copies.insert((held.round, held.stage));
+        self.copies.insert((fetch.held.round, fetch.held.stage));
         self.fetch(now, fetch);
         self.learn_keys(keys);
     }
@@ -312,17 +318,13 @@ impl Peer {
         }
         if let Some(work) = self.work.take() {
             // A result that no commit names is worth nothing once the line-up is over.
-            if let Some(holds) = work.provisional() {
-                let provisional = &holds.stages;
-                let newest = self.newest;
-                self.kept.retain(|round, stage| {
-                    round <= newest
-                        || !provisional
-                            .iter()
-                            .any(|held| (held.round, held.stage) == (round, stage))
-                });
-            }
+            let at = |held: &Held| (held.round, held.stage);
+            let provisional: BTreeSet<_> = work.provisional().map(at).collect();
+            let newest = self.newest;
+            self.kept
+                .retain(|round, stage| round <= newest || !provisional.contains(&(round, stage)));
         }
+        self.merge.stop();
     }
 
     fn spare(&mut self, place: Place) {
@@ -330,6 +332,7 @@ impl Peer {
         let current = self.order().map(|order| order.place);
         if current.is_some_and(|current| current.epoch <= place.epoch) {
             self.leave_seat();
+            self.merge.residuals_mut().clear();
             self.out(Output::Event(Event::Spare));
         }
     }
@@ -341,8 +344,11 @@ impl Peer {
                 work.order().stages,
             ))
         });
-        if let Some((microbatches, stages)) = taken {
-            self.tally.accept(round, microbatches, stages);
+        if let Some((committed, stages)) = taken {
+            self.tally.accept(round, committed.microbatches, stages);
+            self.merge.committed(attempt);
+            // What is committed takes the place of what is not.
+            while self.pump_work(now) {}
         }
         let ours = taken.is_some();
         self.newest = self.newest.max(round);
@@ -356,6 +362,7 @@ impl Peer {
 
     fn rewind(&mut self, to: Round) {
         self.leave_seat();
+        self.merge.residuals_mut().clear();
         self.tally.rewind(to);
         self.newest = to;
         self.securing = None;
@@ -386,8 +393,13 @@ impl Peer {
         }
     }
 
+    /// What the seat begins with: of what the host named, our own blobs.
     fn held_for(&self, order: &SeatOrder) -> Vec<Held> {
-        order.state.iter().map(|fetch| fetch.held).collect()
+        let own = |fetch: &Fetch| match self.kept.agreeing(&fetch.held) {
+            Some((held, _)) => *held,
+            None => fetch.held,
+        };
+        order.state.iter().map(own).collect()
     }
 
     /// Goes on with a seat that is being prepared: states, then links, then `ready`. Whether it is at
@@ -408,8 +420,7 @@ impl Peer {
                     stages: order.stages,
                     states,
                 };
-                self.job = Some((order.place.epoch, job.clone(), now));
-                self.out(Output::Compute(job));
+                self.run(now, order.place.epoch, None, job);
                 if let Some(gathering) = &mut self.gathering {
                     gathering.loading = true;
                 }
@@ -434,7 +445,8 @@ impl Peer {
         if fetch.sources.contains(&Source::Seed) {
             return Some(StageState::Seed);
         }
-        self.kept.get(&fetch.held).cloned().map(StageState::Blob)
+        let kept = self.kept.agreeing(&fetch.held);
+        kept.map(|(_, blob)| StageState::Blob(blob.clone()))
     }
 
     fn begin_work(&mut self, order: SeatOrder, config: &crate::config::run::RunConfig) {
@@ -466,14 +478,44 @@ impl Peer {
         self.up(Up::Ready { place, stages });
     }
 
-    /// The compute could not take the states that were fetched: they are not what the host named.
-    pub(super) fn states_refused(&mut self) {
-        if let Some(gathering) = self.gathering.take() {
-            for fetch in &gathering.order.state {
-                let (round, stage) = (fetch.held.round, fetch.held.stage);
-                self.kept.retain(|of, at| (of, at) != (round, stage));
-                self.up(Up::Missing { round, stage });
+    /// The compute answered whether it could take the states of the seat that is being prepared.
+    pub(super) fn gathered(&mut self, done: Done) {
+        let Some(gathering) = &mut self.gathering else {
+            return;
+        };
+        let named = gathering.order.state.iter().map(|fetch| fetch.held);
+        let wrong: Vec<Held> = match done {
+            Done::Seated { agreed } => {
+                gathering.loaded = true;
+                // Of what follows from the seed the host names no hash.
+                let is_named = |held: &Held| held.agreed != Digest::default();
+                let mut agreed = agreed.into_iter();
+                named
+                    .filter(|held| agreed.next() != Some(held.agreed) && is_named(held))
+                    .collect()
             }
+            Done::Refused { .. } | Done::NonFinite { .. } => named.collect(),
+            done @ (Done::Forward { .. }
+            | Done::Backward { .. }
+            | Done::Applied { .. }
+            | Done::Snapshot { .. }
+            | Done::Contributed { .. }
+            | Done::Averaged { .. }
+            | Done::Merged { .. }
+            | Done::Failed { .. }) => panic!("the compute answered a seat with {done:?}"),
+        };
+        if !wrong.is_empty() {
+            self.gathering = None;
+            self.states_refused(&wrong);
+        }
+    }
+
+    /// The compute could not take these states: they are not what the host named.
+    pub(super) fn states_refused(&mut self, wrong: &[Held]) {
+        for held in wrong {
+            let (round, stage) = (held.round, held.stage);
+            self.kept.retain(|of, at| (of, at) != (round, stage));
+            self.up(Up::Missing { round, stage });
         }
     }
 

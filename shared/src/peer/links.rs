@@ -25,7 +25,7 @@ enum Use {
     Taker,
     /// We take a state from the other end.
     Source,
-    /// Microbatches go over it.
+    /// Microbatches go over it, or slices of a merge.
     Neighbour,
 }
 
@@ -40,7 +40,7 @@ impl Peer {
 
     fn use_of(&self, now: Time, peer: PeerId) -> Use {
         let asked = self.links.get(&peer).and_then(Link::asked);
-        if self.is_neighbour(peer) {
+        if self.is_neighbour(peer) || self.merge.involves(peer) {
             Use::Neighbour
         } else if self.transfers.values().any(|it| it.source() == Some(peer)) {
             Use::Source
@@ -104,6 +104,7 @@ impl Peer {
         self.early.retain(|(from, _)| *from != peer);
         self.credits.remove(&peer);
         self.serving.remove(&peer);
+        self.merge.handle_lost(peer);
         for transfer in self.transfers.values_mut() {
             transfer.handle_lost(now, peer);
         }
@@ -116,6 +117,7 @@ impl Peer {
         self.early.clear();
         self.credits.clear();
         self.serving.clear();
+        self.merge.forget_slices();
         for (peer, _) in std::mem::take(&mut self.links) {
             self.out(Output::Link(peer, LinkStep::Close));
         }

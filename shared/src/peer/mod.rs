@@ -14,6 +14,7 @@ pub mod duty;
 pub mod fetch;
 pub mod kept;
 pub mod link;
+pub mod merging;
 pub mod meter;
 pub mod tally;
 pub mod work;
@@ -26,6 +27,7 @@ mod links;
 mod net;
 mod person;
 mod pulse;
+mod replicas;
 mod rhythm;
 mod serving;
 
@@ -37,7 +39,7 @@ use ed25519_dalek::SigningKey;
 use crate::compute::{Done, Job};
 use crate::config::run::RunConfig;
 use crate::transport::LinkStep;
-use crate::units::{Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, Time};
+use crate::units::{Attempt, Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, Time};
 use crate::wire::frame::{Behind, Frame, Mode, Place};
 use crate::wire::payload;
 use crate::wire::signal::{Capabilities, DataInfo, Held, IceServer, Pause, SeatOrder, Up};
@@ -48,6 +50,7 @@ use fetch::Transfer;
 use figures::Figures;
 use kept::Kept;
 use link::Link;
+use replicas::Merge;
 use rhythm::Rhythm;
 use serving::Serving;
 use tally::{Stats, Tally};
@@ -236,6 +239,17 @@ struct Gathering {
     loaded: bool,
 }
 
+/// The job under way.
+#[derive(Clone, Debug)]
+struct Running {
+    /// The line-up that it is for.
+    epoch: Epoch,
+    /// ... and of a merge's job its attempt.
+    merge: Option<Attempt>,
+    job: Job,
+    began: Time,
+}
+
 /// A volunteer, as a state machine.
 #[derive(Debug)]
 pub struct Peer {
@@ -275,10 +289,10 @@ pub struct Peer {
     securing: Option<Round>,
     gathering: Option<Gathering>,
     work: Option<Work>,
+    merge: Merge,
     /// Neighbours' frames of a line-up or round that the host has not told us of yet.
     early: VecDeque<(PeerId, Frame)>,
-    /// The job under way, the epoch it is for, and when it began.
-    job: Option<(Epoch, Job, Time)>,
+    job: Option<Running>,
     computed_in: Option<Epoch>,
     duty: Duty,
     /// Of the seat's microbatches.
@@ -328,6 +342,7 @@ impl Peer {
             securing: None,
             gathering: None,
             work: None,
+            merge: Merge::default(),
             early: VecDeque::new(),
             job: None,
             computed_in: None,
@@ -373,11 +388,10 @@ impl Peer {
     /// States that an earlier process of this volunteer kept, each with the hash that its name says: before
     /// [`Peer::handle_prepared`].
     pub fn handle_kept(&mut self, states: Vec<(Held, Bytes)>) {
+        self.kept.found(states.iter().map(|(held, _)| *held));
         for (held, blob) in states {
             self.kept.insert(held, blob);
         }
-        // They are on the shelf already.
-        let _ = self.kept.changes();
     }
 
     /// What changed in what is kept is to change on the shelf.
@@ -412,32 +426,21 @@ impl Peer {
 
     /// A job is done.
     pub fn handle_done(&mut self, now: Time, done: Done) {
-        let (epoch, job, began) = self.job.take().expect("a result follows a job");
+        let running = self.job.take().expect("a result follows a job");
+        let Running { epoch, job, .. } = running;
         self.device_answered();
-        self.worked(now, &job, began);
+        self.worked(now, &job, running.began);
         self.update_pace();
         if let Done::Failed { reason } = done {
             self.up(Up::Leave { may_return: false });
             return self.exit(Exit::Device { reason });
         }
         let is_current = |place: Place| place.epoch == epoch;
-        if let Some(gathering) = self
-            .gathering
-            .as_mut()
-            .filter(|gathering| is_current(gathering.order.place))
-        {
-            match done {
-                Done::Seated { .. } => gathering.loaded = true,
-                Done::Refused { .. } | Done::NonFinite { .. } => self.states_refused(),
-                done @ (Done::Forward { .. }
-                | Done::Backward { .. }
-                | Done::Applied { .. }
-                | Done::Snapshot { .. }
-                | Done::Contributed { .. }
-                | Done::Averaged { .. }
-                | Done::Merged { .. }
-                | Done::Failed { .. }) => panic!("the compute answered a seat with {done:?}"),
-            }
+        let is_gathering = |it: &Gathering| is_current(it.order.place);
+        if let Some(attempt) = running.merge {
+            self.merge.handle_done(attempt, &job, done);
+        } else if self.gathering.as_ref().is_some_and(is_gathering) {
+            self.gathered(done);
         } else if let Some(work) = self.work.as_mut().filter(|work| is_current(work.place())) {
             if self.computed_in != Some(epoch) && matches!(job, Job::Forward { .. }) {
                 self.computed_in = Some(epoch);
@@ -488,6 +491,7 @@ impl Peer {
             || self.pump_transfers(now)
             || self.pump_gathering(now)
             || self.pump_work(now)
+            || self.pump_merge(now)
         {}
         self.pump_jobs(now);
         self.pump_shelf();
@@ -513,15 +517,31 @@ impl Peer {
 
     fn pump_jobs(&mut self, now: Time) {
         // Asked first: a rest ends in its time whatever else goes on.
-        if !self.duty.may_work(now) || self.job.is_some() || self.over {
+        let may_work = self.duty.may_work(now);
+        if self.job.is_some() || self.over {
             return;
         }
         let Some(work) = &mut self.work else { return };
-        if let Some(job) = work.next_job() {
-            let epoch = work.place().epoch;
-            self.job = Some((epoch, job.clone(), now));
-            self.out(Output::Compute(job));
+        let epoch = work.place().epoch;
+        // Other pipelines wait for a merge, and it takes no device.
+        let next = match self.merge.next_job() {
+            Some((attempt, job)) => Some((Some(attempt), job)),
+            None if may_work => work.next_job().map(|job| (None, job)),
+            None => None,
+        };
+        if let Some((merge, job)) = next {
+            self.run(now, epoch, merge, job);
         }
+    }
+
+    fn run(&mut self, now: Time, epoch: Epoch, merge: Option<Attempt>, job: Job) {
+        self.out(Output::Compute(job.clone()));
+        self.job = Some(Running {
+            epoch,
+            merge,
+            job,
+            began: now,
+        });
     }
 
     /// What to do next; `None` when there is nothing more.

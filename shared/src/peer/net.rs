@@ -2,6 +2,7 @@
 
 use super::fetch::FetchOutput;
 use super::link::{Link, LinkOutput};
+use super::replicas::Slice;
 use super::work::{Side, Work, WorkOutput};
 use super::{Event, Output, Peer};
 use crate::compute::Input;
@@ -98,6 +99,9 @@ impl Peer {
                 self.send(now, peer, Frame::from(Header::Received { slot, mode }));
             }
             self.frame(now, peer, frame);
+        } else if let Some(slice) = Slice::of(&frame).filter(|_| link.is_busy()) {
+            // It overtook the `hello`, which goes over the other channel.
+            self.merge_slice(peer, slice);
         }
         self.pump(now);
     }
@@ -158,7 +162,12 @@ impl Peer {
                     link.handle_bye(reason);
                 }
             }
-            Header::Merge { .. } | Header::MergeTaken { .. } => {}
+            Header::Merge { .. } => {
+                if let Some(slice) = Slice::of(&frame) {
+                    self.merge_slice(peer, slice);
+                }
+            }
+            Header::MergeTaken { attempt, taken } => self.merge_taken(peer, *attempt, *taken),
         }
     }
 
@@ -268,7 +277,7 @@ impl Peer {
     }
 
     /// Closes the link to a peer that sent what no correct build sends.
-    fn refuse_link(&mut self, peer: PeerId, reason: &str) {
+    pub(super) fn refuse_link(&mut self, peer: PeerId, reason: &str) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.refuse(reason);
         }
@@ -314,6 +323,7 @@ impl Peer {
                 for transfer in self.transfers.values_mut() {
                     transfer.handle_link(now, peer);
                 }
+                self.merge_linked(peer);
             }
             LinkOutput::Disturbed => self.out(Output::Event(Event::LinkDisturbed { peer })),
             LinkOutput::Lost(suspicion, reason) => self.link_lost(now, peer, suspicion, reason),
@@ -323,9 +333,10 @@ impl Peer {
     fn link_lost(&mut self, now: Time, peer: PeerId, suspicion: Suspicion, reason: String) {
         self.tally.link_lost(peer);
         self.out(Output::Event(Event::LinkLost { peer, reason }));
+        let is_of_use = self.is_neighbour(peer) || self.merge.needs(peer);
         self.forget_frames(now, peer);
         // Whoever sends broken frames is told of even by those that only take a state from it.
-        if self.is_neighbour(peer) || suspicion == Suspicion::Malformed {
+        if is_of_use || suspicion == Suspicion::Malformed {
             self.up(Up::Suspect {
                 place: self.order().map(|order| order.place),
                 peer,
@@ -437,6 +448,8 @@ impl Peer {
                     self.kept.insert(held, blob);
                 }
             }
+            WorkOutput::Drop(states) => states.iter().for_each(|held| self.kept.remove(held)),
+            WorkOutput::Wrong(states) => self.states_refused(&states),
         }
         true
     }

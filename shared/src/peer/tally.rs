@@ -110,6 +110,8 @@ pub struct Stats {
     pub dense_f16: Traffic,
     /// Weights and moments, for seats and copies, to and from other volunteers.
     pub state: Traffic,
+    /// Slices of merges, to and from other volunteers.
+    pub merge: Traffic,
     /// Tokens, checkpoints and states to and from the host.
     pub host: Traffic,
     /// Share of the time that it is to work, in percent.
@@ -135,6 +137,7 @@ pub(super) struct Tally {
     tensors: Traffic,
     dense_f16: Traffic,
     state: Traffic,
+    merge: Traffic,
     host: Traffic,
     pub(super) reason: String,
     told: Option<Time>,
@@ -221,6 +224,7 @@ impl Tally {
                 self.dense_f16.add(is_up, config.map_or(0, dense_f16_bytes));
             }
             Header::StateChunk { .. } => self.state.add(is_up, frame.payload.len() as u64),
+            Header::Merge { .. } => self.merge.add(is_up, frame.payload.len() as u64),
             Header::Hello { .. }
             | Header::Forward { .. }
             | Header::Backward { .. }
@@ -230,7 +234,6 @@ impl Tally {
             | Header::Keepalive { .. }
             | Header::Bye { .. }
             | Header::Received { .. }
-            | Header::Merge { .. }
             | Header::MergeTaken { .. } => {}
         }
     }
@@ -292,6 +295,7 @@ impl Peer {
             tensors: tally.tensors,
             dense_f16: tally.dense_f16,
             state: tally.state,
+            merge: tally.merge,
             host: tally.host,
             throttle_percent: capabilities.throttle_percent,
             measured_percent: self.duty.measured_percent(),

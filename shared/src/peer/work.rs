@@ -9,6 +9,7 @@
 //!
 //! Begin reading at [`Work::next_job`] (in `jobs`) and [`Work::handle_done`] (in `results`).
 
+mod ending;
 mod flow;
 mod jobs;
 mod results;
@@ -22,12 +23,13 @@ use crate::compute::Input;
 use crate::config::run::RunConfig;
 use crate::limits::CREDIT_MAX;
 use crate::schedule::order::Order;
-use crate::units::{Attempt, PeerId, Round, SampleRange, Span, Step, Time};
+use crate::units::{Attempt, Round, SampleRange, Span, Step, Time};
 use crate::wire::frame::{Behind, Frame, Header, Mode, Place, Slot, StepEnd};
-use crate::wire::leases::Leases;
-use crate::wire::signal::{Held, Holds, Lease, Report, Resume, SeatOrder, Up};
+use crate::wire::signal::{Held, Lease, Report, SeatOrder, Up};
+use ending::RoundEnd;
 use flow::Flow;
 
+pub use ending::Committed;
 pub use flow::Pace;
 
 /// Which neighbour.
@@ -55,6 +57,10 @@ pub enum WorkOutput {
     },
     /// Keep these states: a round's result, provisional until it is committed.
     Keep(Vec<(Held, Bytes)>),
+    /// Keep these no more: another attempt voids them.
+    Drop(Vec<Held>),
+    /// These are committed, and the compute cannot take them as what they are.
+    Wrong(Vec<Held>),
     /// A neighbour sent what no correct build sends: what.
     Refuse(Side, String),
 }
@@ -116,7 +122,11 @@ pub struct Work {
     ends: BTreeMap<Step, StepEnd>,
     last_step: Option<Step>,
     snapshot_asked: bool,
-    holds: Option<Holds>,
+    /// The round's result, and what a merge made of it, until a commit.
+    ended: Option<RoundEnd>,
+    merged: Option<RoundEnd>,
+    /// What is merged and committed, until the compute has taken it.
+    reseat: Option<RoundEnd>,
 
     /// Forwards sent in this epoch, and how many the next seat takes in all.
     sent: u64,
@@ -171,7 +181,9 @@ impl Work {
             ends: BTreeMap::new(),
             last_step: None,
             snapshot_asked: false,
-            holds: None,
+            ended: None,
+            merged: None,
+            reseat: None,
             sent: 0,
             credit: 0,
             granted: 0,
@@ -308,15 +320,16 @@ impl Work {
         if self.phase != Phase::Held {
             return;
         }
+        self.unmerge();
         if begun.result != before.result {
             // Its weights bear the number of the round: they are copied out once more.
             self.phase = Phase::Ending;
             self.snapshot_asked = false;
-            self.holds = None;
-        } else if let Some(holds) = &mut self.holds {
-            holds.attempt = begun.attempt;
-            self.outputs
-                .push_back(WorkOutput::Up(Up::Holds(holds.clone())));
+            self.ended = None;
+        } else if let Some(ended) = &mut self.ended {
+            ended.holds.attempt = begun.attempt;
+            let holds = ended.holds.clone();
+            self.outputs.push_back(WorkOutput::Up(Up::Holds(holds)));
         }
     }
 
@@ -496,54 +509,6 @@ impl Work {
             };
             self.send(Side::Next, header, Bytes::new());
         }
-    }
-
-    /// The host committed this seat's result: the next round starts from it.
-    ///
-    /// Returns the microbatches in it; `None` if it was not this seat's: then nothing changes.
-    pub fn handle_commit(&mut self, round: Round, place: Place, attempt: Attempt) -> Option<u64> {
-        let is_ours = self.phase == Phase::Held
-            && place == self.place()
-            && self
-                .begun
-                .is_some_and(|begun| begun.attempt == attempt && begun.result == round);
-        if !is_ours {
-            return None;
-        }
-        let microbatches = u64::from(self.applied) * u64::from(self.microbatches);
-        self.order.place.round = round;
-        self.phase = Phase::Steps;
-        self.begun = None;
-        self.applied = 0;
-        self.step = Step(0);
-        self.entered = None;
-        self.order_in_step = self.fresh_order();
-        self.inputs.clear();
-        self.gradients.clear();
-        self.ends.clear();
-        self.last_step = None;
-        self.snapshot_asked = false;
-        self.holds = None;
-        self.head = Head::default();
-        Some(microbatches)
-    }
-
-    /// What the host must know after its connection broke.
-    pub fn resume(&self, peer: PeerId) -> Resume {
-        Resume {
-            peer,
-            place: Some(self.place()),
-            attempt: self.begun.map(|begun| begun.attempt),
-            report: self.head.report,
-            leases: Leases::pack(self.head.leases.values()),
-            holds: self.holds.clone(),
-            merged: None,
-        }
-    }
-
-    /// The provisional result, once there is one.
-    pub fn provisional(&self) -> Option<&Holds> {
-        self.holds.as_ref()
     }
 
     /// For people: steps done in the round, the last step's loss, and seconds since the round began.

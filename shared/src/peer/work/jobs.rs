@@ -16,6 +16,7 @@ impl Work {
             Phase::Halted => None,
             Phase::Held => self.evaluation_job(),
             Phase::Ending => self.ending_job(),
+            Phase::Steps if self.reseat.is_some() => self.reseat_job(),
             Phase::Steps => self.step_job().or_else(|| self.evaluation_job()),
         }
     }

@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 
+use super::ending::{RoundEnd, named};
 use super::{Phase, Side, Work, WorkOutput};
 use crate::compute::{Done, Input, Job, Snapshot, clip_scale};
 use crate::schedule::order::Action;
-use crate::units::{Digest, Round, Step, Time};
+use crate::units::{Round, Step, Time};
 use crate::wire::frame::{Header, Mode, Slot, StepEnd};
 use crate::wire::payload;
-use crate::wire::signal::{Held, Holds, Report, Up};
+use crate::wire::signal::{Holds, Report, Up};
 
 impl Work {
     /// A job's result. `job` is what was asked for.
@@ -38,6 +39,9 @@ impl Work {
             (Job::Snapshot { round }, Done::Snapshot { stages, .. }) => {
                 self.snapshot_done(*round, stages);
             }
+            (Job::Seat { .. }, done @ (Done::Seated { .. } | Done::Refused { .. })) => {
+                self.reseated(&done);
+            }
             (_, Done::NonFinite { stage, own, .. }) => {
                 let place = self.place();
                 self.halt(WorkOutput::Up(Up::NonFinite { place, stage, own }));
@@ -52,7 +56,7 @@ impl Work {
         }
     }
 
-    fn halt(&mut self, last_words: WorkOutput) {
+    pub(super) fn halt(&mut self, last_words: WorkOutput) {
         self.phase = Phase::Halted;
         self.outputs.push_back(last_words);
     }
@@ -195,35 +199,16 @@ impl Work {
             self.snapshot_asked = false;
             return;
         }
-        let states: Vec<(Held, Bytes)> = snapshots
-            .into_iter()
-            .map(
-                |Snapshot {
-                     stage,
-                     agreed,
-                     blob,
-                 }| {
-                    (
-                        Held {
-                            round,
-                            stage,
-                            agreed,
-                            blob: Digest::of(&blob),
-                        },
-                        blob,
-                    )
-                },
-            )
-            .collect();
+        let states = named(round, snapshots);
         let holds = Holds {
             place: self.place(),
             attempt: begun.attempt,
             steps: self.applied,
             stages: states.iter().map(|(held, _)| *held).collect(),
         };
+        let ended = RoundEnd::new(holds, round, states);
         self.phase = Phase::Held;
-        self.holds = Some(holds.clone());
-        self.outputs.push_back(WorkOutput::Keep(states));
-        self.outputs.push_back(WorkOutput::Up(Up::Holds(holds)));
+        self.hold(&ended);
+        self.ended = Some(ended);
     }
 }

@@ -1,0 +1,342 @@
+//! One seat's part in merging a round between pipelines: reduce-scatter and all-gather with the replicas of its stages.
+//!
+//! For each stage: what it changed is packed and cut into one part a member ([`stage`]); each part goes to the member that
+//! averages it, in slices ([`lane`]: never more than agreed are on their way to one peer); the average of our part goes
+//! to all; from all averages comes the stage's new state. Stages follow each other only where one job must
+//! wait for another.
+//!
+//! Knows no links, no host and no mathematics: slices and jobs leave as values. What fails is never mended here: the host
+//! begins another attempt, which is another `Merging`.
+//!
+//! Invariant: members that were told the same order end with the same weights, in whatever order slices come. Begin
+//! reading at [`Merging::handle_slice`] and [`Merging::handle_done`].
+
+mod lane;
+mod part;
+mod residuals;
+mod stage;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::compute::{Done, Job, Snapshot, StageState};
+use crate::config::model::NumberFormat;
+use crate::limits::MERGE_GROUP_MAX;
+use crate::units::{Attempt, PeerId, Round, StageId};
+use crate::wire::frame::{Frame, Header};
+use crate::wire::merge::{Leg, Shape};
+use crate::wire::signal::{MergeOrder, Neighbour, Replicas};
+use lane::Lane;
+use stage::{Outgoing, StageMerge};
+
+pub use residuals::Residuals;
+
+/// A stage as the round began and as it ended here.
+#[derive(Clone, Debug)]
+pub struct Ends {
+    /// The stage.
+    pub stage: StageId,
+    /// Trained values of it.
+    pub values: u64,
+    /// At the round's beginning.
+    pub start: StageState,
+    /// At its end.
+    pub end: Bytes,
+    /// What packing lost before; empty for nothing.
+    pub residual: Bytes,
+}
+
+/// A merged stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merged {
+    /// Its new state.
+    pub snapshot: Snapshot,
+    /// What packing lost, for the next merge.
+    pub residual: Bytes,
+}
+
+/// What a merge wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MergeOutput {
+    /// Send this to a peer.
+    Frame(PeerId, Frame),
+    /// A peer sent what no correct build sends: what.
+    Refuse(PeerId, String),
+    /// All stages of the seat are merged, in order.
+    Merged(Vec<Merged>),
+}
+
+/// One attempt at one seat.
+#[derive(Clone, Debug)]
+pub struct Merging {
+    attempt: Attempt,
+    result: Round,
+    stages: Vec<StageMerge>,
+    keys: BTreeMap<PeerId, Neighbour>,
+    lanes: BTreeMap<PeerId, Lane>,
+    /// Whether a job is under way.
+    is_busy: bool,
+    /// Whether nothing can come of it any more.
+    failed: bool,
+    outputs: VecDeque<MergeOutput>,
+}
+
+impl Merging {
+    /// Begins what the host ordered, with the seat's stages in order. `None` if the order does not fit them, or us.
+    pub fn new(
+        me: PeerId,
+        order: &MergeOrder,
+        format: NumberFormat,
+        ends: Vec<Ends>,
+    ) -> Option<Self> {
+        if order.stages.len() != ends.len() {
+            return None;
+        }
+        let weights: Vec<u64> = order.members.iter().map(|member| member.samples).collect();
+        let mut merging = Self {
+            attempt: order.attempt,
+            result: order.result,
+            stages: Vec::new(),
+            keys: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            is_busy: false,
+            failed: false,
+            outputs: VecDeque::new(),
+        };
+        for (replicas, ends) in order.stages.iter().zip(ends) {
+            let own = own_index(me, replicas, weights.len())?;
+            let shape = Shape {
+                stage: ends.stage,
+                values: ends.values,
+                format,
+                weights: weights.clone(),
+                shares: replicas.shares.clone(),
+                own,
+            };
+            let others = replicas.peers.iter().filter(|it| it.peer != me);
+            merging
+                .keys
+                .extend(others.map(|neighbour| (neighbour.peer, *neighbour)));
+            let peers = replicas.peers.iter().map(|it| it.peer).collect();
+            merging.stages.push(StageMerge::new(shape, peers, ends));
+        }
+        for stage in &merging.stages {
+            for (peer, leg_bytes) in stage.exchanges() {
+                merging.lanes.entry(peer).or_default().expect(leg_bytes);
+            }
+        }
+        Some(merging)
+    }
+
+    /// The attempt.
+    pub fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
+    /// The number that the result gets.
+    pub fn result(&self) -> Round {
+        self.result
+    }
+
+    /// Whom it is done with.
+    pub fn others(&self) -> Vec<Neighbour> {
+        self.keys.values().copied().collect()
+    }
+
+    /// Whether it is done with `peer`.
+    pub fn involves(&self, peer: PeerId) -> bool {
+        self.lanes.contains_key(&peer)
+    }
+
+    /// Whether anything must still go to or come from `peer`.
+    pub fn needs(&self, peer: PeerId) -> bool {
+        self.lanes.get(&peer).is_some_and(|lane| !lane.is_done())
+    }
+
+    /// The link to `peer` is up.
+    pub fn handle_link(&mut self, peer: PeerId) {
+        if let Some(lane) = self.lanes.get_mut(&peer).filter(|_| !self.failed) {
+            lane.open();
+        }
+        self.pump_lane(peer);
+    }
+
+    /// The link to `peer` is lost, with what was on its way.
+    pub fn handle_lost(&mut self, peer: PeerId) {
+        self.failed |= self.needs(peer);
+    }
+
+    /// A slice came from `peer`, of this attempt.
+    pub fn handle_slice(
+        &mut self,
+        peer: PeerId,
+        (stage, leg, offset): (StageId, Leg, u64),
+        payload: Bytes,
+    ) {
+        if self.failed {
+            return;
+        }
+        let merged = self.stages.iter_mut().find(|it| it.stage() == stage);
+        let taken = merged
+            .ok_or("a slice of a stage that is not merged here")
+            .and_then(|merged| merged.take(peer, leg, offset, payload));
+        let (attempt, lane) = (self.attempt, self.lanes.get_mut(&peer));
+        match (taken, lane) {
+            (Ok(true), Some(lane)) => {
+                let taken = lane.take();
+                let header = Header::MergeTaken { attempt, taken };
+                self.outputs
+                    .push_back(MergeOutput::Frame(peer, Frame::from(header)));
+            }
+            // It came twice.
+            (Ok(_), _) => {}
+            (Err(what), _) => self.refuse(peer, what),
+        }
+    }
+
+    /// `peer` has taken so many of our slices in all.
+    pub fn handle_taken(&mut self, peer: PeerId, taken: u64) {
+        match self.lanes.get_mut(&peer).map(|lane| lane.taken(taken)) {
+            Some(true) => self.pump_lane(peer),
+            Some(false) => self.refuse(peer, "it has taken more slices than it was sent"),
+            None => self.refuse(peer, "slices are taken by one who merges nothing with us"),
+        }
+    }
+
+    fn refuse(&mut self, peer: PeerId, what: &str) {
+        self.outputs
+            .push_back(MergeOutput::Refuse(peer, what.to_owned()));
+    }
+
+    /// The next job, if anything can be computed now: first what others wait for.
+    pub fn next_job(&mut self) -> Option<Job> {
+        if self.is_busy || self.failed {
+            return None;
+        }
+        let jobs = || self.stages.iter().filter_map(StageMerge::next_job);
+        let is_average = |job: &Job| matches!(job, Job::Average { .. });
+        let job = jobs().find(is_average).or_else(|| jobs().next())?;
+        self.is_busy = true;
+        Some(match job {
+            Job::OuterStep {
+                shape,
+                start,
+                end,
+                parts,
+                ..
+            } => Job::OuterStep {
+                shape,
+                round: self.result,
+                start,
+                end,
+                parts,
+            },
+            other => other,
+        })
+    }
+
+    /// A job's result. `job` is what was asked for.
+    pub fn handle_done(&mut self, job: &Job, done: Done) {
+        self.is_busy = false;
+        let of = |stage: StageId| self.stages.iter().position(|it| it.stage() == stage);
+        match done {
+            Done::Contributed {
+                stage,
+                parts,
+                residual,
+            } => {
+                let index = of(stage).expect("it was asked for");
+                let outgoing = self.stages[index].contributed(parts, residual);
+                self.send(stage, outgoing);
+            }
+            Done::Averaged {
+                stage,
+                part,
+                residual,
+            } => {
+                let index = of(stage).expect("it was asked for");
+                let outgoing = self.stages[index].averaged(part, residual);
+                self.send(stage, outgoing);
+            }
+            Done::Merged { snapshot, .. } => {
+                let index = of(snapshot.stage).expect("it was asked for");
+                self.stages[index].merged(snapshot);
+                self.finish();
+            }
+            Done::Refused { .. } => self.refused(job),
+            done @ (Done::Seated { .. }
+            | Done::Forward { .. }
+            | Done::Backward { .. }
+            | Done::Applied { .. }
+            | Done::Snapshot { .. }
+            | Done::NonFinite { .. }
+            | Done::Failed { .. }) => panic!("the compute answered a merge with {done:?}"),
+        }
+    }
+
+    fn send(&mut self, stage: StageId, outgoing: Vec<Outgoing>) {
+        for Outgoing { peer, leg, part } in outgoing {
+            if let Some(lane) = self.lanes.get_mut(&peer) {
+                lane.push(self.attempt, stage, leg, &part);
+            }
+            self.pump_lane(peer);
+        }
+    }
+
+    fn pump_lane(&mut self, peer: PeerId) {
+        let Some(lane) = self.lanes.get_mut(&peer).filter(|_| !self.failed) else {
+            return;
+        };
+        while let Some(frame) = lane.next_frame() {
+            self.outputs.push_back(MergeOutput::Frame(peer, frame));
+        }
+    }
+
+    /// The compute could not use what came: of whom, the numbers themselves may tell.
+    fn refused(&mut self, job: &Job) {
+        self.failed = true;
+        let (stage, parts) = match job {
+            Job::Average { shape, parts, .. } | Job::OuterStep { shape, parts, .. } => {
+                (shape.stage, parts)
+            }
+            Job::Contribute { .. }
+            | Job::Seat { .. }
+            | Job::Forward { .. }
+            | Job::Backward { .. }
+            | Job::Apply { .. }
+            | Job::Snapshot { .. } => return,
+        };
+        let merged = self.stages.iter().find(|it| it.stage() == stage);
+        for peer in merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(parts)) {
+            self.refuse(peer, "a part of a merge whose numbers are none");
+        }
+    }
+
+    fn finish(&mut self) {
+        let merged: Option<Vec<Merged>> = self.stages.iter().map(StageMerge::result).collect();
+        if let Some(merged) = merged {
+            self.outputs.push_back(MergeOutput::Merged(merged));
+        }
+    }
+
+    /// What to do next; `None` when there is nothing more.
+    pub fn poll_output(&mut self) -> Option<MergeOutput> {
+        self.outputs.pop_front()
+    }
+}
+
+/// Which of a stage's members we are. `None` if the order fits neither itself nor us.
+fn own_index(me: PeerId, replicas: &Replicas, members: usize) -> Option<u16> {
+    let peers = &replicas.peers;
+    let lengths = [peers.len(), replicas.shares.len()];
+    let fits = (2..=usize::from(MERGE_GROUP_MAX)).contains(&members) && lengths == [members; 2];
+    let mut names: Vec<PeerId> = peers.iter().map(|it| it.peer).collect();
+    names.sort_unstable();
+    names.dedup();
+    let own = peers.iter().position(|it| it.peer == me)?;
+    (fits && names.len() == members).then(|| u16::try_from(own).expect("a group is small"))
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;
