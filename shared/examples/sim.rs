@@ -48,6 +48,7 @@ fn main() -> ExitCode {
                         Ok(summary) => {
                             total.0.rounds += summary.rounds;
                             total.0.rewinds += summary.rewinds;
+                            total.0.merges += summary.merges;
                             total.0.line_ups += summary.line_ups;
                             total.0.faults += summary.faults;
                             total.0.incarnations += summary.incarnations;

@@ -12,13 +12,14 @@ impl World {
         Self::quiet_with(seed, Sabotage::default(), |_| ())
     }
 
-    /// ... whose configuration is another one.
+    /// ... whose configuration is another one: a single pipeline, unless `edit` says otherwise.
     pub(super) fn quiet_with(
         seed: u64,
         sabotage: Sabotage,
         edit: impl FnOnce(&mut RunConfig),
     ) -> Self {
         let mut world = Self::new(seed, sabotage);
+        world.config.schedule.pipelines_max = 1;
         edit(&mut world.config);
         world.config.schedule.checkpoint = Span::from_secs(3_600);
         world.auditor = Auditor::new(world.config.clone());

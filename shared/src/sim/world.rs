@@ -37,6 +37,8 @@ pub struct Summary {
     pub rounds: u32,
     /// Times that the run went back.
     pub rewinds: u32,
+    /// Rounds of them that several pipelines trained.
+    pub merges: u32,
     /// Line-ups.
     pub line_ups: u32,
     /// Faults.
@@ -461,7 +463,10 @@ impl World {
             .map_err(|objection| self.failure(objection))?;
         self.rows.push(row.clone());
         match row {
-            Row::Commit(_) => self.summary.rounds += 1,
+            Row::Commit(commit) => {
+                self.summary.rounds += 1;
+                self.summary.merges += u32::from(commit.members.len() > 1);
+            }
             Row::Rewind { .. } => self.summary.rewinds += 1,
             Row::LineUp { .. } => self.summary.line_ups += 1,
             Row::Started { .. }
