@@ -51,6 +51,7 @@ fn main() -> ExitCode {
                             total.0.merges += summary.merges;
                             total.0.line_ups += summary.line_ups;
                             total.0.faults += summary.faults;
+                            total.0.echoes += summary.echoes;
                             total.0.incarnations += summary.incarnations;
                         }
                         Err(failure) => {

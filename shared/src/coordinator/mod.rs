@@ -140,6 +140,8 @@ pub struct BrokenRules {
     pub lease_twice: bool,
     /// Uses a manifest of a round that is void.
     pub void_manifest: bool,
+    /// Commits what one replica of a merge holds, whatever the others do.
+    pub any_replica: bool,
 }
 
 /// The coordinator of one run.

@@ -135,6 +135,8 @@ pub struct FakeCompute {
     first: u16,
     stages: Vec<Stage>,
     kept: BTreeMap<Slot, [u8; 32]>,
+    /// Whether its next outer step is a wrong one.
+    slips: bool,
 }
 
 impl FakeCompute {
@@ -145,7 +147,13 @@ impl FakeCompute {
             first: 0,
             stages: Vec::new(),
             kept: BTreeMap::new(),
+            slips: false,
         }
+    }
+
+    /// The next outer step is to be wrong.
+    pub(crate) fn slip(&mut self) {
+        self.slips = true;
     }
 
     /// Does a job, at once.
@@ -206,7 +214,7 @@ impl FakeCompute {
     }
 
     fn outer_step(
-        &self,
+        &mut self,
         shape: &Shape,
         round: Round,
         (start, end): (&StageState, &Bytes),
@@ -226,10 +234,13 @@ impl FakeCompute {
             averages.iter().all(|average| *average == averages[0]),
             "all averaged the same"
         );
-        let merged = Stage {
+        let mut merged = Stage {
             weights: start.outer_step(&averages[0]),
             ..end
         };
+        if std::mem::take(&mut self.slips) {
+            merged.weights = hash(&[b"slipped", &end.weights]);
+        }
         Done::Merged {
             round,
             snapshot: merged.snapshot(shape.stage),

@@ -20,7 +20,7 @@ impl World {
         }
         self.summary.faults += 1;
         let alive = self.alive();
-        match self.dice.below(18) {
+        match self.dice.below(21) {
             0 | 1 => self.kill(),
             2 => self.kill_silently(),
             3 | 4 => self.freeze(),
@@ -45,6 +45,8 @@ impl World {
             15 => self.power_cut(),
             16 => self.hang(),
             17 => self.lose_message(),
+            18 => self.split(),
+            19 | 20 => self.slip(),
             _ => {}
         }
         while self.processes.len() < 2
@@ -120,6 +122,37 @@ impl World {
             )
         };
         self.lost = self.anyone().map(|id| (id, is_of_a_seat));
+    }
+
+    /// Nobody of one half gets through to anybody of the other, while all reach the host.
+    fn split(&mut self) {
+        let until = self.now + self.dice.millis(500, 40_000);
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        for id in self.alive() {
+            let half = if self.dice.once_in(2) {
+                &mut one
+            } else {
+                &mut other
+            };
+            half.push(id);
+        }
+        for a in one {
+            for b in &other {
+                self.network.cut(a, *b, until);
+            }
+        }
+    }
+
+    /// A device computes its next merge wrongly.
+    fn slip(&mut self) {
+        if let Some(id) = self.anyone()
+            && let Some(compute) = self
+                .processes
+                .get_mut(&id)
+                .and_then(|it| it.compute.as_mut())
+        {
+            compute.slip();
+        }
     }
 
     fn cut(&mut self) {

@@ -9,10 +9,14 @@
 //! - `commit` is said only for rows that are synced;
 //! - a committed stage has exactly the weights that folding over the surviving rows gives;
 //! - once faults stop, rounds are committed again within a bound.
+//!
+//! Faults are killed, frozen, hung, cut off and split up volunteers, hosts that die, disks that fail, messages that are lost, come
+//! twice or late ([`echoes`]), and devices that now and then merge wrongly.
 
 pub mod compute;
 
 mod audit;
+mod echoes;
 mod faults;
 mod network;
 mod processes;

@@ -33,7 +33,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             round_steps: u32::try_from(dice.between(2, 5)).expect("small"),
             round_max: Span::from_secs(60),
             seats_min: u16::try_from(dice.between(1, 4)).expect("small"),
-            pipelines_max: u16::try_from(dice.between(1, 4)).expect("small"),
+            pipelines_max: u16::try_from(1 + seed % 3).expect("small"),
             eval_rounds: 4,
             eval_microbatches: 2,
             checkpoint: Span::from_secs(dice.between(10, 90)),

@@ -34,10 +34,13 @@ fn in_peers(broken: peer::BrokenRules) -> Sabotage {
 
 #[test]
 fn worlds_with_all_rules_kept_go_well() {
+    let mut merges = 0;
     for seed in 1..=5 {
         let summary = run(seed, Sabotage::default()).unwrap();
         assert!(summary.rounds > 3 && summary.faults > 3, "{summary:?}");
+        merges += summary.merges;
     }
+    assert!(merges > 3, "pipelines merge");
 }
 
 #[test]
@@ -114,6 +117,15 @@ fn a_lease_counted_twice_is_noticed() {
 fn a_manifest_of_a_void_round_is_noticed() {
     let broken = coordinator::BrokenRules {
         void_manifest: true,
+        ..Default::default()
+    };
+    assert!(is_noticed(in_host(broken)));
+}
+
+#[test]
+fn a_merge_committed_as_one_replica_has_it_is_noticed() {
+    let broken = coordinator::BrokenRules {
+        any_replica: true,
         ..Default::default()
     };
     assert!(is_noticed(in_host(broken)));

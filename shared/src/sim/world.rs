@@ -43,6 +43,8 @@ pub struct Summary {
     pub line_ups: u32,
     /// Faults.
     pub faults: u32,
+    /// Messages and frames that came twice.
+    pub echoes: u32,
     /// Starts of the host.
     pub incarnations: u32,
 }
@@ -325,6 +327,7 @@ impl World {
     }
 
     pub(super) fn happen(&mut self, event: Event) -> Result<(), Failure> {
+        self.echo(&event);
         if let Some(id) = event.process() {
             match self.processes.get(&id) {
                 None => return Ok(()),
