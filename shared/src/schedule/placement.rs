@@ -19,7 +19,6 @@ mod close_look;
 mod costs;
 mod exact;
 mod links;
-mod many;
 mod moves;
 mod search;
 
@@ -27,7 +26,6 @@ use std::collections::BTreeSet;
 
 pub use costs::{StageCost, StageCosts};
 pub use links::{BYTES_PER_SECOND_ASSUMED, Border, Links, Measured};
-pub use many::assign_all;
 
 use crate::units::{PeerId, StageId, StageRange};
 use search::{Cover, LIMIT_MAX, Problem};
