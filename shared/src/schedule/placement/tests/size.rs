@@ -105,7 +105,7 @@ fn excesses(cases: u64) -> Vec<u64> {
         let links = lot.links(count, 30, 4);
         let given = given(&volunteers, &costs, &links, 1);
         let everybody: Vec<&Candidate> = volunteers.iter().collect();
-        let problem = search::Problem::new(&everybody, &given);
+        let problem = search::Problem::new(&everybody, &given, given.floor_us(), search::Effort::WHOLE);
         let placed = assign(&given, None).ok();
         let us = placed.and_then(|line_up| line_up.slowest_us(&given));
         let best_us = best_us(&problem);
