@@ -10,22 +10,31 @@
 //! trial. Volunteers that as many others as there are stages beat in everything are left out before
 //! (`close_look`), so that 10,000 cost hardly more than 100.
 //!
-//! Begin with [`assign`]. One call places one pipeline; several take turns over the volunteers left.
+//! Several pipelines are disjoint, and get done what they get done together: the sum of one by each one's slowest
+//! part. There are as many as that does not fall by. Old ones stay or are repaired from their own rest and
+//! spares (`many`), new ones are dealt from those without a seat (`groups`), each group placed as above.
 //!
-//! Invariant: a line-up covers each stage once, in order, never over a volunteer's memory, and two that are
+//! Begin with [`assign`], which places one pipeline, then [`assign_all`].
+//!
+//! Invariant: no volunteer has two seats; a line-up covers each stage once, in order, never over a volunteer's memory, and two that are
 //! apart are never neighbours.
 
 mod close_look;
 mod costs;
 mod exact;
+mod groups;
 mod links;
+mod many;
 mod moves;
+mod rate;
 mod search;
+mod spares;
 
 use std::collections::BTreeSet;
 
 pub use costs::{StageCost, StageCosts};
 pub use links::{BYTES_PER_SECOND_ASSUMED, Border, Links, Measured};
+pub use many::{assign_all, repair};
 
 use crate::units::{PeerId, StageId, StageRange};
 use search::{Cover, Effort, LIMIT_MAX, Problem};
@@ -54,7 +63,7 @@ pub struct Candidate {
     pub holds: BTreeSet<StageId>,
 }
 
-/// What there is to place one pipeline from.
+/// What there is to place pipelines from.
 #[derive(Clone, Copy, Debug)]
 pub struct Given<'a> {
     /// Who may be given a seat.
@@ -63,7 +72,7 @@ pub struct Given<'a> {
     pub costs: &'a StageCosts,
     /// What is known of pairs of volunteers.
     pub links: &'a Links,
-    /// Seats there must be at least.
+    /// Seats there must be at least in a pipeline.
     pub seats_min: usize,
 }
 

@@ -166,12 +166,19 @@ impl<'a> Problem<'a> {
             let us = given.links.border_us(a, b, costs.border());
             us.unwrap_or(u64::MAX)
         };
-        let borders_us = volunteers
-            .iter()
-            .flat_map(|a| volunteers.iter().map(move |b| border(a, b)));
+        let count = volunteers.len();
+        let mut borders_us = vec![0; count * count];
+        for (row, a) in volunteers.iter().enumerate() {
+            for (column, b) in volunteers[..=row].iter().enumerate() {
+                // There and back are the same.
+                let us = border(a, b);
+                borders_us[row * count + column] = us;
+                borders_us[column * count + row] = us;
+            }
+        }
         Self {
             workers: volunteers.iter().map(worker).collect(),
-            borders_us: borders_us.collect(),
+            borders_us,
             costs,
             floor_us,
             stages: costs.all().end,
@@ -297,7 +304,13 @@ impl<'a> Problem<'a> {
         let mut best = within(LIMIT_MAX)?;
         let mut best_us = self.slowest_us(&best);
         let mut too_fast_us = self.floor_us.saturating_sub(1);
-        let gap = |best_us: u64| if is_small { 1 } else { 1 + best_us / self.effort.parts };
+        let gap = |best_us: u64| {
+            if is_small {
+                1
+            } else {
+                1 + best_us / self.effort.parts
+            }
+        };
         while too_fast_us.saturating_add(gap(best_us)) < best_us {
             let middle_us = too_fast_us + (best_us - too_fast_us) / 2;
             match within(middle_us) {
