@@ -10,25 +10,34 @@
 //! trial. Volunteers that as many others as there are stages beat in everything are left out before
 //! (`close_look`), so that 10,000 cost hardly more than 100.
 //!
-//! Begin with [`assign`]. One call places one pipeline; several take turns over the volunteers left.
+//! Several pipelines are disjoint, and get done what they get done together: the sum of one by each one's slowest
+//! part. There are as many as that does not fall by. Old ones stay or are repaired from their own rest and
+//! spares (`many`), new ones are dealt from those without a seat (`groups`), each group placed as above.
 //!
-//! Invariant: a line-up covers each stage once, in order, never over a volunteer's memory, and two that are
+//! Begin with [`assign`], which places one pipeline, then [`assign_all`].
+//!
+//! Invariant: no volunteer has two seats; a line-up covers each stage once, in order, never over a volunteer's memory, and two that are
 //! apart are never neighbours.
 
 mod close_look;
 mod costs;
 mod exact;
+mod groups;
 mod links;
+mod many;
 mod moves;
+mod rate;
 mod search;
+mod spares;
 
 use std::collections::BTreeSet;
 
 pub use costs::{StageCost, StageCosts};
 pub use links::{BYTES_PER_SECOND_ASSUMED, Border, Links, Measured};
+pub use many::{assign_all, repair};
 
 use crate::units::{PeerId, StageId, StageRange};
-use search::{Cover, LIMIT_MAX, Problem};
+use search::{Cover, Effort, LIMIT_MAX, Problem};
 
 /// A line-up is renewed only for a gain of more than this, and state is moved only for it.
 pub const GAIN_PERCENT_MIN: u64 = 10;
@@ -54,7 +63,7 @@ pub struct Candidate {
     pub holds: BTreeSet<StageId>,
 }
 
-/// What there is to place one pipeline from.
+/// What there is to place pipelines from.
 #[derive(Clone, Copy, Debug)]
 pub struct Given<'a> {
     /// Who may be given a seat.
@@ -63,7 +72,7 @@ pub struct Given<'a> {
     pub costs: &'a StageCosts,
     /// What is known of pairs of volunteers.
     pub links: &'a Links,
-    /// Seats there must be at least.
+    /// Seats there must be at least in a pipeline.
     pub seats_min: usize,
 }
 
@@ -187,7 +196,12 @@ impl Given<'_> {
 
     /// Microseconds that no line-up gets below: all stages shared out without a rest, or the heaviest one alone.
     fn floor_us(&self) -> u64 {
-        let mut paces: Vec<u128> = self.volunteers.iter().map(Candidate::pace).collect();
+        self.floor_us_of(self.volunteers.iter())
+    }
+
+    /// ... if only these may be given a seat.
+    fn floor_us_of<'c>(&self, volunteers: impl Iterator<Item = &'c Candidate>) -> u64 {
+        let mut paces: Vec<u128> = volunteers.map(Candidate::pace).collect();
         let stages = self.costs.all();
         if paces.len() > stages.count() {
             paces.select_nth_unstable(stages.count() - 1);
@@ -213,6 +227,15 @@ impl Given<'_> {
 /// # Errors
 /// What is waited for, in words.
 pub fn assign(given: &Given<'_>, old: Option<&LineUp>) -> Result<LineUp, NoPlacement> {
+    assign_with(given, old, Effort::WHOLE)
+}
+
+/// [`assign`] that looks at no more than `effort` allows.
+fn assign_with(
+    given: &Given<'_>,
+    old: Option<&LineUp>,
+    effort: Effort,
+) -> Result<LineUp, NoPlacement> {
     let seats_min = given.seats_min.max(1);
     if given.volunteers.len() < seats_min {
         return Err(NoPlacement::Volunteers {
@@ -221,8 +244,9 @@ pub fn assign(given: &Given<'_>, old: Option<&LineUp>) -> Result<LineUp, NoPlace
     }
     let old = old.filter(|old| old.is_possible(given));
     let old = old.and_then(|old| Some((old, old.slowest_us(given)?)));
+    let floor_us = given.floor_us();
     if let Some((old, old_us)) = old
-        && old_us <= with_gain(given.floor_us())
+        && old_us <= with_gain(floor_us)
     {
         return Ok(old.clone());
     }
@@ -231,10 +255,10 @@ pub fn assign(given: &Given<'_>, old: Option<&LineUp>) -> Result<LineUp, NoPlace
         .flat_map(|(old, _)| old.seats.iter().map(|(peer, _)| *peer))
         .collect();
     let close = close_look::close_look(given, &seated);
-    let problem = Problem::new(&close, given);
+    let problem = Problem::new(&close, given, floor_us, effort);
     let best = problem
         .fastest()
-        .map_err(|furthest| no_placement(&close, given, furthest))?;
+        .map_err(|furthest| no_placement(&close, given, furthest, effort))?;
     let limit_us = with_gain(problem.slowest_us(&best));
     if let Some((old, old_us)) = old
         && old_us <= limit_us
@@ -269,12 +293,18 @@ fn line_up(close: &[&Candidate], cover: &Cover) -> LineUp {
 }
 
 /// What is missing, where no line-up at all was found.
-fn no_placement(close: &[&Candidate], given: &Given<'_>, furthest: u16) -> NoPlacement {
+fn no_placement(
+    close: &[&Candidate],
+    given: &Given<'_>,
+    furthest: u16,
+    effort: Effort,
+) -> NoPlacement {
     let furthest = if given.links.apart().is_empty() {
         furthest
     } else {
         let links = &Links::default();
-        match Problem::new(close, &Given { links, ..*given }).fastest() {
+        let together = Given { links, ..*given };
+        match Problem::new(close, &together, given.floor_us(), effort).fastest() {
             Ok(_) => return NoPlacement::Apart,
             Err(furthest) => furthest,
         }

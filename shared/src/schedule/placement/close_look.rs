@@ -66,7 +66,8 @@ pub(super) fn close_look<'a>(given: &Given<'a>, seated: &BTreeSet<PeerId>) -> Ve
 }
 
 impl Candidate {
-    fn border_to_its_like_us(&self, costs: &StageCosts) -> u64 {
+    /// What a border to another like it would cost.
+    pub(super) fn border_to_its_like_us(&self, costs: &StageCosts) -> u64 {
         let rate = self.rate();
         costs
             .border()
@@ -105,9 +106,10 @@ fn best_linked(sorted: &[Looked<'_>], given: &Given<'_>, stages: usize) -> Vec<u
         .map(|(index, looked)| (looked.one.peer, index))
         .collect();
     let ends = |(a, b): (PeerId, PeerId)| Some((*indices.get(&a)?, *indices.get(&b)?));
-    let mut borders: Vec<(u64, usize, usize)> = given
-        .links
-        .known()
+    let known = sorted
+        .iter()
+        .flat_map(|looked| given.links.known_of(looked.one.peer));
+    let mut borders: Vec<(u64, usize, usize)> = known
         .filter_map(ends)
         .filter_map(|(a, b)| {
             let border = given.costs.border();

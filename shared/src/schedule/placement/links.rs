@@ -146,9 +146,10 @@ impl Links {
         of_peer.map(|((_, other), _)| *other).collect()
     }
 
-    /// Pairs of which anything is known, each once.
-    pub(super) fn known(&self) -> impl Iterator<Item = (PeerId, PeerId)> {
-        self.pairs.keys().copied().filter(|(a, b)| a < b)
+    /// Pairs of which anything is known and whose lesser end is `peer`.
+    pub(super) fn known_of(&self, peer: PeerId) -> impl Iterator<Item = (PeerId, PeerId)> {
+        let of_peer = self.pairs.range((peer, peer)..=(peer, PeerId(u64::MAX)));
+        of_peer.map(|(pair, _)| *pair).filter(|(a, b)| a < b)
     }
 
     /// Number of pairs of which anything is known.
@@ -163,11 +164,13 @@ impl Links {
     /// once there and back a step, and is shared by the step's microbatches.
     #[must_use]
     pub fn border_us(&self, a: &Candidate, b: &Candidate, border: &Border) -> Option<u64> {
-        if self.are_apart(a.peer, b.peer) {
+        let pair = self.pairs.get(&(a.peer, b.peer));
+        if pair.is_some_and(|pair| pair.apart) {
             return None;
         }
-        let measured = |from: PeerId, to: PeerId| self.pairs.get(&(from, to))?.measured;
-        let ends = [measured(a.peer, b.peer), measured(b.peer, a.peer)];
+        // Where nothing stands under one end, nothing stands under the other.
+        let turned = pair.and_then(|_| self.pairs.get(&(b.peer, a.peer)));
+        let ends = [pair, turned].map(|pair| pair?.measured);
         let known = ends.iter().flatten();
         let delay_us = known
             .clone()

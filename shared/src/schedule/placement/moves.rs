@@ -9,8 +9,6 @@
 use super::search::{Cover, LIMIT_MAX, Problem, Reach};
 use crate::random::Words;
 
-/// Steps of cutting an order that one call spends: seats times stages, over all trials.
-const WORK_MAX: usize = 3_000_000;
 /// Trials at most, however small the model.
 const TRIALS_MAX: usize = 16_000;
 /// Trials of one walk.
@@ -32,13 +30,17 @@ struct Walk<'a> {
 
 /// The best that bounded trial makes of `cover`.
 pub(super) fn bettered(problem: &Problem<'_>, cover: Cover) -> Cover {
+    let work_max = problem.effort().work_max;
+    if work_max == 0 {
+        return cover;
+    }
     let mut words = Words::new("placement trials", &[]);
     let mut walk = Walk::new(problem, &cover);
     let mut best = cover;
     let mut order = Vec::new();
     let mut work = 0;
     for trial in 0..TRIALS_MAX {
-        if work > WORK_MAX {
+        if work > work_max {
             break;
         }
         if trial % WALK_MAX == 0 {

@@ -20,10 +20,61 @@ pub(super) type Cover = Vec<(u16, u16)>;
 
 /// The longest time that is one: a border of more can't be passed.
 pub(super) const LIMIT_MAX: u64 = u64::MAX - 1;
-/// Partial line-ups times volunteers that one seat of [`Problem::fastest`] looks at.
-const STEPS_MAX: usize = 4_096;
-/// Partial line-ups times volunteers times stages that one stage of [`Problem::least_moved`] looks at.
-const MOVES_MAX: usize = 20_000;
+/// Partial line-ups that are kept at least where a search is thorough.
+const WIDTH_MIN: usize = 4;
+
+/// How much a search may look at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Effort {
+    /// Volunteers that are tried in all ways.
+    exact_max: usize,
+    /// Partial line-ups times volunteers that one seat of [`Problem::fastest`] looks at.
+    steps_max: usize,
+    /// Partial line-ups times volunteers times stages that one stage of [`Problem::least_moved`] looks at.
+    moves_max: usize,
+    /// Partial line-ups that are kept at least.
+    width_min: usize,
+    /// Steps of cutting an order that bettering it spends: seats times stages, over all trials.
+    pub(super) work_max: usize,
+    /// Found well enough, where not all ways are tried: within one part in so many of what can't be found.
+    parts: u64,
+}
+
+impl Effort {
+    /// For the only pipeline of a run.
+    pub(super) const WHOLE: Self = Self {
+        exact_max: exact::VOLUNTEERS_MAX,
+        steps_max: 4_096,
+        moves_max: 20_000,
+        width_min: WIDTH_MIN,
+        work_max: 3_000_000,
+        parts: u64::MAX,
+    };
+
+    /// For a first opinion of thousands of groups.
+    pub(super) const GLANCE: Self = Self {
+        exact_max: 6,
+        steps_max: 24,
+        moves_max: 0,
+        width_min: 1,
+        work_max: 0,
+        parts: 64,
+    };
+
+    /// For one of several pipelines, that share what a single one may spend.
+    pub(super) fn shared_by(pipelines: usize) -> Self {
+        let whole = Self::WHOLE;
+        let share = |of: usize, least: usize| (of * 4 / pipelines.max(4)).max(least);
+        Self {
+            exact_max: if pipelines <= 64 { whole.exact_max } else { 8 },
+            steps_max: share(whole.steps_max, 96),
+            moves_max: share(whole.moves_max, 200),
+            work_max: share(whole.work_max, 2_000),
+            width_min: if pipelines <= 64 { WIDTH_MIN } else { 2 },
+            parts: if pipelines <= 64 { whole.parts } else { 512 },
+        }
+    }
+}
 
 /// A volunteer's figures.
 struct Worker {
@@ -44,6 +95,7 @@ pub(super) struct Problem<'a> {
     floor_us: u64,
     stages: u16,
     seats_min: usize,
+    effort: Effort,
 }
 
 /// How far each volunteer reaches from each stage.
@@ -86,7 +138,13 @@ impl Partial {
 }
 
 impl<'a> Problem<'a> {
-    pub(super) fn new(volunteers: &[&Candidate], given: &Given<'a>) -> Self {
+    /// Nobody outside `volunteers` is looked at; none of their line-ups takes less than `floor_us`.
+    pub(super) fn new(
+        volunteers: &[&Candidate],
+        given: &Given<'a>,
+        floor_us: u64,
+        effort: Effort,
+    ) -> Self {
         let costs = given.costs;
         let worker = |one: &&Candidate| {
             let mut lacks = vec![0];
@@ -108,17 +166,35 @@ impl<'a> Problem<'a> {
             let us = given.links.border_us(a, b, costs.border());
             us.unwrap_or(u64::MAX)
         };
-        let borders_us = volunteers
-            .iter()
-            .flat_map(|a| volunteers.iter().map(move |b| border(a, b)));
+        let count = volunteers.len();
+        let mut borders_us = vec![0; count * count];
+        for (row, a) in volunteers.iter().enumerate() {
+            for (column, b) in volunteers[..=row].iter().enumerate() {
+                // There and back are the same.
+                let us = border(a, b);
+                borders_us[row * count + column] = us;
+                borders_us[column * count + row] = us;
+            }
+        }
         Self {
             workers: volunteers.iter().map(worker).collect(),
-            borders_us: borders_us.collect(),
+            borders_us,
             costs,
-            floor_us: given.floor_us(),
+            floor_us,
             stages: costs.all().end,
             seats_min: given.seats_min.max(1),
+            effort,
         }
+    }
+
+    fn is_small(&self) -> bool {
+        let volunteers = self.workers.len();
+        volunteers <= self.effort.exact_max && exact::is_small(volunteers, self.stages)
+    }
+
+    /// What it may look at.
+    pub(super) fn effort(&self) -> &Effort {
+        &self.effort
     }
 
     fn indices(&self) -> impl Iterator<Item = u16> + use<> {
@@ -217,7 +293,7 @@ impl<'a> Problem<'a> {
     /// # Errors
     /// The furthest stage that memory lets a line-up from the head reach, if there is none at all.
     pub(super) fn fastest(&self) -> Result<Cover, u16> {
-        let is_small = exact::is_small(self.workers.len(), self.stages);
+        let is_small = self.is_small();
         let within = |limit_us: u64| {
             let reach = self.reach(limit_us);
             match is_small {
@@ -228,7 +304,14 @@ impl<'a> Problem<'a> {
         let mut best = within(LIMIT_MAX)?;
         let mut best_us = self.slowest_us(&best);
         let mut too_fast_us = self.floor_us.saturating_sub(1);
-        while too_fast_us.saturating_add(1) < best_us {
+        let gap = |best_us: u64| {
+            if is_small {
+                1
+            } else {
+                1 + best_us / self.effort.parts
+            }
+        };
+        while too_fast_us.saturating_add(gap(best_us)) < best_us {
             let middle_us = too_fast_us + (best_us - too_fast_us) / 2;
             match within(middle_us) {
                 Ok(cover) => {
@@ -261,7 +344,7 @@ impl<'a> Problem<'a> {
     /// With `any_end` seats are also tried shorter than they can be: where neighbours are apart or memory is
     /// scarce, that can be what makes a line-up possible.
     fn cover(&self, reach: &Reach, limit_us: u64, any_end: bool) -> Result<Cover, u16> {
-        let width = (STEPS_MAX / self.workers.len()).clamp(4, 512);
+        let width = (self.effort.steps_max / self.workers.len()).clamp(self.effort.width_min, 512);
         let mut furthest = 0;
         let mut level = vec![Partial::default()];
         for seats in 1..=usize::from(self.stages).min(self.workers.len()) {
@@ -310,10 +393,11 @@ impl<'a> Problem<'a> {
     /// The line-up that moves the least state with no seat slower than `limit_us`; `known` if none is better.
     pub(super) fn least_moved(&self, limit_us: u64, known: Cover) -> Cover {
         let reach = self.reach(limit_us);
-        if exact::is_small(self.workers.len(), self.stages) {
+        if self.is_small() {
             return self.least_moved_of_all(limit_us, known);
         }
-        let width = (MOVES_MAX / (self.workers.len() * usize::from(self.stages))).clamp(4, 512);
+        let looked_at = self.workers.len() * usize::from(self.stages);
+        let width = (self.effort.moves_max / looked_at).clamp(self.effort.width_min, 512);
         let mut by_end: Vec<Vec<Partial>> = vec![Vec::new(); usize::from(self.stages) + 1];
         by_end[0].push(Partial::default());
         for first in 0..self.stages {

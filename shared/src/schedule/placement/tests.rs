@@ -1,11 +1,13 @@
 //! Line-ups against brute force, random line-ups, and what a reader expects.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 
 use super::*;
 use crate::config::run::RunConfig;
+use crate::units::PipelineId;
 
 /// Stages of one block and 100 bytes each.
 fn even(stages: usize) -> StageCosts {
@@ -366,5 +368,8 @@ fn a_slow_link_is_placed_around() {
     .assert_eq(&format!("{around}\n{anyway}"));
 }
 
+mod many;
+mod many_properties;
+mod many_size;
 mod properties;
 mod size;

@@ -125,7 +125,7 @@ pub(super) fn any_links(last: u64) -> impl Strategy<Value = Links> {
     })
 }
 
-fn with_holds(holds: BTreeSet<u16>) -> impl Fn(Candidate) -> Candidate {
+pub(super) fn with_holds(holds: BTreeSet<u16>) -> impl Fn(Candidate) -> Candidate {
     move |one| {
         let shift = u16::try_from(one.peer.0 % 5).expect("below 5");
         let holds: Vec<u16> = holds.iter().map(|stage| stage / 3 + shift).collect();

@@ -6,15 +6,15 @@ use crate::schedule::placement::search::{LIMIT_MAX, Problem};
 use crate::schedule::placement::{exact, search};
 
 /// Draws numbers for a test.
-struct Lot(Words);
+pub(super) struct Lot(pub(super) Words);
 
 impl Lot {
-    fn below(&mut self, bound: u32) -> u64 {
+    pub(super) fn below(&mut self, bound: u32) -> u64 {
         u64::from(self.0.next_word() % bound)
     }
 
     /// Volunteers at home, as different as they are.
-    fn volunteers(&mut self, count: u64, memory_bytes_min: u64) -> Vec<Candidate> {
+    pub(super) fn volunteers(&mut self, count: u64, memory_bytes_min: u64) -> Vec<Candidate> {
         let one = |peer| Candidate {
             throttle_percent: 10 + u8::try_from(self.below(91)).expect("below 91"),
             memory_bytes: memory_bytes_min + self.below(1 << 31) * 4,
@@ -29,7 +29,7 @@ impl Lot {
         (0..count).map(one).collect()
     }
 
-    fn links(&mut self, volunteers: u32, measured: u32, apart: u32) -> Links {
+    pub(super) fn links(&mut self, volunteers: u32, measured: u32, apart: u32) -> Links {
         let mut links = Links::default();
         for _ in 0..measured {
             let measured = Measured {
@@ -105,7 +105,8 @@ fn excesses(cases: u64) -> Vec<u64> {
         let links = lot.links(count, 30, 4);
         let given = given(&volunteers, &costs, &links, 1);
         let everybody: Vec<&Candidate> = volunteers.iter().collect();
-        let problem = search::Problem::new(&everybody, &given);
+        let problem =
+            search::Problem::new(&everybody, &given, given.floor_us(), search::Effort::WHOLE);
         let placed = assign(&given, None).ok();
         let us = placed.and_then(|line_up| line_up.slowest_us(&given));
         let best_us = best_us(&problem);
