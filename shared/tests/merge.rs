@@ -368,7 +368,10 @@ fn what_does_not_fit_is_refused_in_words() {
         outer_step(&shape, &group.config, &mut weights, &mut momentum, parts)
     };
 
-    check_refusal(averaged(&[part.clone()]), expect!["1 parts of 2 members"]);
+    check_refusal(
+        averaged(std::slice::from_ref(part)),
+        expect!["1 parts of 2 members"],
+    );
     check_refusal(
         averaged(&[part.clone(), part.slice(1..)]),
         expect!["the part of member 1 has 515 bytes, should have 516"],
@@ -434,7 +437,7 @@ fn a_part_in_f32_that_is_not_finite_is_refused() {
         &shape,
         &group.config,
         &mut weights,
-        &mut vec![vec![0.0; 10]],
+        &mut [vec![0.0; 10]],
         &parts,
     );
     check_refusal(
