@@ -265,6 +265,34 @@ fn the_outer_momentum_goes_with_the_round_s_beginning_and_training_alone_ends_it
     }
 }
 
+#[test]
+fn the_outer_step_goes_on_from_the_momentum_that_the_round_began_with() {
+    let mut merging = in_their_second_round();
+    let ends: Vec<Vec<Snapshot>> = merging
+        .pipelines
+        .iter_mut()
+        .map(Pipeline::snapshot)
+        .collect();
+    let result = merging.merge(Round(2), 1, &ends, &[1, 1]);
+    let read = |snapshot: &Snapshot| {
+        let state = StageState::from_blob(&merging.run.model, 1, &snapshot.blob);
+        let state = state.expect("own blob");
+        (
+            state.weights.concat(),
+            state.outer.expect("it has one").concat(),
+        )
+    };
+    let ((weights, momentum), (start, before)) = (read(&result[0]), read(&merging.starts[0][1]));
+    assert!(before.iter().any(|momentum| *momentum != 0.0));
+    for at in 0..weights.len() {
+        // What the average must have been, and what it must have done.
+        let average = momentum[at] - 0.9 * before[at];
+        let moved = 0.7 * (average + 0.9 * momentum[at]);
+        let error = (start[at] - moved - weights[at]).abs();
+        assert!(error < 1e-6, "value {at} is off by {error}");
+    }
+}
+
 fn check_refusal(done: Done, expected: Expect) {
     match done {
         Done::Refused { reason } => expected.assert_eq(&reason),
