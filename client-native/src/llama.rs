@@ -153,14 +153,8 @@ impl PlainModel {
     /// The model on a device, ready to compute.
     pub fn stage(&self, device: &Device) -> Stage {
         let of = |parameter: &Parameter| self.weights[&parameter.name].clone();
-        let parameters = self.config.parameters_of(0);
-        let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.values()]).collect();
-        let state = StageState {
-            weights: parameters.iter().map(of).collect(),
-            first: zeros.clone(),
-            second: zeros,
-            updates: 0,
-        };
+        let weights = self.config.parameters_of(0).iter().map(of).collect();
+        let state = StageState::untrained(weights);
         Stage::new(&self.config, 0, Numerics::default(), state, device)
     }
 

@@ -77,7 +77,7 @@ impl<'a> Pipeline<'a> {
             };
             let states = vec![StageState::Seed; stages.iter().count()];
             let done = pollster::block_on(engine.run(Job::Seat { stages, states }));
-            if done != Done::Seated {
+            if !matches!(done, Done::Seated { .. }) {
                 return Err(format!("no seat: {done:?}").into());
             }
             engines.push(engine);

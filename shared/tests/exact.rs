@@ -61,18 +61,11 @@ fn weights(config: &ModelConfig, words: &mut Words) -> Named {
 
 fn build(config: &ModelConfig, weights: &Named) -> Vec<Stage> {
     let stage = |index| {
-        let list: Vec<Vec<f32>> = config
-            .parameters_of(index)
+        let parameters = config.parameters_of(index);
+        let list = parameters
             .iter()
-            .map(|parameter| weights[&parameter.name].1.clone())
-            .collect();
-        let zeros: Vec<Vec<f32>> = list.iter().map(|values| vec![0.0; values.len()]).collect();
-        let state = StageState {
-            weights: list,
-            first: zeros.clone(),
-            second: zeros,
-            updates: 0,
-        };
+            .map(|parameter| weights[&parameter.name].1.clone());
+        let state = StageState::untrained(list.collect());
         Stage::new(config, index, Numerics::default(), state, &device())
     };
     (0..config.stages).map(stage).collect()

@@ -5,220 +5,23 @@
     clippy::wildcard_enum_match_arm,
     reason = "any answer but the expected one fails the test"
 )]
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "a clip scale is rounded to f32 on purpose"
-)]
+
+#[allow(dead_code, reason = "each test uses what it needs of it")]
+mod pipeline;
 
 use burn::tensor::Device;
 use bytes::Bytes;
 use pollster::block_on;
 use proptest::prelude::*;
-use shared::compute::{Compute, Done, Input, Job, Snapshot, StageState as Source};
-use shared::config::model::{Codec, ModelConfig, NumberFormat};
-use shared::config::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use shared::compute::{Compute, Done, Input, Job, StageState as Source};
+use shared::config::model::{Codec, NumberFormat};
+use shared::config::run::RunConfig;
 use shared::model::engine::Engine;
-use shared::units::{Microbatch, PipelineId, Round, Span, StageRange, Step};
-use shared::wire::frame::{Mode, Place, Slot};
+use shared::units::StageRange;
+use shared::wire::frame::Mode;
 use shared::wire::number::payload_bytes;
 
-const SUBSPACE: Codec = Codec::Subspace { rank: 4 };
-
-fn run_config(codec: Codec, format: NumberFormat, seed: u64) -> RunConfig {
-    RunConfig {
-        name: "test".into(),
-        seed,
-        model: ModelConfig {
-            d_model: 16,
-            heads: 2,
-            d_ff: 24,
-            blocks: 5,
-            stages: 4,
-            vocabulary: 11,
-            context: 8,
-            codec,
-        },
-        format,
-        training: TrainingConfig {
-            batch: 4,
-            microbatches: 2,
-            learning_rate: 1e-2,
-            clip: 1.0,
-            samples: 4000,
-            warmup_samples: 0,
-        },
-        schedule: ScheduleConfig {
-            round_steps: 4,
-            round_max: Span::from_secs(60),
-            seats_min: 1,
-            pipelines_max: 1,
-            eval_rounds: 0,
-            eval_microbatches: 0,
-            checkpoint: Span::from_secs(300),
-            rewind_wait: Span::from_secs(15),
-        },
-    }
-}
-
-/// Engines in a row that cover the model, and what they do together.
-struct Pipeline {
-    run: RunConfig,
-    seats: Vec<Engine>,
-    step: u32,
-    /// Border bytes that crossed between engines.
-    border_bytes: usize,
-}
-
-/// What one step came to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct StepResult {
-    loss: f64,
-    norm_squared: f64,
-}
-
-impl Pipeline {
-    /// Seats cut before each of `cuts`, from the seed or from snapshots.
-    fn new(run: &RunConfig, cuts: &[u16], states: Option<&[Snapshot]>) -> Self {
-        let stages = u16::try_from(run.model.stages).expect("few");
-        let bounds: Vec<u16> = [0]
-            .into_iter()
-            .chain(cuts.iter().copied())
-            .chain([stages])
-            .collect();
-        let seats = bounds.windows(2).map(|pair| {
-            let range = StageRange {
-                first: pair[0],
-                end: pair[1],
-            };
-            let states = range.iter().map(|stage| match states {
-                None => Source::Seed,
-                Some(snapshots) => Source::Blob(snapshots[usize::from(stage.0)].blob.clone()),
-            });
-            let mut engine = Engine::new(run.clone(), Device::flex());
-            let job = Job::Seat {
-                stages: range,
-                states: states.collect(),
-            };
-            assert_eq!(block_on(engine.run(job)), Done::Seated);
-            engine
-        });
-        Self {
-            run: run.clone(),
-            seats: seats.collect(),
-            step: 0,
-            border_bytes: 0,
-        }
-    }
-
-    fn slot(&self, microbatch: u16) -> Slot {
-        let place = Place {
-            pipeline: PipelineId(0),
-            epoch: Default::default(),
-            round: Round(0),
-        };
-        Slot {
-            place,
-            step: Step(self.step),
-            microbatch: Microbatch(microbatch),
-        }
-    }
-
-    fn forward(&mut self, slot: Slot, mode: Mode, tokens: &[u32]) -> Option<f64> {
-        let mut boundary = None;
-        let mut loss = None;
-        for engine in &mut self.seats {
-            let input = Input {
-                tokens: tokens.to_vec(),
-                boundary,
-                first_sample: 7,
-            };
-            match block_on(engine.run(Job::Forward { slot, mode, input })) {
-                Done::Forward {
-                    boundary: out,
-                    loss_sum,
-                    ..
-                } => {
-                    self.border_bytes += out.as_ref().map_or(0, Bytes::len);
-                    boundary = out;
-                    loss = loss_sum;
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        loss
-    }
-
-    /// One step over all microbatches, clipped as the head would.
-    fn train(&mut self, tokens: &[u32]) -> StepResult {
-        let microbatches = usize::from(self.run.training.microbatches);
-        let step_tokens = self.run.step_tokens();
-        let mut result = StepResult {
-            loss: 0.0,
-            norm_squared: 0.0,
-        };
-        for (index, tokens) in tokens.chunks(tokens.len() / microbatches).enumerate() {
-            let slot = self.slot(u16::try_from(index).expect("few"));
-            self.forward(slot, Mode::Train, tokens);
-            let mut gradient = None;
-            let step_tokens = (index + 1 == microbatches).then_some(step_tokens);
-            for engine in self.seats.iter_mut().rev() {
-                match block_on(engine.run(Job::Backward {
-                    slot,
-                    gradient,
-                    step_tokens,
-                })) {
-                    Done::Backward {
-                        gradient: out,
-                        loss_sum,
-                        norm_squared,
-                        ..
-                    } => {
-                        self.border_bytes += out.as_ref().map_or(0, Bytes::len);
-                        gradient = out;
-                        result.loss += loss_sum.unwrap_or(0.0);
-                        result.norm_squared += norm_squared.unwrap_or(0.0);
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
-        }
-        result.loss /= step_tokens as f64;
-        let scale = (self.run.training.clip / result.norm_squared.sqrt()).min(1.0) as f32;
-        let samples_done = u64::from(self.step) * u64::from(self.run.training.batch);
-        for engine in &mut self.seats {
-            let step = Step(self.step);
-            let job = Job::Apply {
-                step,
-                scale,
-                samples_done,
-                step_tokens,
-            };
-            assert_eq!(block_on(engine.run(job)), Done::Applied { step });
-        }
-        self.step += 1;
-        result
-    }
-
-    fn snapshot(&mut self) -> Vec<Snapshot> {
-        let mut all = Vec::new();
-        for engine in &mut self.seats {
-            match block_on(engine.run(Job::Snapshot { round: Round(1) })) {
-                Done::Snapshot { stages, .. } => all.extend(stages),
-                other => panic!("{other:?}"),
-            }
-        }
-        all
-    }
-}
-
-/// Sequences that count up from somewhere, `[batch, context + 1]`: easy to learn.
-fn counting(run: &RunConfig, salt: u32) -> Vec<u32> {
-    let vocabulary = u32::try_from(run.model.vocabulary).expect("small");
-    let context = u32::try_from(run.model.context).expect("small");
-    let rows = (0..run.training.batch).map(|row| (row * 5 + salt * 3) % vocabulary);
-    rows.flat_map(|start| (0..=context).map(move |at| (start + at) % vocabulary))
-        .collect()
-}
+use pipeline::{Pipeline, SUBSPACE, counting, run_config};
 
 fn codecs() -> impl Strategy<Value = Codec> {
     prop_oneof![Just(Codec::Dense), Just(SUBSPACE)]
@@ -306,6 +109,7 @@ fn a_restored_snapshot_goes_on_with_the_same_bits() {
     let mut restored = Pipeline::new(&run, &[2], Some(&snapshots));
     assert_eq!(restored.snapshot(), snapshots);
     restored.step = original.step;
+    restored.samples_done = original.samples_done;
     for step in 3..6 {
         let tokens = counting(&run, step);
         assert_eq!(original.train(&tokens), restored.train(&tokens));
@@ -325,14 +129,16 @@ fn taking_the_seat_again_forgets_everything_since() {
         stages,
         states: vec![Source::Seed; 4],
     };
-    assert_eq!(block_on(pipeline.seats[0].run(job)), Done::Seated);
+    let seated = block_on(pipeline.seats[0].1.run(job));
+    let agreed = untouched.iter().map(|stage| stage.agreed).collect();
+    assert_eq!(seated, Done::Seated { agreed });
     let job = Job::Backward {
         slot,
         gradient: None,
         step_tokens: None,
     };
     assert!(matches!(
-        block_on(pipeline.seats[0].run(job)),
+        block_on(pipeline.seats[0].1.run(job)),
         Done::Refused { .. }
     ));
     assert_eq!(pipeline.snapshot(), untouched);
@@ -345,7 +151,7 @@ fn generation_continues_what_was_learnt() {
     for step in 0..80 {
         pipeline.train(&counting(&run, step));
     }
-    let seat = pipeline.seats[0].seat().expect("it was taken");
+    let seat = pipeline.seats[0].1.seat().expect("it was taken");
     let mut tokens = vec![3, 4];
     // Past the context, too: the window slides.
     while tokens.len() < 14 {
@@ -452,7 +258,7 @@ fn a_stage_that_makes_nan_from_finite_input_is_named() {
         let slot = poisoned.slot(0);
         let mut boundary = None;
         let mut blamed = None;
-        for engine in &mut poisoned.seats {
+        for (_, engine) in &mut poisoned.seats {
             let input = Input {
                 tokens: counting(&run, 0),
                 boundary,

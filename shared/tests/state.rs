@@ -30,9 +30,26 @@ fn refusal(stage: usize, blob: &[u8]) -> StateError {
     StageState::from_blob(&config(), stage, blob).expect_err("refused")
 }
 
+/// What a merge left, with an outer momentum of small numbers.
+fn merged(stage: usize) -> StageState {
+    let mut state = initial(stage);
+    state.outer = Some(state.weights.clone());
+    state
+}
+
 /// The blob of stage 1 with one tensor replaced.
 fn forged(name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) -> Vec<u8> {
-    let blob = initial(1).to_blob(&config(), 1);
+    forged_of(&initial(1), name, dtype, shape, data)
+}
+
+fn forged_of(
+    state: &StageState,
+    name: &str,
+    dtype: Dtype,
+    shape: &[usize],
+    data: &[u8],
+) -> Vec<u8> {
+    let blob = state.to_blob(&config(), 1);
     let file = SafeTensors::deserialize(&blob).expect("own blob");
     let mut tensors: Vec<(String, TensorView<'_>)> = file.tensors();
     tensors.retain(|(other, _)| other != name);
@@ -62,6 +79,63 @@ fn the_agreed_digest_covers_every_weight() {
         let mut state = initial(1);
         *state.weights[index].last_mut().expect("not empty") += 1.0;
         assert_ne!(state.agreed_digest(), reference, "tensor {index}");
+    }
+}
+
+#[test]
+fn a_state_with_outer_momentum_reads_back_what_it_wrote_and_hashes_alike() {
+    for stage in 0..3 {
+        let state = merged(stage);
+        let blob = state.to_blob(&config(), stage);
+        let read = StageState::from_blob(&config(), stage, &blob).expect("own blob");
+        assert_eq!(read, state);
+        assert_eq!(read.agreed_digest(), state.agreed_digest());
+        assert_ne!(blob, initial(stage).to_blob(&config(), stage));
+    }
+}
+
+#[test]
+fn the_agreed_digest_covers_the_outer_momentum_if_there_is_one() {
+    let reference = merged(1).agreed_digest();
+    assert_ne!(reference, initial(1).agreed_digest());
+    for index in 0..initial(1).weights.len() {
+        let mut state = merged(1);
+        let outer = state.outer.as_mut().expect("it has one");
+        *outer[index].last_mut().expect("not empty") += 1.0;
+        assert_ne!(state.agreed_digest(), reference, "tensor {index}");
+        let mut state = merged(1);
+        *state.first[index].last_mut().expect("not empty") += 1.0;
+        assert_eq!(state.agreed_digest(), reference, "tensor {index}");
+    }
+}
+
+#[test]
+fn a_forged_outer_momentum_is_refused_by_name() {
+    let nan = [f32::NAN.to_le_bytes(); 8].concat();
+    let zeros = [0_u8; 8 * 4];
+    let name = "outer/block.1.norm_mlp";
+    let cases = [
+        (
+            forged_of(&merged(1), name, Dtype::F32, &[8], &nan),
+            "outer/block.1.norm_mlp holds a value",
+        ),
+        (
+            forged_of(&merged(1), name, Dtype::F32, &[2, 4], &zeros),
+            "outer/block.1.norm_mlp is F32 [2, 4], should be F32 [8]",
+        ),
+        (
+            forged_of(&merged(1), "extra", Dtype::F32, &[8], &zeros),
+            "38 tensors, stage 1 has 28",
+        ),
+        // A part of a momentum is none.
+        (
+            forged(name, Dtype::F32, &[8], &zeros),
+            "29 tensors, stage 1 has 28",
+        ),
+    ];
+    for (blob, expected) in cases {
+        let text = refusal(1, &blob).to_string();
+        assert!(text.starts_with(expected), "{text}");
     }
 }
 

@@ -65,20 +65,8 @@ fn logits_of_run(
     let batch = codec.batch_of(tokens, tokens, tokens.len(), &device);
     let mut border = None;
     for (index, parameters) in weights.iter().enumerate() {
-        let values: Vec<Vec<f32>> = parameters
-            .iter()
-            .map(|(_, values)| values.clone())
-            .collect();
-        let zeros: Vec<Vec<f32>> = values
-            .iter()
-            .map(|values| vec![0.0; values.len()])
-            .collect();
-        let state = StageState {
-            weights: values,
-            first: zeros.clone(),
-            second: zeros,
-            updates: 0,
-        };
+        let values = parameters.iter().map(|(_, values)| values.clone());
+        let state = StageState::untrained(values.collect());
         let stage = Stage::new(config, index, Numerics::default(), state, &device);
         if config.is_last(index) {
             return stage

@@ -146,7 +146,13 @@ fn fail_as_asked(engine: &mut Engine, job: &Job) {
             mode: Mode::Train, ..
         } => is_due(Point::NanWeight),
         Job::Backward { .. } => is_due(Point::NanGradient),
-        Job::Seat { .. } | Job::Forward { .. } | Job::Apply { .. } | Job::Snapshot { .. } => false,
+        Job::Seat { .. }
+        | Job::Forward { .. }
+        | Job::Apply { .. }
+        | Job::Snapshot { .. }
+        | Job::Contribute { .. }
+        | Job::Average { .. }
+        | Job::OuterStep { .. } => false,
     };
     if due {
         engine.spoil();

@@ -41,10 +41,8 @@ async fn jobs_go_to_the_device_and_results_come_back() {
     let (mut prepared, _heard) = prepared().await;
     let states = vec![StageState::Seed; 4];
     let stages = StageRange { first: 0, end: 4 };
-    assert_eq!(
-        prepared.compute.run(Job::Seat { stages, states }).await,
-        Done::Seated
-    );
+    let seated = prepared.compute.run(Job::Seat { stages, states }).await;
+    assert!(matches!(seated, Done::Seated { agreed } if agreed.len() == 4));
     let snapshot = prepared
         .compute
         .run(Job::Snapshot { round: Round(1) })

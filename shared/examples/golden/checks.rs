@@ -313,16 +313,7 @@ fn state(golden: &Golden<'_>, config: &ModelConfig, index: usize) -> Result<Stag
         }
         weights.push(values);
     }
-    let zeros: Vec<Vec<f32>> = weights
-        .iter()
-        .map(|values| vec![0.0; values.len()])
-        .collect();
-    Ok(StageState {
-        weights,
-        first: zeros.clone(),
-        second: zeros,
-        updates: 0,
-    })
+    Ok(StageState::untrained(weights))
 }
 
 /// A parameter's name without its block.

@@ -1,21 +1,25 @@
 //! The model behind [`Compute`]: jobs in, results out, on one device.
 //!
-//! Translates between jobs and [`Seat`]. Decides nothing: whatever does not fit is refused with a reason,
-//! and a device that is lost is told as such. The futures do their work between awaits without yielding, so
+//! Translates between jobs and [`Seat`], and [`super::merge`] for what pipelines make of each other's. Decides nothing:
+//! whatever does not fit is refused with a reason, and a device that is lost is told as such. The futures do their work between awaits without yielding, so
 //! give an engine a thread of its own (natively) or a worker (in a browser).
+
+mod merging;
 
 use burn::tensor::Device;
 use bytes::Bytes;
 
+use self::merging::Refusal;
 use super::codec::BorderCodec;
 use super::learning_rate::learning_rate;
 use super::seat::{Seat, SeatError};
 use super::state::{StageState, StateError};
-use crate::compute::{Compute, Done, Job, StageState as Source};
+use crate::compute::{Compute, Done, Input, Job, StageState as Source};
 use crate::config::run::RunConfig;
 use crate::derive::Derivation;
-use crate::units::{StageId, StageRange};
-use crate::wire::frame::Slot;
+use crate::units::{Digest, StageId, StageRange};
+use crate::wire::frame::{Mode, Slot};
+use crate::wire::merge::Shape;
 
 /// Does the work of a seat on a device.
 #[derive(Debug)]
@@ -42,11 +46,15 @@ impl Engine {
         }
     }
 
-    /// Takes `stages` from their states, dropping what was there before.
+    /// Takes `stages` from their states, dropping what was there before. Gives the hash of each one's agreed part.
     ///
     /// # Errors
     /// If the stages are not the model's, or a blob is not the state of its stage.
-    pub fn take_seat(&mut self, stages: StageRange, sources: &[Source]) -> Result<(), String> {
+    pub fn take_seat(
+        &mut self,
+        stages: StageRange,
+        sources: &[Source],
+    ) -> Result<Vec<Digest>, String> {
         let count = self.run.model.stages;
         if stages.first >= stages.end || usize::from(stages.end) > count {
             return Err(format!("{stages} of a model with {count} stages"));
@@ -64,7 +72,8 @@ impl Engine {
             .iter()
             .zip(sources)
             .map(state)
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let agreed = states.iter().map(StageState::agreed_digest).collect();
         // The old seat goes first: both at once may not fit into the device.
         self.seat = None;
         let range = usize::from(stages.first)..usize::from(stages.end);
@@ -75,7 +84,7 @@ impl Engine {
             states,
             &self.device,
         ));
-        Ok(())
+        Ok(agreed)
     }
 
     /// The seat, once taken.
@@ -97,40 +106,25 @@ impl Engine {
     }
 
     async fn work(&mut self, job: Job) -> Result<Done, (Option<Slot>, SeatError)> {
-        if let Job::Seat { stages, states } = job {
-            let taken = self.take_seat(stages, &states);
-            return Ok(taken.map_or_else(|reason| Done::Refused { reason }, |()| Done::Seated));
-        }
-        let Some(seat) = &mut self.seat else {
-            return Ok(Done::Refused {
-                reason: "no seat was taken yet".to_owned(),
-            });
-        };
         match job {
-            Job::Seat { .. } => unreachable!("done above"),
+            Job::Seat { stages, states } => {
+                let taken = self.take_seat(stages, &states);
+                Ok(taken.map_or_else(
+                    |reason| Done::Refused { reason },
+                    |agreed| Done::Seated { agreed },
+                ))
+            }
             Job::Forward { slot, mode, input } => {
-                let done = seat.forward(slot, mode, &input).await;
-                let done = done.map_err(|error| (Some(slot), error))?;
-                let boundary = done.boundary.map(Bytes::from);
-                Ok(Done::Forward {
-                    slot,
-                    boundary,
-                    loss_sum: done.loss_sum,
-                })
+                let done = self.forward(slot, mode, &input).await;
+                done.map_err(|error| (Some(slot), error))
             }
             Job::Backward {
                 slot,
                 gradient,
                 step_tokens,
             } => {
-                let done = seat.backward(slot, gradient.as_deref(), step_tokens).await;
-                let done = done.map_err(|error| (Some(slot), error))?;
-                Ok(Done::Backward {
-                    slot,
-                    gradient: done.gradient.map(Bytes::from),
-                    loss_sum: done.loss_sum,
-                    norm_squared: done.norm_squared,
-                })
+                let done = self.backward(slot, gradient, step_tokens).await;
+                done.map_err(|error| (Some(slot), error))
             }
             Job::Apply {
                 step,
@@ -138,22 +132,87 @@ impl Engine {
                 samples_done,
                 step_tokens,
             } => {
-                seat.apply(
-                    scale,
-                    learning_rate(&self.run.training, samples_done),
-                    step_tokens,
-                );
+                let rate = learning_rate(&self.run.training, samples_done);
+                let seat = self.taken().map_err(|error| (None, error))?;
+                seat.apply(scale, rate, step_tokens);
                 Ok(Done::Applied { step })
             }
             Job::Snapshot { round } => {
+                let seat = self.taken().map_err(|error| (None, error))?;
                 let stages = seat
                     .snapshot()
                     .await
                     .map_err(|error| (None, error.into()))?;
                 Ok(Done::Snapshot { round, stages })
             }
+            Job::Contribute {
+                shape,
+                start,
+                end,
+                residual,
+            } => Ok(merged(
+                &shape,
+                self.contribute(&shape, &start, &end, &residual),
+            )),
+            Job::Average {
+                shape,
+                parts,
+                residual,
+            } => Ok(merged(&shape, self.average(&shape, &parts, &residual))),
+            Job::OuterStep {
+                shape,
+                round,
+                start,
+                end,
+                parts,
+            } => {
+                let done = self.outer_step(&shape, round, &start, &end, &parts);
+                Ok(merged(&shape, done))
+            }
         }
     }
+
+    /// The seat, for a job that needs one.
+    fn taken(&mut self) -> Result<&mut Seat, SeatError> {
+        let none = || SeatError::Refused {
+            reason: "no seat was taken yet".to_owned(),
+        };
+        self.seat.as_mut().ok_or_else(none)
+    }
+
+    async fn forward(&mut self, slot: Slot, mode: Mode, input: &Input) -> Result<Done, SeatError> {
+        let done = self.taken()?.forward(slot, mode, input).await?;
+        Ok(Done::Forward {
+            slot,
+            boundary: done.boundary.map(Bytes::from),
+            loss_sum: done.loss_sum,
+        })
+    }
+
+    async fn backward(
+        &mut self,
+        slot: Slot,
+        gradient: Option<Bytes>,
+        step_tokens: Option<u64>,
+    ) -> Result<Done, SeatError> {
+        let seat = self.taken()?;
+        let done = seat
+            .backward(slot, gradient.as_deref(), step_tokens)
+            .await?;
+        Ok(Done::Backward {
+            slot,
+            gradient: done.gradient.map(Bytes::from),
+            loss_sum: done.loss_sum,
+            norm_squared: done.norm_squared,
+        })
+    }
+}
+
+/// What a job of a merge gave, or why not, in words.
+fn merged(shape: &Shape, done: Result<Done, Refusal>) -> Done {
+    done.unwrap_or_else(|refusal| Done::Refused {
+        reason: format!("merge of stage {}: {refusal}", shape.stage),
+    })
 }
 
 impl Compute for Engine {

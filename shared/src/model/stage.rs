@@ -84,6 +84,8 @@ impl Stage {
             first,
             second,
             updates,
+            // Training does not touch it: whoever merges takes it from the round's beginning.
+            outer: _,
         } = state;
         let mut weights: Vec<Option<Vec<f32>>> = weights.into_iter().map(Some).collect();
         let layers = Layers::new(config, index, numerics, device, |name| {

@@ -1,15 +1,19 @@
 //! A stage's state on the host: from the seed, from a blob, to a blob, and its hashes.
 //!
 //! A **blob** is one safetensors file with weights under their names, moments under `first/NAME` and
-//! `second/NAME`, and the optimizer's number of updates under `updates`. Its own BLAKE3 hash
-//! names it in transfers and in the store. The **agreed** digest covers the weights alone, in name order, f32
-//! little-endian: what all replicas must hold alike at a commit.
+//! `second/NAME`, the optimizer's number of updates under `updates`, and, where pipelines merged, the outer
+//! momentum under `outer/NAME`. Its own BLAKE3 hash names it in transfers and in the store. The **agreed** digest covers
+//! the weights and then the outer momentum, if there is one, each in name order, f32 little-endian: what all replicas
+//! must hold alike at a commit.
 //!
 //! Blobs come from strangers. Invariant: a [`StageState`] that was read from one has exactly the
-//! tensors of its stage, in their shapes, all finite. Knows nothing of devices but how to read one.
+//! tensors of its stage, in their shapes, all finite. [`Blob`] reads some of them alone. Knows nothing of devices but
+//! how to read one.
+
+use std::borrow::Cow;
 
 use burn::tensor::Transaction;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::View;
 use safetensors::{Dtype, SafeTensors};
 
 use super::stage::Stage;
@@ -28,6 +32,16 @@ pub struct StageState {
     pub second: Vec<Vec<f32>>,
     /// AdamW's updates so far, t.
     pub updates: u64,
+    /// Momentum of the outer step; none before the first one, and after a round of a single pipeline.
+    pub outer: Option<Vec<Vec<f32>>>,
+}
+
+/// A stage's blob with exactly its tensors' number; each is checked when it is read.
+#[derive(Debug)]
+pub struct Blob<'a> {
+    file: SafeTensors<'a>,
+    parameters: Vec<Parameter>,
+    has_outer: bool,
 }
 
 /// Why a blob was refused. Fetch it from somebody else.
@@ -86,19 +100,20 @@ impl StageState {
     /// What `stage` begins training from.
     #[must_use]
     pub fn initial(derivation: &Derivation, stage: usize) -> Self {
-        let weights: Vec<Vec<f32>> = derivation
-            .initial_weights(stage)
-            .map(|(_, values)| values)
-            .collect();
-        let zeros: Vec<Vec<f32>> = weights
-            .iter()
-            .map(|values| vec![0.0; values.len()])
-            .collect();
+        let weights = derivation.initial_weights(stage);
+        Self::untrained(weights.map(|(_, values)| values).collect())
+    }
+
+    /// These weights, as if no step had been made yet.
+    #[must_use]
+    pub fn untrained(weights: Vec<Vec<f32>>) -> Self {
+        let zeros = zeros(&weights);
         Self {
             weights,
             first: zeros.clone(),
             second: zeros,
             updates: 0,
+            outer: None,
         }
     }
 
@@ -121,14 +136,15 @@ impl StageState {
             first,
             second,
             updates,
+            outer: None,
         })
     }
 
-    /// Hash of the weights: equal in all replicas at a commit.
+    /// Hash of weights and outer momentum: equal in all replicas at a commit.
     #[must_use]
     pub fn agreed_digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
-        for values in &self.weights {
+        for values in self.weights.iter().chain(self.outer.iter().flatten()) {
             hasher.update(&to_bytes(values));
         }
         Digest(*hasher.finalize().as_bytes())
@@ -146,31 +162,20 @@ impl StageState {
             self.weights.len(),
             "state of stage {stage}"
         );
-        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        let mut tensors: Vec<(String, Entry<'_>)> = Vec::new();
         for (index, Parameter { name, shape, .. }) in parameters.iter().enumerate() {
-            let mut add = |name: String, values: &[f32]| {
-                tensors.push((name, shape.clone(), to_bytes(values)));
-            };
-            add(name.clone(), &self.weights[index]);
-            add(first_name(name), &self.first[index]);
-            add(second_name(name), &self.second[index]);
+            let trained = [
+                (name.clone(), &self.weights[index]),
+                (first_name(name), &self.first[index]),
+                (second_name(name), &self.second[index]),
+            ];
+            let outer = self.outer.as_ref();
+            let outer = outer.map(|outer| (outer_name(name), &outer[index]));
+            let entries = trained.into_iter().chain(outer);
+            tensors.extend(entries.map(|(name, values)| (name, Entry::Values { shape, values })));
         }
-        let updates = self.updates.to_le_bytes();
-        let counter = (
-            "updates".to_owned(),
-            TensorView::new(Dtype::U64, vec![1], &updates),
-        );
-        let views = tensors
-            .iter()
-            .map(|(name, shape, bytes)| {
-                (
-                    name.clone(),
-                    TensorView::new(Dtype::F32, shape.clone(), bytes),
-                )
-            })
-            .chain([counter])
-            .map(|(name, view)| (name, view.expect("shapes and bytes agree")));
-        safetensors::serialize(views, None).expect("tensors of known shapes serialise")
+        tensors.push(("updates".to_owned(), Entry::Counter(self.updates)));
+        safetensors::serialize(tensors, None).expect("tensors of known shapes serialise")
     }
 
     /// Reads the state of stage `stage` from a blob that anyone may have made.
@@ -178,43 +183,144 @@ impl StageState {
     /// # Errors
     /// If it does not hold exactly that stage's tensors, all finite.
     pub fn from_blob(config: &ModelConfig, stage: usize, blob: &[u8]) -> Result<Self, StateError> {
+        let blob = Blob::parse(config, stage, blob)?;
+        Ok(Self {
+            weights: blob.weights()?,
+            first: blob.first()?,
+            second: blob.second()?,
+            updates: blob.updates()?,
+            outer: blob.outer()?,
+        })
+    }
+}
+
+impl<'a> Blob<'a> {
+    /// Reads which tensors a blob of stage `stage` has.
+    ///
+    /// # Errors
+    /// If it is no safetensors file, or has another number of tensors than such a blob.
+    pub fn parse(config: &ModelConfig, stage: usize, blob: &'a [u8]) -> Result<Self, StateError> {
         let file = parse(blob)?;
         let parameters = config.parameters_of(stage);
-        let expected = 3 * parameters.len() + 1;
-        if file.len() != expected {
+        let (found, expected) = (file.len(), 3 * parameters.len() + 1);
+        let has_outer = found == expected + parameters.len();
+        if found != expected && !has_outer {
             return Err(StateError::Count {
                 stage,
                 expected,
-                found: file.len(),
+                found,
             });
         }
-        let list = |name_of: &dyn Fn(&str) -> String| -> Result<Vec<Vec<f32>>, StateError> {
-            parameters
-                .iter()
-                .map(|parameter| values_of(&file, &name_of(&parameter.name), &parameter.shape))
-                .collect()
-        };
-        let weights = list(&str::to_owned)?;
-        let first = list(&first_name)?;
-        let second = list(&second_name)?;
-        for (parameter, values) in parameters.iter().zip(&second) {
+        Ok(Self {
+            file,
+            parameters,
+            has_outer,
+        })
+    }
+
+    /// The weights.
+    ///
+    /// # Errors
+    /// If one is not there, has another shape, or holds NaN or infinity; so in what follows.
+    pub fn weights(&self) -> Result<Vec<Vec<f32>>, StateError> {
+        self.list(&str::to_owned)
+    }
+
+    /// AdamW's first moments.
+    ///
+    /// # Errors
+    /// As [`Self::weights`].
+    pub fn first(&self) -> Result<Vec<Vec<f32>>, StateError> {
+        self.list(&first_name)
+    }
+
+    /// AdamW's second moments.
+    ///
+    /// # Errors
+    /// As [`Self::weights`], and where one is negative.
+    pub fn second(&self) -> Result<Vec<Vec<f32>>, StateError> {
+        let second = self.list(&second_name)?;
+        for (parameter, values) in self.parameters.iter().zip(&second) {
             if values.iter().any(|value| *value < 0.0) {
                 return Err(StateError::Value {
                     name: second_name(&parameter.name),
                 });
             }
         }
-        let updates = bytes_of(&file, "updates", Dtype::U64, &[1])?;
+        Ok(second)
+    }
+
+    /// AdamW's updates so far.
+    ///
+    /// # Errors
+    /// As [`Self::weights`].
+    pub fn updates(&self) -> Result<u64, StateError> {
+        let updates = bytes_of(&self.file, "updates", Dtype::U64, &[1])?;
         let updates = updates
             .try_into()
             .expect("a U64 of shape [1] is eight bytes");
-        Ok(Self {
-            weights,
-            first,
-            second,
-            updates: u64::from_le_bytes(updates),
-        })
+        Ok(u64::from_le_bytes(updates))
     }
+
+    /// Momentum of the outer step, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::weights`].
+    pub fn outer(&self) -> Result<Option<Vec<Vec<f32>>>, StateError> {
+        self.has_outer.then(|| self.list(&outer_name)).transpose()
+    }
+
+    fn list(&self, name_of: &dyn Fn(&str) -> String) -> Result<Vec<Vec<f32>>, StateError> {
+        self.parameters
+            .iter()
+            .map(|parameter| values_of(&self.file, &name_of(&parameter.name), &parameter.shape))
+            .collect()
+    }
+}
+
+/// One tensor of a blob. Its bytes are made as they are written: never those of all at once beside the blob.
+enum Entry<'a> {
+    Values {
+        shape: &'a [usize],
+        values: &'a [f32],
+    },
+    Counter(u64),
+}
+
+impl View for Entry<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Values { .. } => Dtype::F32,
+            Self::Counter(_) => Dtype::U64,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Values { shape, .. } => shape,
+            Self::Counter(_) => &[1],
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Values { values, .. } => to_bytes(values).into(),
+            Self::Counter(count) => count.to_le_bytes().to_vec().into(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Values { values, .. } => size_of_val(*values),
+            Self::Counter(count) => size_of_val(count),
+        }
+    }
+}
+
+/// Zeros in the shapes of these lists.
+pub(super) fn zeros(lists: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let zeros = lists.iter().map(|values| vec![0.0; values.len()]);
+    zeros.collect()
 }
 
 /// All tensors of a transaction as f32 lists, in order.
@@ -240,7 +346,11 @@ fn second_name(name: &str) -> String {
     format!("second/{name}")
 }
 
-fn to_bytes(values: &[f32]) -> Vec<u8> {
+fn outer_name(name: &str) -> String {
+    format!("outer/{name}")
+}
+
+pub(super) fn to_bytes(values: &[f32]) -> Vec<u8> {
     values
         .iter()
         .flat_map(|value| value.to_le_bytes())

@@ -61,6 +61,11 @@ fn nothing_written_is_the_tiny_preset() {
         eval_microbatches = 8
         checkpoint_minutes = 5.0
         rewind_wait_seconds = 15.0
+
+        [merge]
+        format = "int8"
+        learning_rate = 0.7
+        momentum = 0.9
     "#]],
     );
     assert_eq!(
@@ -87,6 +92,10 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
             learning_rate = 1
             [schedule]
             checkpoint_minutes = 0.5
+            pipelines_max = 16
+            [merge]
+            format = "f32"
+            momentum = 0
             [data]
             anything = "is the caller's"
         "#,
@@ -121,11 +130,16 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
             round_steps = 20
             round_max_seconds = 600.0
             seats_min = 1
-            pipelines_max = 1
+            pipelines_max = 16
             eval_rounds = 5
             eval_microbatches = 8
             checkpoint_minutes = 0.5
             rewind_wait_seconds = 15.0
+
+            [merge]
+            format = "f32"
+            learning_rate = 0.7
+            momentum = 0.0
         "#]],
     );
     check(
@@ -165,6 +179,11 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
         eval_microbatches = 8
         checkpoint_minutes = 5.0
         rewind_wait_seconds = 15.0
+
+        [merge]
+        format = "int8"
+        learning_rate = 0.7
+        momentum = 0.9
     "#]],
     );
 }
@@ -177,6 +196,9 @@ fn a_typo_is_told_with_the_nearest_right_name() {
             "[training]\nlearningrate = 3",
             "[training]\nzebra = 3",
             "[training]\nseats_min = 3",
+            "[schedule]\nmomentum = 0.9",
+            "[merge]\nmomentun = 0.9",
+            "[mergee]\nmomentum = 0.9",
             "[trainning]\nbatch = 3",
             "[zebra]\nbatch = 3",
             "batch = 3",
@@ -194,8 +216,11 @@ fn a_typo_is_told_with_the_nearest_right_name() {
             [training] has no key `learningrate`; did you mean `learning_rate`?
             [training] has no key `zebra`; it is one of batch, microbatches, learning_rate, clip, samples, warmup_samples
             [training] has no key `seats_min`; it belongs to [schedule]
+            [schedule] has no key `momentum`; it belongs to [merge]
+            [merge] has no key `momentun`; did you mean `momentum`?
+            there is no section [mergee]; did you mean `merge`?
             there is no section [trainning]; did you mean `training`?
-            there is no section [zebra]; it is one of run, model, wire, training, schedule, data
+            there is no section [zebra]; it is one of run, model, wire, training, schedule, merge, data
             `batch` stands outside any section; it belongs to [training]
             `bacth` stands outside any section; did you mean `batch`?
             model must be a [section], not a number
@@ -234,8 +259,16 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             "[schedule]\ncheckpoint_minutes = -1",
             "[schedule]\nseats_min = 5",
             "[schedule]\nseats_min = 70000",
-            "[schedule]\npipelines_max = 2",
+            "[schedule]\npipelines_max = 0",
+            "[schedule]\npipelines_max = 17",
             "[schedule]\npipelines_max = 70000",
+            "[merge]\nformat = \"bf16\"",
+            "[merge]\nformat = 8",
+            "[merge]\nlearning_rate = 0",
+            "[merge]\nlearning_rate = 2.1",
+            "[merge]\nmomentum = 1",
+            "[merge]\nmomentum = -0.1",
+            "[merge]\nmomentum = nan",
             "[model]\nrank = 129",
             "[model]\nrank = 32\ncodec = \"dense\"",
             "[model]\nheads = 3",
@@ -263,8 +296,16 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             schedule.checkpoint_minutes is -1, must be between 0.02 and 1440: the presets have 5
             schedule.seats_min 5 must be at most model.stages 4: a seat holds at least one stage
             schedule.seats_min is 70000, must be between 1 and 512: 1 lets a single volunteer hold all stages
-            schedule.pipelines_max is 2, must be 1: this version trains with a single pipeline
-            schedule.pipelines_max is 70000, far too large
+            schedule.pipelines_max is 0, must be between 1 and 16: pipelines that train beside each other and merge
+            schedule.pipelines_max is 17, must be between 1 and 16: pipelines that train beside each other and merge
+            schedule.pipelines_max is 70000, must be between 1 and 16: pipelines that train beside each other and merge
+            merge.format is "bf16"; did you mean `f16`?
+            merge.format must be a text in quotes, not a number
+            merge.learning_rate is 0, must be between 0.000001 and 2: of the outer step, usually 0.7
+            merge.learning_rate is 2.1, must be between 0.000001 and 2: of the outer step, usually 0.7
+            merge.momentum is 1, must be between 0 and 0.999: of the outer step, usually 0.9
+            merge.momentum is -0.1, must be between 0 and 0.999: of the outer step, usually 0.9
+            merge.momentum is NaN, must be between 0 and 0.999: of the outer step, usually 0.9
             model.rank is 129, must be between 1 and 128
             model.rank is written, but model.codec is "dense": leave out one of them
             model.d_model 128 must be a multiple of twice model.heads 3
@@ -275,6 +316,17 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             a microbatch takes 998520000 bytes on the wire, more than 33554432: raise training.microbatches, or lower training.batch or model.context
         "#]],
     );
+}
+
+#[test]
+fn state_that_moves_has_the_outer_momentum_where_pipelines_merge() {
+    let mut config = RunConfig::preset("tiny").expect("a preset");
+    let values = config.model.parameter_count_of(1) as u64;
+    assert!(!config.merges());
+    assert_eq!(config.stage_state_bytes(1), 12 * values);
+    config.schedule.pipelines_max = 2;
+    assert!(config.merges());
+    assert_eq!(config.stage_state_bytes(1), 16 * values);
 }
 
 #[test]
@@ -294,6 +346,10 @@ fn a_configuration_from_elsewhere_is_checked_like_a_written_one() {
     );
 }
 
+fn formats() -> impl Strategy<Value = NumberFormat> {
+    proptest::sample::select(FORMATS.map(|(_, format)| format).to_vec())
+}
+
 proptest! {
     #[test]
     fn a_configuration_reads_back_what_was_written(
@@ -305,13 +361,18 @@ proptest! {
         (round_us, checkpoint_us, wait_us) in
             (1_000_000_u64..86_400_000_000, 2_000_000_u64..86_400_000_000, 0_u64..3_600_000_000),
         (samples, warmup) in (600_u64..1 << 53, 0_u64..600),
-        format in proptest::sample::select(FORMATS.map(|(_, format)| format).to_vec()),
+        (format, merge_format) in (formats(), formats()),
+        (pipelines, outer_rate, momentum) in (1_u16..=16, 1e-6..2.0_f64, 0.0..0.999_f64),
     ) {
         let mut config = RunConfig::preset(preset).expect("a preset");
         config.name = name;
         config.seed = seed;
         config.model.codec = if dense { Codec::Dense } else { Codec::Subspace { rank } };
         config.format = format;
+        config.merge.format = merge_format;
+        config.merge.learning_rate = outer_rate;
+        config.merge.momentum = momentum;
+        config.schedule.pipelines_max = pipelines;
         config.training.learning_rate = rate;
         config.training.clip = clip;
         config.training.samples = samples;
@@ -332,7 +393,7 @@ proptest! {
 
     #[test]
     fn any_text_is_a_configuration_or_refused(
-        section in "run|model|wire|training|schedule|x",
+        section in "run|model|wire|training|schedule|merge|x",
         key in proptest::sample::select(SECTIONS.iter().flat_map(|(_, keys)| keys.iter()).copied().collect::<Vec<_>>()),
         value in "-?[0-9]{1,19}|[0-9]e[0-9]{1,3}|nan|-inf|true|\"[a-z]*\"|\\[\\]|\\{\\}|.*",
     ) {

@@ -9,6 +9,11 @@ use crate::units::{StageId, StageRange};
 /// Bytes a trained value takes: weight, gradient, both moments, and two copies of weight and moments (the
 /// newest committed round and the newest safe one).
 const VALUE_BYTES: u64 = 4 + 4 + 8 + 2 * 12;
+/// ... and what a merge adds: the outer momentum in both copies; the state at the round's end, the merged one, and what
+/// packing lost; on the way our own parts, everybody's of ours, and the averages (in f32 where all own alike, in int8
+/// also where one owns the whole stage for ten); and what the outer step computes with: weights, momentum, average and
+/// both moments.
+const MERGE_VALUE_BYTES: u64 = 2 * 4 + 12 + 16 + 4 + 3 * 4 + 5 * 4;
 /// Activations of a block that its backward keeps, in widths of `d_model` a token.
 const ACTIVATION_WIDTHS: u64 = 12;
 /// ... and in widths of `d_ff`.
@@ -35,7 +40,7 @@ pub struct StageCost {
     pub milliblocks: u64,
     /// Memory that a volunteer needs for it, in bytes: weights, gradients, moments, copies, activations.
     pub memory_bytes: u64,
-    /// State that moves with it, in bytes: weights and moments.
+    /// State that moves with it, in bytes: weights and moments, the outer one too where pipelines merge.
     pub state_bytes: u64,
 }
 
@@ -53,6 +58,11 @@ impl StageCosts {
         // Multiplications a token of a block of full width, and of the head.
         let block_work = 4 * d_model * d_model + 3 * d_model * d_ff + 2 * context * d_model;
         let head_work = d_model * wide(model.vocabulary);
+        let value_bytes = if config.merges() {
+            VALUE_BYTES + MERGE_VALUE_BYTES
+        } else {
+            VALUE_BYTES
+        };
         let stages = (0..model.stages).map(|stage| {
             let blocks = wide(model.blocks_of(stage).len());
             let (head_milliblocks, logit_bytes) = if model.is_last(stage) {
@@ -63,7 +73,7 @@ impl StageCosts {
             };
             StageCost {
                 milliblocks: 1000 * blocks + head_milliblocks,
-                memory_bytes: model.parameter_count_of(stage) as u64 * VALUE_BYTES
+                memory_bytes: model.parameter_count_of(stage) as u64 * value_bytes
                     + blocks * block_bytes
                     + logit_bytes,
                 state_bytes: config.stage_state_bytes(stage),
