@@ -32,6 +32,8 @@ pub const REASSEMBLY_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 pub const STATE_CHUNK_BYTES: usize = 256 << 10;
 /// State chunks that a peer may ask for ahead: fills 80 Mbit/s at 100 ms.
 pub const STATE_CHUNKS_AHEAD: u32 = 8;
+/// Holders of one blob that are asked for pieces of it at a time: each fills its own link, and one that fails costs a third.
+pub const STATE_HOLDERS_MAX: usize = 3;
 /// Pieces of state for one peer that are cut or about to be: one that waits keeps the link full while one goes.
 pub const STATE_PIECES_QUEUED: usize = 2;
 /// Requests for pieces that one peer may have waiting: [`STATE_CHUNKS_AHEAD`] of every stage of the largest run, in two rounds.

@@ -1,13 +1,19 @@
 //! Getting one stage's state from whoever has it: peers piece by piece, or the host's store in one request.
 //!
-//! Sources are tried in the order given. Pieces are asked for a few ahead and may come in any order. Nothing is
-//! believed before the whole blob has the hash that the host named.
+//! Sources are tried in the order given; peers that hold the same blob, a few at a time, serve it together: each has its own
+//! pieces on the way, and who falls silent or leaves loses them to the others. What has arrived stays as long as
+//! the same blob is asked for. Pieces may come in any order.
+//!
+//! Nothing is believed before the whole blob has the hash that the host named. A wrong one, of several holders,
+//! names nobody: then each of them is asked alone.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use crate::limits::{FETCH_SILENCE_MAX, STATE_BYTES_MAX, STATE_CHUNK_BYTES, STATE_CHUNKS_AHEAD};
+use crate::limits::{
+    FETCH_SILENCE_MAX, STATE_BYTES_MAX, STATE_CHUNK_BYTES, STATE_CHUNKS_AHEAD, STATE_HOLDERS_MAX,
+};
 use crate::units::{Digest, PeerId, Time};
 use crate::wire::signal::{Fetch, Held, Source};
 
@@ -31,19 +37,35 @@ pub enum FetchOutput {
     Exhausted,
 }
 
+/// Bytes of a piece, but for the last.
+const CHUNK: u64 = STATE_CHUNK_BYTES as u64;
+
+/// A peer that pieces are asked of.
+#[derive(Clone, Debug)]
+struct Holder {
+    linked: bool,
+    /// Where the pieces begin that it was asked for and has not sent.
+    asked: BTreeSet<u64>,
+    /// When it will have been silent for too long, while a link or a piece is waited for.
+    deadline: Option<Time>,
+}
+
 /// One stage's state on its way here.
 #[derive(Clone, Debug)]
 pub struct Transfer {
     held: Held,
     sources: VecDeque<Source>,
-    from: Option<PeerId>,
-    linked: bool,
-    /// What has arrived, by offset: memory is taken by bytes received, never by what a peer announces.
-    pieces: BTreeMap<u64, Bytes>,
-    /// Length of the blob, as the source's first piece says.
+    holders: BTreeMap<PeerId, Holder>,
+    /// Whether several holders together gave a wrong blob: each is asked alone now.
+    is_alone: bool,
+    /// What has arrived, by offset, and of whom: memory is taken by bytes received, never by what a peer announces.
+    pieces: BTreeMap<u64, (PeerId, Bytes)>,
+    /// Length of the blob, as the first piece says.
     total: u64,
+    /// Where the pieces begin that nobody was asked for,
     next_offset: u64,
-    deadline: Option<Time>,
+    /// ... and those of holders that were given up.
+    given_up: BTreeSet<u64>,
     outputs: VecDeque<FetchOutput>,
 }
 
@@ -53,26 +75,26 @@ impl Transfer {
         let mut transfer = Self {
             held: fetch.held,
             sources: fetch.sources.into(),
-            from: None,
-            linked: false,
+            holders: BTreeMap::new(),
+            is_alone: false,
             pieces: BTreeMap::new(),
             total: 0,
             next_offset: 0,
-            deadline: None,
+            given_up: BTreeSet::new(),
             outputs: VecDeque::new(),
         };
         transfer.next_source(now);
         transfer
     }
 
-    /// What is being fetched.
+    /// What is being fetched: the blob of the source that is asked now.
     pub fn held(&self) -> &Held {
         &self.held
     }
 
-    /// Whom it is being fetched from now.
-    pub fn source(&self) -> Option<PeerId> {
-        self.from
+    /// Whether it is being fetched from `peer` now.
+    pub fn is_from(&self, peer: PeerId) -> bool {
+        self.holders.contains_key(&peer)
     }
 
     /// Whom it is or may be fetched from.
@@ -81,25 +103,18 @@ impl Transfer {
             Source::Peer { peer, .. } => Some(*peer),
             Source::Seed | Source::Store { .. } => None,
         });
-        self.from.into_iter().chain(later)
+        self.holders.keys().copied().chain(later)
     }
 
     fn next_source(&mut self, now: Time) {
-        self.pieces.clear();
-        self.total = 0;
-        self.next_offset = 0;
-        self.linked = false;
-        self.from = None;
-        self.deadline = None;
         match self.sources.pop_front() {
             Some(Source::Peer { peer, blob }) => {
-                self.held.blob = blob;
-                self.from = Some(peer);
-                self.deadline = Some(now + FETCH_SILENCE_MAX);
-                self.outputs.push_back(FetchOutput::Link(peer));
+                self.want(blob);
+                self.add_holder(now, peer);
+                self.add_holders(now);
             }
             Some(Source::Store { path, blob }) => {
-                self.held.blob = blob;
+                self.want(blob);
                 self.outputs.push_back(FetchOutput::Download(path));
             }
             // What follows from the seed is never transferred: the seat derives it.
@@ -108,26 +123,102 @@ impl Transfer {
         }
     }
 
+    /// From now on that blob is asked for: pieces of another one are of no use, nor are those of somebody else where
+    /// each must answer for itself.
+    fn want(&mut self, blob: Digest) {
+        if self.is_alone || self.held.blob != blob {
+            self.held.blob = blob;
+            self.forget_pieces();
+        }
+    }
+
+    fn forget_pieces(&mut self) {
+        self.pieces.clear();
+        self.given_up.clear();
+        self.total = 0;
+        self.next_offset = 0;
+    }
+
+    fn add_holder(&mut self, now: Time, peer: PeerId) {
+        let holder = Holder {
+            linked: false,
+            asked: BTreeSet::new(),
+            deadline: Some(now + FETCH_SILENCE_MAX),
+        };
+        self.holders.insert(peer, holder);
+        self.outputs.push_back(FetchOutput::Link(peer));
+    }
+
+    /// Others that hold the same blob help, as many as may.
+    fn add_holders(&mut self, now: Time) {
+        let wanted = self.held.blob;
+        let holds =
+            |source: &Source| matches!(source, Source::Peer { blob, .. } if *blob == wanted);
+        while !self.is_alone && self.holders.len() < STATE_HOLDERS_MAX {
+            let at = self.sources.iter().position(holds);
+            let Some(Source::Peer { peer, .. }) = at.and_then(|at| self.sources.remove(at)) else {
+                return;
+            };
+            self.add_holder(now, peer);
+        }
+    }
+
     /// The link to `peer` is up.
     pub fn handle_link(&mut self, now: Time, peer: PeerId) {
-        if self.from == Some(peer) && !self.linked {
-            self.linked = true;
-            self.deadline = Some(now + FETCH_SILENCE_MAX);
-            self.request(peer, 0);
+        if let Some(holder) = self.holders.get_mut(&peer).filter(|it| !it.linked) {
+            holder.linked = true;
+            holder.deadline = None;
+            self.ask_ahead(now);
         }
     }
 
-    /// The link to `peer` is lost, or could not be opened.
+    /// The link to `peer` is lost, or could not be opened: its pieces are asked of the others.
     pub fn handle_lost(&mut self, now: Time, peer: PeerId) {
-        if self.from == Some(peer) {
+        let Some(holder) = self.holders.remove(&peer) else {
+            return;
+        };
+        self.given_up.extend(holder.asked);
+        self.add_holders(now);
+        if self.holders.is_empty() {
             self.next_source(now);
+        } else {
+            self.ask_ahead(now);
         }
     }
 
-    fn request(&mut self, peer: PeerId, offset: u64) {
-        self.next_offset = offset + STATE_CHUNK_BYTES as u64;
-        self.outputs
-            .push_back(FetchOutput::Request { peer, offset });
+    /// Asks for as many pieces as may be on their way, of everybody in turn.
+    fn ask_ahead(&mut self, now: Time) {
+        while let Some(peer) = self.idlest()
+            && let Some(offset) = self.unasked()
+        {
+            if let Some(holder) = self.holders.get_mut(&peer) {
+                holder.asked.insert(offset);
+                holder.deadline.get_or_insert(now + FETCH_SILENCE_MAX);
+            }
+            self.outputs
+                .push_back(FetchOutput::Request { peer, offset });
+        }
+    }
+
+    /// Who has the fewest pieces on their way, and may have more.
+    fn idlest(&self) -> Option<PeerId> {
+        let may_ask =
+            |holder: &Holder| holder.linked && holder.asked.len() < STATE_CHUNKS_AHEAD as usize;
+        let holders = self.holders.iter().filter(|(_, holder)| may_ask(holder));
+        let idlest = holders.min_by_key(|(_, holder)| holder.asked.len())?;
+        Some(*idlest.0)
+    }
+
+    /// A piece that nobody is asked for. Before the length is known there is one.
+    fn unasked(&mut self) -> Option<u64> {
+        if let Some(offset) = self.given_up.pop_first() {
+            return Some(offset);
+        }
+        let offset = self.next_offset;
+        (offset < self.total.max(1)).then(|| {
+            self.next_offset += CHUNK;
+            offset
+        })
     }
 
     /// A piece arrived. `total` is 0 when the peer does not have the state any more.
@@ -139,68 +230,78 @@ impl Transfer {
         total: u64,
         payload: &[u8],
     ) {
-        if self.from != Some(peer) {
+        let Some(holder) = self.holders.get_mut(&peer) else {
             return;
-        }
-        let chunk = STATE_CHUNK_BYTES as u64;
+        };
         let fits = total > 0
             && total <= STATE_BYTES_MAX
             && (self.total == 0 || total == self.total)
-            && offset.is_multiple_of(chunk)
+            && offset.is_multiple_of(CHUNK)
             && offset < total
-            && payload.len() as u64 == (total - offset).min(chunk);
+            && payload.len() as u64 == (total - offset).min(CHUNK);
         if !fits {
-            return self.next_source(now);
+            return self.handle_lost(now, peer);
         }
+        if !holder.asked.remove(&offset) {
+            return;
+        }
+        holder.deadline = (!holder.asked.is_empty()).then_some(now + FETCH_SILENCE_MAX);
         self.total = total;
-        self.pieces.insert(offset, Bytes::copy_from_slice(payload));
-        self.deadline = Some(now + FETCH_SILENCE_MAX);
-        self.ask_ahead(peer, total);
-        if self.pieces.len() as u64 * chunk >= total {
+        let piece = (peer, Bytes::copy_from_slice(payload));
+        self.pieces.insert(offset, piece);
+        self.ask_ahead(now);
+        if self.pieces.len() as u64 * CHUNK >= total {
             self.finish(now);
         }
     }
 
-    fn ask_ahead(&mut self, peer: PeerId, total: u64) {
-        let chunk = STATE_CHUNK_BYTES as u64;
-        let horizon = (self.pieces.len() as u64 + u64::from(STATE_CHUNKS_AHEAD)) * chunk;
-        while self.next_offset < total.min(horizon) {
-            self.request(peer, self.next_offset);
-        }
-    }
-
     fn finish(&mut self, now: Time) {
-        let pieces: Vec<Bytes> = std::mem::take(&mut self.pieces).into_values().collect();
-        self.accept(now, pieces.concat().into());
-    }
-
-    fn accept(&mut self, now: Time, blob: Bytes) {
+        let pieces = std::mem::take(&mut self.pieces);
+        let givers: BTreeSet<PeerId> = pieces.values().map(|(peer, _)| *peer).collect();
+        let pieces: Vec<Bytes> = pieces.into_values().map(|(_, piece)| piece).collect();
+        let blob = Bytes::from(pieces.concat());
+        let holders = std::mem::take(&mut self.holders);
         if Digest::of(&blob) == self.held.blob {
-            self.deadline = None;
-            self.from = None;
-            self.outputs.push_back(FetchOutput::Complete(blob));
-        } else {
-            self.next_source(now);
+            return self.outputs.push_back(FetchOutput::Complete(blob));
         }
+        self.forget_pieces();
+        // One alone is to blame; of several any may be.
+        self.is_alone |= givers.len() > 1;
+        let mut again: BTreeSet<PeerId> = holders.into_keys().collect();
+        match givers.len() {
+            1 => again.retain(|peer| !givers.contains(peer)),
+            _ => again.extend(givers),
+        }
+        let blob = self.held.blob;
+        for peer in again.into_iter().rev() {
+            self.sources.push_front(Source::Peer { peer, blob });
+        }
+        self.next_source(now);
     }
 
     /// The store answered; `None` when it could not.
     pub fn handle_download(&mut self, now: Time, blob: Option<Bytes>) {
-        match blob {
-            Some(blob) => self.accept(now, blob),
+        match blob.filter(|blob| Digest::of(blob) == self.held.blob) {
+            Some(blob) => self.outputs.push_back(FetchOutput::Complete(blob)),
             None => self.next_source(now),
         }
     }
 
     /// When to call [`Transfer::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.deadline
+        self.holders
+            .values()
+            .filter_map(|holder| holder.deadline)
+            .min()
     }
 
-    /// Time has come: a silent source is given up.
+    /// Time has come: who has been silent for too long is given up.
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            self.next_source(now);
+        let is_silent = |holder: &Holder| holder.deadline.is_some_and(|deadline| now >= deadline);
+        let silent = self.holders.iter().filter(|(_, it)| is_silent(it));
+        let silent: Vec<PeerId> = silent.map(|(peer, _)| *peer).collect();
+        for peer in silent {
+            self.handle_lost(now, peer);
         }
     }
 
@@ -211,85 +312,4 @@ impl Transfer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::units::{Round, StageId};
-
-    fn peer(peer: u64, blob: &[u8]) -> Source {
-        Source::Peer {
-            peer: PeerId(peer),
-            blob: Digest::of(blob),
-        }
-    }
-
-    fn fetch(blob: &[u8], sources: Vec<Source>) -> Transfer {
-        let held = Held {
-            round: Round(3),
-            stage: StageId(1),
-            agreed: Digest::default(),
-            blob: Digest::of(blob),
-        };
-        Transfer::new(Time::ZERO, Fetch { held, sources })
-    }
-
-    /// Answers every request from `blob`, the newest request first; returns the last output.
-    fn serve(transfer: &mut Transfer, blob: &[u8]) -> Option<FetchOutput> {
-        let mut requests = Vec::new();
-        loop {
-            while let Some(output) = transfer.poll_output() {
-                match output {
-                    FetchOutput::Link(peer) => transfer.handle_link(Time::ZERO, peer),
-                    FetchOutput::Request { peer, offset } => requests.push((peer, offset)),
-                    last @ (FetchOutput::Download(_)
-                    | FetchOutput::Complete(_)
-                    | FetchOutput::Exhausted) => return Some(last),
-                }
-            }
-            let (peer, offset) = requests.pop()?;
-            let first = usize::try_from(offset).unwrap();
-            let end = blob.len().min(first + STATE_CHUNK_BYTES);
-            let total = blob.len() as u64;
-            transfer.handle_piece(Time::ZERO, peer, offset, total, &blob[first..end]);
-        }
-    }
-
-    #[test]
-    fn pieces_in_any_order_make_the_blob() {
-        let blob: Vec<u8> = (0..STATE_CHUNK_BYTES * 20 + 17)
-            .map(|i| i.to_le_bytes()[0])
-            .collect();
-        let mut transfer = fetch(&blob, vec![peer(7, &blob)]);
-        assert_eq!(
-            serve(&mut transfer, &blob),
-            Some(FetchOutput::Complete(Bytes::from(blob)))
-        );
-    }
-
-    #[test]
-    fn a_source_with_another_blob_is_not_believed() {
-        let mut transfer = fetch(
-            b"right",
-            vec![
-                peer(7, b"right"),
-                Source::Store {
-                    path: "blobs/x".to_owned(),
-                    blob: Digest::of(b"right"),
-                },
-            ],
-        );
-        assert_eq!(
-            serve(&mut transfer, b"wrong"),
-            Some(FetchOutput::Download("blobs/x".to_owned()))
-        );
-        transfer.handle_download(Time::ZERO, None);
-        assert_eq!(transfer.poll_output(), Some(FetchOutput::Exhausted));
-    }
-
-    #[test]
-    fn a_silent_source_is_left_for_the_next() {
-        let mut transfer = fetch(b"x", vec![peer(7, b"x"), peer(8, b"x")]);
-        assert_eq!(transfer.poll_output(), Some(FetchOutput::Link(PeerId(7))));
-        transfer.handle_timeout(transfer.poll_timeout().unwrap());
-        assert_eq!(transfer.poll_output(), Some(FetchOutput::Link(PeerId(8))));
-    }
-}
+mod tests;

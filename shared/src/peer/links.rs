@@ -42,7 +42,7 @@ impl Peer {
         let asked = self.links.get(&peer).and_then(Link::asked);
         if self.is_neighbour(peer) || self.merge.involves(peer) {
             Use::Neighbour
-        } else if self.transfers.values().any(|it| it.source() == Some(peer)) {
+        } else if self.transfers.values().any(|it| it.is_from(peer)) {
             Use::Source
         } else if asked.is_some_and(|at| now.since(at) < FETCH_SILENCE_MAX) {
             Use::Taker

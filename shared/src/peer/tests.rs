@@ -3,6 +3,8 @@
 mod closing;
 mod greed;
 mod links;
+#[cfg(feature = "sim")]
+mod merging;
 
 use ed25519_dalek::{Signer, SigningKey};
 

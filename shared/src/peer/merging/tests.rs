@@ -210,6 +210,8 @@ struct World {
     sent: BTreeMap<(PeerId, PeerId), (u64, u64)>,
     most_ahead: u64,
     refused: Vec<(PeerId, PeerId, String)>,
+    /// Whether what is averaged may be garbage: then no step is made of it.
+    is_poisoned: bool,
 }
 
 impl World {
@@ -222,6 +224,7 @@ impl World {
             sent: BTreeMap::new(),
             most_ahead: 0,
             refused: Vec::new(),
+            is_poisoned: false,
         };
         for node in world.nodes.values_mut() {
             for other in node.merging.others() {
@@ -279,7 +282,12 @@ impl World {
     fn compute(&mut self, peer: PeerId) {
         let node = self.nodes.get_mut(&peer).expect("it is here");
         let job = node.job.take().expect("it computes");
-        let mut done = self.compute.run(&job);
+        let mut done = if self.is_poisoned && matches!(job, Job::OuterStep { .. }) {
+            let reason = "garbage".to_owned();
+            Done::Refused { reason }
+        } else {
+            self.compute.run(&job)
+        };
         let lost = |before: &Bytes, by: u8| [before, &[by][..]].concat().into();
         match (&job, &mut done) {
             (
@@ -438,6 +446,7 @@ proptest! {
         ),
     ) {
         let mut world = group.begin(1, &BTreeMap::new());
+        world.is_poisoned = true;
         let slice = MERGE_SLICE_BYTES as u64;
         for (from, stage, is_scatter, at, bytes, taken) in garbage {
             world.step();
