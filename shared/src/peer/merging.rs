@@ -214,26 +214,11 @@ impl Merging {
         if self.is_busy || self.failed {
             return None;
         }
-        let jobs = || self.stages.iter().filter_map(StageMerge::next_job);
+        let jobs = || self.stages.iter().filter_map(|it| it.next_job(self.result));
         let is_average = |job: &Job| matches!(job, Job::Average { .. });
         let job = jobs().find(is_average).or_else(|| jobs().next())?;
         self.is_busy = true;
-        Some(match job {
-            Job::OuterStep {
-                shape,
-                start,
-                end,
-                parts,
-                ..
-            } => Job::OuterStep {
-                shape,
-                round: self.result,
-                start,
-                end,
-                parts,
-            },
-            other => other,
-        })
+        Some(job)
     }
 
     /// A job's result. `job` is what was asked for.

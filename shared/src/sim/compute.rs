@@ -229,7 +229,7 @@ impl FakeCompute {
             parts.iter().map(Bytes::len).eq(lengths),
             "one part a member, as cut"
         );
-        let averages: Vec<[u8; 32]> = parts.iter().filter_map(|part| first(part)).collect();
+        let averages: Vec<[u8; 32]> = parts.iter().filter_map(first).collect();
         assert!(
             averages.iter().all(|average| *average == averages[0]),
             "all averaged the same"

@@ -112,8 +112,8 @@ impl StageMerge {
         part.take(offset, payload)
     }
 
-    /// What is to be computed next, if all it takes is here. The outer step's round is the caller's to name.
-    pub(super) fn next_job(&self) -> Option<Job> {
+    /// What is to be computed next, if all it takes is here; `round` is what the result's number will be.
+    pub(super) fn next_job(&self, round: Round) -> Option<Job> {
         let shape = self.shape.clone();
         let all = |parts: &[Part]| -> Option<Vec<Bytes>> {
             let is_whole = parts.iter().all(Part::is_whole);
@@ -133,7 +133,7 @@ impl StageMerge {
             }),
             Progress::Step => Some(Job::OuterStep {
                 shape,
-                round: Round(0),
+                round,
                 start: self.start.clone(),
                 end: self.end.clone(),
                 parts: all(&self.gathered)?,

@@ -173,13 +173,16 @@ impl Two {
                 self.alone.peer.handle_tokens(now, mode, samples, &tokens);
             }
             (Output::Host(up), _) => self.heard.push(up),
-            (Output::Frame(PeerId(OTHER), frame), Some(other)) => match frame.header {
-                Header::Merge {
+            (Output::Frame(PeerId(OTHER), frame), Some(other)) => {
+                if let Header::Merge {
                     stage, leg, offset, ..
-                } => other.handle_slice(PeerId(1), (stage, leg, offset), frame.payload),
-                Header::MergeTaken { taken, .. } => other.handle_taken(PeerId(1), taken),
-                _ => {}
-            },
+                } = frame.header
+                {
+                    other.handle_slice(PeerId(1), (stage, leg, offset), frame.payload);
+                } else if let Header::MergeTaken { taken, .. } = frame.header {
+                    other.handle_taken(PeerId(1), taken);
+                }
+            }
             _ => {}
         }
     }
