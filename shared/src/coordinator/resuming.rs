@@ -7,7 +7,7 @@ use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
 use crate::units::{PeerId, PipelineId, Time};
 use crate::wire::frame::Place;
-use crate::wire::signal::{Down, Resume};
+use crate::wire::signal::{Down, Held, Resume};
 
 impl Coordinator {
     /// Whether its seat goes on: the same line-up, at this round or just before its commit.
@@ -20,8 +20,15 @@ impl Coordinator {
         };
         let before = self.history.get(pipeline.place.round);
         let missed_commit = before.is_some_and(|commit| {
+            let is_committed = |held: &Held| {
+                let committed = commit.stages.get(usize::from(held.stage.0));
+                committed.is_some_and(|it| it.agreed == held.agreed)
+            };
             let mut results = resume.holds.iter().chain(&resume.merged);
-            commit.parent == place.round && results.any(|it| it.attempt == commit.attempt)
+            let result = results.find(|it| it.attempt == commit.attempt);
+            // Who merged something else than most did goes on from what they agreed on.
+            commit.parent == place.round
+                && result.is_some_and(|it| it.stages.iter().all(is_committed))
         });
         pipeline.seat(resume.peer).is_some()
             && self.leases_fit(pipeline, place, resume)

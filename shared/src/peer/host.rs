@@ -350,10 +350,16 @@ impl Peer {
             // What is committed takes the place of what is not.
             while self.pump_work(now) {}
         }
-        let ours = taken.is_some();
         self.newest = self.newest.max(round);
         self.kept.commit(round, stages);
         self.drop_old();
+        let is_agreed = stages.iter().all(|held| self.kept.agreeing(held).is_some());
+        let ours = taken.is_some();
+        if ours && !is_agreed {
+            // Most replicas hold something else than we merged: the host seats us anew, with their states.
+            self.leave_seat();
+            self.out(Output::Event(Event::Spare));
+        }
         self.out(Output::Event(Event::Commit { round, ours }));
         if ours {
             self.replay_early(now);
