@@ -6,6 +6,7 @@ mod door;
 mod durability;
 mod missing;
 mod resuming;
+mod size;
 
 use ed25519_dalek::{Signer, SigningKey};
 
