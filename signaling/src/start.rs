@@ -303,7 +303,12 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     conductor.prepare().await;
     let conductor = tokio::spawn(conductor.run(events, stop.clone()));
     let server = match tls {
-        None => tokio::spawn(serve(listener, app, stop)),
+        None => {
+            // A signal is not to wait until the ping before it is acknowledged. What fails here fails again at the first
+            // read.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            tokio::spawn(serve(listener, app, stop))
+        }
         Some(tls) => {
             let listener = TlsListener::new(listener, &tls).map_err(listening_failed)?;
             // Nothing is tapped: this is what gives handlers the address, as of a plain listener.
