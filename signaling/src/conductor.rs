@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use crate::announce::Announce;
 use crate::app::{Clock, Event, Ticket, Tickets};
 use crate::data::Data;
-use crate::journal::{Journal, Record};
+use crate::journal::{Journal, JournalError, Record};
 use crate::metrics::Metrics;
 use crate::report;
 use crate::store::Store;
@@ -534,7 +534,9 @@ async fn write_rows(
                 tracing::error!(%error, "rows wait for the disk; nothing is committed meanwhile");
                 trouble.send_replace(text);
             }
-            if rows.is_closed() {
+            // Another host's rows stand where these should: nothing of this one may follow.
+            let is_lost = matches!(error, JournalError::Diverged { .. });
+            if is_lost || rows.is_closed() {
                 return;
             }
             tokio::time::sleep(JOURNAL_RETRY).await;
