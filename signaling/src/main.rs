@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     }
     log(args.log_format);
     if let Err(few) = descriptors::raise() {
-        tracing::warn!("{few}");
+        tracing::info!("{few}");
     }
     let ended = run(args);
     match ended {
