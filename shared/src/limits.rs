@@ -79,6 +79,10 @@ pub const SILENCE_MIN: Span = Span::from_secs(3);
 pub const SILENCE_MAX: Span = Span::from_secs(8);
 /// Between keepalives on a link, and between the host's pings.
 pub const KEEPALIVE: Span = Span::from_secs(1);
+/// Pings of the host that go out at once: thousands of answers at a time would keep a signal waiting behind them.
+pub const PINGS_AT_ONCE: usize = 64;
+/// Turns in which everybody is pinged at most: one each 10 ms, however many there are.
+pub const PING_TURNS_MAX: usize = 100;
 /// How long a link may take to open before it is tried again, or its ends are placed apart.
 pub const LINK_OPEN_MAX: Span = Span::from_secs(8);
 /// Tries to open a link between the same two before they are placed apart.

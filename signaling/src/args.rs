@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::data::tokenizer::TokenizerSpec;
+use crate::journal::Address;
 use crate::turn::CREDENTIAL_SECS;
 
 /// Hosts a run: lets volunteers in, serves its data and page, keeps its journal and checkpoints.
@@ -35,6 +36,16 @@ pub struct Args {
         default_value = "shoal-data"
     )]
     pub store: PathBuf,
+
+    /// The run's journal elsewhere than in the store: sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE. One run a
+    /// database; the connection must be a direct one, without a pooler.
+    #[arg(
+        long,
+        env = "SHOAL_JOURNAL",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
+    pub journal: Option<Address>,
 
     /// Address to listen on; 0.0.0.0 lets other machines in.
     #[arg(

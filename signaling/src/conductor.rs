@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use crate::announce::Announce;
 use crate::app::{Clock, Event, Ticket, Tickets};
 use crate::data::Data;
-use crate::journal::{Journal, Record};
+use crate::journal::{Journal, JournalError, Record};
 use crate::metrics::Metrics;
 use crate::report;
 use crate::store::Store;
@@ -35,8 +35,12 @@ pub const ROWS_WAITING_MAX: usize = 1_024;
 const ROWS_BATCH_MAX: usize = 256;
 /// Between two tries to write rows that the disk refused.
 const JOURNAL_RETRY: Duration = Duration::from_secs(2);
+/// Events that are handled before the clocks are looked at again: a few milliseconds of them.
+const EVENTS_BATCH_MAX: usize = 256;
 /// Between two reports: a page needs no more.
 const REPORT_EVERY: Span = Span::from_millis(250);
+/// ... and at least so many times what one takes, where thousands are in it: volunteers' messages wait meanwhile.
+const REPORT_COST_TIMES: u64 = 20;
 
 /// What background work tells the conductor.
 #[derive(Debug)]
@@ -95,6 +99,7 @@ pub struct Conductor {
     expected: BTreeSet<(Round, Digest)>,
     line_ups: u64,
     reported: Time,
+    report_every: Span,
     changed: bool,
     /// Why the last checkpoint was not written.
     checkpoint_trouble: Option<String>,
@@ -147,6 +152,7 @@ impl Conductor {
             expected: BTreeSet::new(),
             line_ups: 0,
             reported: Time::ZERO,
+            report_every: REPORT_EVERY,
             changed: true,
             checkpoint_trouble: None,
             told_trouble: None,
@@ -166,19 +172,25 @@ impl Conductor {
     /// Runs until `stop` is true.
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Event>, mut stop: watch::Receiver<bool>) {
         let mut trouble = self.parts.trouble.clone();
+        let mut events = Vec::with_capacity(EVENTS_BATCH_MAX);
         loop {
             let clock = self.parts.clock;
             let timeout = self.parts.coordinator.poll_timeout();
-            let report_at = self.changed.then(|| self.reported + REPORT_EVERY);
+            let report_at = self.changed.then(|| self.reported + self.report_every);
             let now = clock.now();
             let renew_at = self.renewals.next();
             let wake = [timeout, report_at, renew_at].into_iter().flatten().min();
             let wake = clock.instant(wake.unwrap_or(now + Span::from_secs(3_600)));
             tokio::select! {
-                event = inbox.recv() => match event {
-                    Some(event) => self.handle_event(event),
-                    None => return,
-                },
+                count = inbox.recv_many(&mut events, EVENTS_BATCH_MAX) => {
+                    if count == 0 {
+                        return;
+                    }
+                    for event in events.drain(..) {
+                        self.handle_event(event);
+                        self.carry_out().await;
+                    }
+                }
                 Some(done) = self.done.recv() => self.handle_done(done).await,
                 changed = trouble.changed() => self.changed |= changed.is_ok(),
                 () = tokio::time::sleep_until(wake) => {}
@@ -196,7 +208,7 @@ impl Conductor {
             }
             self.renew(now);
             self.carry_out().await;
-            if self.changed && self.reported + REPORT_EVERY <= now {
+            if self.changed && self.reported + self.report_every <= now {
                 self.publish();
             }
         }
@@ -442,6 +454,7 @@ impl Conductor {
     }
 
     fn publish(&mut self) {
+        let began = self.parts.clock.now();
         let view = self.parts.coordinator.view();
         let copies = view.stage_copies.clone();
         let trouble = self.parts.trouble.borrow().clone();
@@ -456,7 +469,6 @@ impl Conductor {
         );
         let wire_bytes = self.parts.coordinator.wire_bytes();
         self.parts.metrics.observe(&report, &copies, wire_bytes);
-        self.reported = self.parts.clock.now();
         self.changed = false;
         self.parts.report.send_if_modified(|before| {
             let changed = **before != report;
@@ -465,6 +477,9 @@ impl Conductor {
             }
             changed
         });
+        self.reported = self.parts.clock.now();
+        let took = self.reported.since(began);
+        self.report_every = REPORT_EVERY.max(took.times(REPORT_COST_TIMES));
     }
 }
 
@@ -519,7 +534,9 @@ async fn write_rows(
                 tracing::error!(%error, "rows wait for the disk; nothing is committed meanwhile");
                 trouble.send_replace(text);
             }
-            if rows.is_closed() {
+            // Another host's rows stand where these should: nothing of this one may follow.
+            let is_lost = matches!(error, JournalError::Diverged { .. });
+            if is_lost || rows.is_closed() {
                 return;
             }
             tokio::time::sleep(JOURNAL_RETRY).await;

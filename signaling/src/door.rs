@@ -28,6 +28,9 @@ pub const MESSAGE_EVERY: Span = Span::from_millis(5);
 pub const OUTBOX_MESSAGES_MAX: usize = 512;
 /// Messages from all volunteers that wait for the coordinator; then their connections are read more slowly.
 pub const INBOX_MESSAGES_MAX: usize = 4_096;
+/// Bytes that are read from a volunteer at once, kept for each of thousands: most messages are far smaller, and a larger
+/// one comes in pieces.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 10;
 /// How long one message may take to leave: then the connection is taken for dead.
 pub const SEND_MAX: Span = Span::from_secs(10);
 /// Pages that follow the run through `/api/run/events` at once.

@@ -10,6 +10,7 @@ pub mod args;
 pub mod audit;
 pub mod conductor;
 pub mod data;
+pub mod descriptors;
 pub mod door;
 mod http;
 pub mod journal;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use signaling::args::{Args, LogFormat};
+use signaling::descriptors;
 use signaling::start::{HostError, start};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     log(args.log_format);
+    if let Err(few) = descriptors::raise() {
+        tracing::info!("{few}");
+    }
     let ended = run(args);
     match ended {
         Ok(()) => ExitCode::SUCCESS,

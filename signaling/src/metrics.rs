@@ -2,6 +2,7 @@
 //!
 //! Counters count from this process's start, but for rounds and tokens, which begin at what the journal holds.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
@@ -141,16 +142,21 @@ impl Default for Metrics {
 impl Metrics {
     /// Brings gauges and totals up to the report.
     pub fn observe(&self, report: &RunReport, stage_copies: &[usize], wire_bytes: WireBytes) {
-        self.volunteers.clear();
+        // Counted first: a family is locked and hashed anew at each look, and volunteers are thousands.
+        let mut volunteers: BTreeMap<(&'static str, &'static str), i64> = BTreeMap::new();
         for volunteer in &report.volunteers {
             let kind = match volunteer.kind {
                 VolunteerKind::Native => "native",
                 VolunteerKind::Browser => "browser",
             };
-            let state = volunteer.state.word();
-            self.volunteers
-                .get_or_create(&VolunteerLabels { kind, state })
-                .inc();
+            *volunteers
+                .entry((kind, volunteer.state.word()))
+                .or_default() += 1;
+        }
+        self.volunteers.clear();
+        for ((kind, state), count) in volunteers {
+            let labels = VolunteerLabels { kind, state };
+            self.volunteers.get_or_create(&labels).set(count);
         }
         for (stage, copies) in (0..).zip(stage_copies) {
             self.stage_copies

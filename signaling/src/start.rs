@@ -4,7 +4,7 @@
 //! port), then the store's lock, then data, then the journal, which refuses another run's store.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
@@ -32,7 +32,7 @@ use crate::conductor::{Conductor, Parts, Writer};
 use crate::data::{self, Data, DataError, Request};
 use crate::door::{Door, FOLLOWERS_MAX, INBOX_MESSAGES_MAX, UPLOADS_MAX};
 use crate::http;
-use crate::journal::{Identity, Journal, JournalError, Record};
+use crate::journal::{Address, Identity, Journal, JournalError, Record};
 use crate::metrics::Metrics;
 use crate::report;
 use crate::store::{Store, StoreError};
@@ -40,6 +40,8 @@ use crate::tls::{Tls, TlsError, TlsListener};
 use crate::turn::{IceServerError, IceServers};
 use crate::web::{Web, WebError};
 
+/// The journal's name in the store, where no other place is named.
+pub const JOURNAL_FILE: &str = "journal.sqlite";
 /// How long open connections may take to end when the host stops.
 const STOP_MAX: Duration = Duration::from_secs(1);
 /// Values of a stage's blob for each trained one at most: weights, outer momentum and both moments, and one to spare.
@@ -154,7 +156,7 @@ impl HostError {
                 | DataError::Tokenizer { .. },
             )
             | Self::Store(StoreError::InUse { .. })
-            | Self::Journal(JournalError::Foreign { .. }) => 2,
+            | Self::Journal(JournalError::Foreign { .. } | JournalError::InUse { .. }) => 2,
             Self::Data(_)
             | Self::Store(_)
             | Self::Journal(_)
@@ -237,7 +239,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let link = link_of(&args, &listener, tls.as_ref())?;
     let store = Arc::new(Store::open(&args.store)?);
     let (data, seed_hash) = prepare_data(&args, &config).await?;
-    let (journal, rows) = open_journal(&args.store, &config, &data).await?;
+    let (journal, rows) = open_journal(&args, &config, &data).await?;
     data::clear_others(&args.store.join("data"), &data)?;
     let stored = store.manifests().await?;
     let is_stored = |of| stored.iter().any(|stored| stored.manifest.round == of);
@@ -303,7 +305,12 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     conductor.prepare().await;
     let conductor = tokio::spawn(conductor.run(events, stop.clone()));
     let server = match tls {
-        None => tokio::spawn(serve(listener, app, stop)),
+        None => {
+            // A signal is not to wait until the ping before it is acknowledged. What fails here fails again at the first
+            // read.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            tokio::spawn(serve(listener, app, stop))
+        }
         Some(tls) => {
             let listener = TlsListener::new(listener, &tls).map_err(listening_failed)?;
             // Nothing is tapped: this is what gives handlers the address, as of a plain listener.
@@ -416,7 +423,7 @@ async fn prepare_data(args: &Args, config: &RunConfig) -> Result<(Data, Digest),
 }
 
 async fn open_journal(
-    store: &Path,
+    args: &Args,
     config: &RunConfig,
     data: &Data,
 ) -> Result<(Journal, Vec<Row>), HostError> {
@@ -427,7 +434,11 @@ async fn open_journal(
         seed: config.seed,
         wire: VERSION,
     };
-    let (journal, records) = Journal::open(&store.join("journal.sqlite"), &identity).await?;
+    let address = match &args.journal {
+        Some(address) => address.clone(),
+        None => Address::Sqlite(args.store.join(JOURNAL_FILE)),
+    };
+    let (journal, records) = Journal::open(&address, &identity).await?;
     Ok((journal, parse_rows(&records)?))
 }
 

@@ -187,7 +187,11 @@ async fn accept_all(
             () = sender.closed() => return,
         };
         let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
+            Ok((stream, address)) => {
+                // As without TLS: see `start`.
+                drop(stream.set_nodelay(true));
+                (stream, address)
+            }
             Err(error) => {
                 tracing::warn!(%error, "no connection could be taken");
                 tokio::time::sleep(ACCEPT_RETRY).await;

@@ -36,9 +36,9 @@ mod waiting;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::run::RunConfig;
-use crate::limits::{KEEPALIVE, SILENCE_MAX, TICK};
+use crate::limits::{KEEPALIVE, PING_TURNS_MAX, PINGS_AT_ONCE, SILENCE_MAX, TICK};
 use crate::schedule::placement::{LineUp, Links, StageCosts};
-use crate::units::{Digest, Issue, PeerId, PipelineId, Round, SampleRange, Time};
+use crate::units::{Digest, Issue, PeerId, PipelineId, Round, SampleRange, Span, Time};
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
 use conduct::Conduct;
@@ -191,6 +191,8 @@ pub struct Coordinator {
     awaited: VecDeque<(u64, Awaited)>,
     next_tick: Time,
     next_ping: Time,
+    /// Who was pinged last; `None` before the first one.
+    pinged: Option<PeerId>,
     /// When all volunteers may be looked at again.
     next_look: Time,
     outputs: VecDeque<Output>,
@@ -241,6 +243,7 @@ impl Coordinator {
             awaited: VecDeque::new(),
             next_tick: now + TICK,
             next_ping: now + KEEPALIVE,
+            pinged: None,
             next_look: now,
             outputs: VecDeque::new(),
             #[cfg(any(test, feature = "sim"))]
@@ -448,21 +451,18 @@ impl Coordinator {
     /// When to call [`Coordinator::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
         let is_idle = self.roster.is_empty() && self.pipelines.is_empty();
-        (!is_idle).then_some(self.next_tick)
+        (!is_idle).then_some(self.next_tick.min(self.next_ping))
     }
 
     /// Time has come.
     pub fn handle_timeout(&mut self, now: Time) {
+        if now >= self.next_ping {
+            self.ping(now);
+        }
         if now < self.next_tick {
             return;
         }
         self.next_tick = now + TICK;
-        if now >= self.next_ping {
-            self.next_ping = now + KEEPALIVE;
-            self.tell_all(&Down::Ping {
-                nonce: now.as_micros(),
-            });
-        }
         let gone: Vec<PeerId> = self
             .roster
             .iter()
@@ -486,6 +486,26 @@ impl Coordinator {
         self.check_durability(now);
         self.release_finished();
         self.reconsider(now);
+    }
+
+    /// Pings everybody once in [`KEEPALIVE`]: a few at once, many in turns.
+    fn ping(&mut self, now: Time) {
+        let count = self.roster.len();
+        let turns = (count / PINGS_AT_ONCE).clamp(1, PING_TURNS_MAX);
+        self.next_ping = now + Span::from_micros(KEEPALIVE.as_micros() / turns as u64);
+        let at_once = count.div_ceil(turns);
+        let due: Vec<_> = self
+            .roster
+            .after(self.pinged)
+            .take(at_once)
+            .map(|volunteer| (volunteer.peer, volunteer.connection))
+            .collect();
+        let is_through = due.len() < at_once || turns == 1;
+        self.pinged = due.last().map(|last| last.0).filter(|_| !is_through);
+        let nonce = now.as_micros();
+        for connection in due.into_iter().filter_map(|(_, connection)| connection) {
+            self.out(Output::Send(connection, Down::Ping { nonce }));
+        }
     }
 
     /// What to do next; `None` when there is nothing more.

@@ -4,6 +4,7 @@
 //! a moment, since most broken connections come back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -278,6 +279,11 @@ impl Roster {
         self.looks.set(self.looks.get() + self.len() as u64);
     }
 
+    fn look_at_one(&self) {
+        #[cfg(any(test, feature = "sim"))]
+        self.looks.set(self.looks.get() + 1);
+    }
+
     /// How many volunteers were looked at one after another so far.
     #[cfg(any(test, feature = "sim"))]
     pub fn looks(&self) -> u64 {
@@ -294,6 +300,15 @@ impl Roster {
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Volunteer> {
         self.look_at_all();
         self.volunteers.values_mut()
+    }
+
+    /// Those with higher numbers than that one, by number.
+    pub fn after(&self, peer: Option<PeerId>) -> impl Iterator<Item = &Volunteer> {
+        let from = peer.map_or(Bound::Unbounded, Bound::Excluded);
+        let volunteers = self.volunteers.range((from, Bound::Unbounded));
+        volunteers
+            .inspect(|_| self.look_at_one())
+            .map(|(_, volunteer)| volunteer)
     }
 
     /// Number of volunteers, away ones included.
@@ -368,7 +383,8 @@ impl Roster {
     pub fn keepers(&self, round: Round, stage: StageId) -> impl Iterator<Item = &Volunteer> {
         let keepers = self.keepers.get(&(round, stage));
         let peers = keepers.into_iter().flatten();
-        peers.filter_map(|peer| self.get(*peer))
+        let looked = peers.inspect(|_| self.look_at_one());
+        looked.filter_map(|peer| self.get(*peer))
     }
 
     /// Connected volunteers that keep `held`.

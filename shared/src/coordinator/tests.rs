@@ -7,6 +7,7 @@ mod durability;
 mod missing;
 mod pipelines;
 mod resuming;
+mod size;
 
 use ed25519_dalek::{Signer, SigningKey};
 

@@ -3,21 +3,21 @@
 //! Prints what it found as one JSON object. Exit codes: 0 in order, 1 not in order, 2 no journal that can be read.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
 use signaling::audit::audit;
-use signaling::journal;
-use signaling::start::parse_rows;
+use signaling::journal::{self, Address};
+use signaling::start::{JOURNAL_FILE, parse_rows};
 
 /// Judges a run's journal: no sample twice in the history that stands, none missing, rounds that chain.
 #[derive(Debug, Parser)]
 #[command(name = "auditor", version)]
 struct Args {
-    /// The run's store, or its journal.
-    store: PathBuf,
+    /// The run's store, or its journal: a file, sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE.
+    store: String,
     /// The lowest sample that is leased or waiting, as /api/run says it (lowest_open_sample). Without it, none below
     /// the highest committed one may be missing.
     #[arg(long)]
@@ -27,11 +27,7 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let path = match args.store.is_dir() {
-        true => args.store.join("journal.sqlite"),
-        false => args.store,
-    };
-    let rows = match journal::read(&path).await {
+    let rows = match journal::read(&address_of(&args.store)).await {
         Ok((_, records)) => parse_rows(&records).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
@@ -61,4 +57,13 @@ async fn main() -> ExitCode {
     // The exit code says it all the same.
     let _ = writeln!(std::io::stdout(), "{text}");
     ExitCode::from(code)
+}
+
+/// What looks like an address is one; anything else is a path.
+fn address_of(store: &str) -> Address {
+    let path = Path::new(store);
+    store.parse().unwrap_or_else(|_| match path.is_dir() {
+        true => Address::Sqlite(path.join(JOURNAL_FILE)),
+        false => Address::Sqlite(path.to_owned()),
+    })
 }

@@ -19,7 +19,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::app::{App, Event};
-use crate::door::{Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX};
+use crate::door::{
+    Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX,
+    SOCKET_BUFFER_BYTES,
+};
 
 const fn duration(span: Span) -> Duration {
     Duration::from_micros(span.as_micros())
@@ -39,6 +42,8 @@ pub(super) async fn open(
     // Messages up to here are refused in words; longer ones are not received at all.
     let bytes_max = 2 * app.signal_bytes_max;
     upgrade
+        .read_buffer_size(SOCKET_BUFFER_BYTES)
+        .write_buffer_size(SOCKET_BUFFER_BYTES)
         .max_message_size(bytes_max)
         .max_frame_size(bytes_max)
         .on_upgrade(move |socket| serve(app, socket))

@@ -38,7 +38,7 @@ struct Item {
     found: fn() -> Option<String>,
 }
 
-const ITEMS: [Item; 5] = [
+const ITEMS: [Item; 6] = [
     Item {
         name: "chromium",
         packages: &["chromium"],
@@ -58,6 +58,11 @@ const ITEMS: [Item; 5] = [
         name: "coturn",
         packages: &["coturn"],
         found: find_coturn,
+    },
+    Item {
+        name: "postgres",
+        packages: &["postgresql"],
+        found: find_postgres,
     },
     Item {
         name: "npm",
@@ -208,6 +213,14 @@ fn find_firefox() -> Option<String> {
 
 fn find_coturn() -> Option<String> {
     turn::coturn().map(|path| path.display().to_string())
+}
+
+/// Debian keeps each version's programs in a folder of its own, outside of the search path.
+fn find_postgres() -> Option<String> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let found = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin/initdb")));
+    let mut found = found.filter(|file| file.is_file());
+    found.next().map(|file| file.display().to_string())
 }
 
 fn find_npm() -> Option<String> {
