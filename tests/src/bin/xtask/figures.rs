@@ -98,7 +98,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
 }
 
 /// Writes `tests/figures/NAME.json`.
-fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
+pub(crate) fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
     let folder = paths::repository().join("tests").join("figures");
     let file = folder.join(format!("{name}.json"));
     std::fs::create_dir_all(file.parent().context("the file lies in a folder")?)?;
