@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use shared::coordinator::history::{CommitRow, Row};
+use shared::coordinator::history::{CommitRow, MemberRow, Row};
 use shared::units::{Epoch, PipelineId, Round, SampleRange};
 
 /// What a journal holds, once it was found to be in order.
@@ -168,12 +168,17 @@ impl Auditor {
                 }
                 self.incarnation = incarnation;
             }
-            Row::LineUp { place, .. } => {
-                self.line_ups.insert(place.pipeline, place.epoch);
+            Row::LineUp { place, seats } => {
+                // Without seats it is given up.
+                if seats.is_empty() {
+                    self.line_ups.remove(&place.pipeline);
+                } else {
+                    self.line_ups.insert(place.pipeline, place.epoch);
+                }
             }
             Row::Commit(commit) => self.commit(commit)?,
             Row::Evaluated { .. } | Row::Paused { .. } | Row::Resumed => {}
-            Row::Manifest { round } => self.must_stand("manifest", *round)?,
+            Row::Manifest { round, .. } => self.must_stand("manifest", *round)?,
             Row::Rewind { to } => {
                 self.must_stand("rewind to the state", *to)?;
                 self.findings.rewinds += 1;
@@ -198,7 +203,8 @@ impl Auditor {
             let before = self.highest;
             return Err(Wrong::Number { round, before });
         }
-        if parent != self.newest() || commit.place.round != parent {
+        let of_parent = |member: &MemberRow| member.place.round == parent;
+        if parent != self.newest() || !commit.members.iter().all(of_parent) {
             let newest = self.newest();
             return Err(Wrong::Parent {
                 round,
@@ -206,18 +212,26 @@ impl Auditor {
                 newest,
             });
         }
-        let epoch = commit.place.epoch;
-        if self.line_ups.get(&commit.place.pipeline) != Some(&epoch) {
-            return Err(Wrong::LineUp { round, epoch });
+        for Place {
+            pipeline, epoch, ..
+        } in commit.members.iter().map(|member| member.place)
+        {
+            if self.line_ups.get(&pipeline) != Some(&epoch) {
+                return Err(Wrong::LineUp { round, epoch });
+            }
         }
         let wrong = |what| Err(Wrong::Commit { round, what });
-        if commit.steps.is_empty() || commit.steps.iter().any(|step| step.count == 0) {
+        let is_idle = |member: &MemberRow| member.steps.is_empty();
+        if commit.members.is_empty()
+            || commit.members.iter().any(is_idle)
+            || commit.steps().any(|step| step.count == 0)
+        {
             return wrong("holds a step without samples, or none at all");
         }
         if commit.stages.iter().any(|held| held.round != round) {
             return wrong("names the state of another round");
         }
-        for step in &commit.steps {
+        for step in commit.steps() {
             self.add(*step, round)?;
         }
         self.findings.commits += 1;
@@ -304,13 +318,19 @@ mod tests {
                 },
                 "line-up" => Row::LineUp {
                     place: place(number(rest), 0),
-                    seats: Vec::new(),
+                    seats: vec![SeatRow {
+                        peer: PeerId(1),
+                        key: Digest::default(),
+                        session: 1,
+                        stages: StageRange { first: 0, end: 1 },
+                    }],
                 },
                 "rewind" => Row::Rewind {
                     to: Round(number(rest)),
                 },
                 "manifest" => Row::Manifest {
                     round: Round(number(rest)),
+                    stages: Vec::new(),
                 },
                 "commit" => {
                     let (head, steps) = rest.split_once(": ").unwrap();
@@ -327,7 +347,10 @@ mod tests {
                     Row::Commit(CommitRow {
                         round,
                         parent: Round(number(parent)),
-                        place: place(number(line_up), number(parent)),
+                        members: vec![MemberRow {
+                            place: place(number(line_up), number(parent)),
+                            steps: steps.split_whitespace().map(step).collect(),
+                        }],
                         attempt: Issue::default(),
                         stages: vec![Held {
                             round,
@@ -335,7 +358,6 @@ mod tests {
                             agreed: Digest::default(),
                             blob: Digest::default(),
                         }],
-                        steps: steps.split_whitespace().map(step).collect(),
                         loss: 1.0,
                         elapsed_us: 1,
                     })

@@ -373,7 +373,8 @@ impl Conductor {
     /// Finds out which checkpoints are old: the run hears of it before they are cleared away.
     fn choose_manifests(&self) {
         let (store, done) = (self.parts.store.clone(), self.done_sender.clone());
-        let standing = self.parts.coordinator.history().manifests().clone();
+        let history = self.parts.coordinator.history();
+        let standing: BTreeSet<Round> = history.manifests().keys().copied().collect();
         tokio::spawn(async move {
             match store.manifests_to_keep(&standing).await {
                 // An error means that the host stops: the next start looks at the store itself.
@@ -413,7 +414,7 @@ impl Conductor {
                 );
             }
             Row::Evaluated { round, loss } => announce.evaluated(*round, *loss),
-            Row::Manifest { round } => announce.checkpoint(*round),
+            Row::Manifest { round, .. } => announce.checkpoint(*round),
             Row::Rewind { to } => {
                 metrics.add_recovery("rewind");
                 announce.rewind(*to);

@@ -49,7 +49,7 @@ pub fn of_run(
         reason,
         round: view.round,
         safe_round: view.survives_one,
-        checkpoint_round: coordinator.history().manifests().last().copied(),
+        checkpoint_round: Some(coordinator.history().newest_manifest()).filter(|round| round.0 > 0),
         steps: view.steps,
         samples: view.samples,
         lowest_open_sample: coordinator.lowest_open_sample(),

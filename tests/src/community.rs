@@ -49,6 +49,10 @@ pub struct Small {
     pub microbatches: u32,
     /// How long a volunteer that may return is waited for, in seconds.
     pub rewind_wait_seconds: u32,
+    /// Blocks of the model, each a stage.
+    pub blocks: u16,
+    /// Pipelines at most.
+    pub pipelines_max: u16,
 }
 
 impl Default for Small {
@@ -61,6 +65,8 @@ impl Default for Small {
             samples: 40_000,
             microbatches: 4,
             rewind_wait_seconds: 3,
+            blocks: 4,
+            pipelines_max: 1,
         }
     }
 }
@@ -79,8 +85,8 @@ seed = {}
 d_model = 32
 heads = 2
 d_ff = 96
-blocks = 4
-stages = 4
+blocks = {}
+stages = {}
 context = 32
 codec = "subspace"
 rank = 8
@@ -101,14 +107,18 @@ seats_min = {}
 eval_rounds = 0
 checkpoint_minutes = {}
 rewind_wait_seconds = {}
+pipelines_max = {}
 "#,
             self.seed,
+            self.blocks,
+            self.blocks,
             self.microbatches,
             self.samples,
             self.round_steps,
             self.seats_min,
             self.checkpoint_minutes,
             self.rewind_wait_seconds,
+            self.pipelines_max,
         )
     }
 }

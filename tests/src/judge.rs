@@ -52,29 +52,64 @@ pub fn recovered_within(community: &mut Community, loss_share_max: f64) -> anyho
     let round = community.round()?.max(ROUNDS);
     let run = community.reach(round + 1).context("after the fault")?;
     compare(&run, loss_share_max)?;
-    audit(community)
+    audit(community).map(drop)
 }
 
 /// Holds the run's last loss against that of an undisturbed run with as many samples.
 fn compare(run: &Value, loss_share_max: f64) -> anyhow::Result<()> {
-    let (found, undisturbed) = (losses(run)?, undisturbed()?);
-    let both = found.iter().rev().find_map(|(samples, loss)| {
-        let other = undisturbed.iter().find(|(same, _)| same == samples)?;
-        Some((*samples, *loss, other.1))
-    });
-    let (samples, loss, other) = both.context("no round ends at the same sample")?;
+    let both = compared(&losses(run)?, undisturbed()?)?;
+    let Compared {
+        samples,
+        loss,
+        undisturbed,
+    } = both;
     ensure!(
-        (loss - other).abs() <= loss_share_max * other,
-        "after {samples} samples the loss is {loss}, undisturbed {other}"
+        both.share() <= loss_share_max,
+        "after {samples} samples the loss is {loss}, undisturbed {undisturbed}"
     );
     Ok(())
 }
 
-/// Asks the auditor whether the journal tells a true story.
+/// Two losses after as many samples.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Compared {
+    /// Samples of both runs.
+    pub samples: u64,
+    /// Loss of the run that is judged.
+    pub loss: f64,
+    /// Loss of the run to which nothing happened.
+    pub undisturbed: f64,
+}
+
+impl Compared {
+    /// By what share of the undisturbed loss they differ.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        (self.loss - self.undisturbed).abs() / self.undisturbed
+    }
+}
+
+/// The last losses, by samples, at which rounds of both runs end.
+///
+/// # Errors
+/// No round ends at the same sample.
+pub fn compared(found: &[(u64, f64)], undisturbed: &[(u64, f64)]) -> anyhow::Result<Compared> {
+    let both = found.iter().rev().find_map(|(samples, loss)| {
+        let other = undisturbed.iter().find(|(same, _)| same == samples)?;
+        Some(Compared {
+            samples: *samples,
+            loss: *loss,
+            undisturbed: other.1,
+        })
+    });
+    both.context("no round ends at the same sample")
+}
+
+/// Asks the auditor whether the journal tells a true story, and gives what it found.
 ///
 /// # Errors
 /// It objects.
-pub fn audit(community: &Community) -> anyhow::Result<()> {
+pub fn audit(community: &Community) -> anyhow::Result<Value> {
     // Asked before the journal is read: samples that are open no longer then do no harm.
     let run = community.host.api()?;
     let output = community
@@ -88,5 +123,5 @@ pub fn audit(community: &Community) -> anyhow::Result<()> {
         output.status.success(),
         "the auditor objects: {said}{errors}"
     );
-    Ok(())
+    serde_json::from_str(&said).context("the auditor says what it found as JSON")
 }

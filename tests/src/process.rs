@@ -2,10 +2,11 @@
 //!
 //! Programs of Shoal say what happens to them as JSON, a line an event. Waiting is waiting for an
 //! event or for the end, with a deadline; nothing here sleeps. What is no JSON is kept for the
-//! message of a failure. Dropping a [`Program`] ends it, frozen or not.
+//! message of a failure, and of all lines with [`Program::keep_log`]. Dropping a [`Program`] ends it, frozen or not.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -37,10 +38,20 @@ pub fn now_ms() -> u64 {
 pub struct Program {
     name: String,
     child: Child,
-    lines: Receiver<String>,
+    lines: Receiver<Line>,
     /// Both outputs are closed: the program has ended, or is about to.
     closed: bool,
     tail: VecDeque<String>,
+    /// When the line that was read last came.
+    heard_ms: u64,
+    log: Option<File>,
+}
+
+/// A line of output, and when it came.
+#[derive(Debug)]
+struct Line {
+    came_ms: u64,
+    text: String,
 }
 
 impl Program {
@@ -68,6 +79,8 @@ impl Program {
             lines,
             closed: false,
             tail,
+            heard_ms: 0,
+            log: None,
         })
     }
 
@@ -125,6 +138,17 @@ impl Program {
             );
         }
         Ok(self.child.wait()?)
+    }
+
+    /// When the event that was read last came, as [`now_ms`] has it.
+    #[must_use]
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
+    }
+
+    /// From now on adds each line that is read to a file, after the time when it came.
+    pub fn keep_log(&mut self, log: File) {
+        self.log = Some(log);
     }
 
     /// Its number in the system.
@@ -213,12 +237,17 @@ impl Program {
     fn next_line(&mut self, deadline: Instant) -> Option<String> {
         let left = deadline.saturating_duration_since(Instant::now());
         match self.lines.recv_timeout(left) {
-            Ok(line) => {
+            Ok(Line { came_ms, text }) => {
+                self.heard_ms = came_ms;
+                if let Some(log) = &mut self.log {
+                    // A log that cannot be written is no reason to fail: it is for a person to look at.
+                    drop(writeln!(log, "{came_ms} {text}"));
+                }
                 if self.tail.len() == TAIL_LINES_MAX {
                     self.tail.pop_front();
                 }
-                self.tail.push_back(line.clone());
-                Some(line)
+                self.tail.push_back(text.clone());
+                Some(text)
             }
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
@@ -238,12 +267,13 @@ impl Drop for Program {
 }
 
 /// Sends each line of `output`, until it is closed.
-fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
+fn forward(output: impl Read + Send + 'static, lines: Sender<Line>) {
     std::thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n') {
             let Ok(line) = line else { return };
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if lines.send(line).is_err() {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            let came_ms = now_ms();
+            if lines.send(Line { came_ms, text }).is_err() {
                 return;
             }
         }

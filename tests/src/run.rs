@@ -51,16 +51,30 @@ pub struct Launch {
 impl Launch {
     /// A program that sees what the host sees.
     fn command(&self, name: &str) -> anyhow::Result<Command> {
-        let program = paths::program(name)?;
-        Ok(match self.wrapper.split_first() {
-            None => Command::new(program),
-            Some((wrapper, arguments)) => {
-                let mut command = Command::new(wrapper);
-                command.args(arguments).arg(program);
-                command
-            }
-        })
+        wrapped(&self.wrapper, name)
     }
+}
+
+/// One of our programs, run by another one if there is one.
+fn wrapped(wrapper: &[String], name: &str) -> anyhow::Result<Command> {
+    let program = paths::program(name)?;
+    Ok(match wrapper.split_first() {
+        None => Command::new(program),
+        Some((wrapper, arguments)) => {
+            let mut command = Command::new(wrapper);
+            command.args(arguments).arg(program);
+            command
+        }
+    })
+}
+
+/// Where a volunteer runs, if not just beside the host.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// A program that runs the volunteer's, with its arguments.
+    pub wrapper: Vec<String>,
+    /// The host's address as seen from there.
+    pub address: Option<String>,
 }
 
 /// A running host, its store and its journal.
@@ -177,14 +191,40 @@ impl Host {
         arguments: &[&str],
         environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
     ) -> anyhow::Result<Program> {
-        let mut command = Command::new(paths::program("shoal")?);
-        command.args(["join", &self.url, "--name", name, "--log-format", "json"]);
+        let mut command = self.join(name, arguments, &Place::default())?;
+        Program::start(name, without_settings(&mut command).envs(environment))
+    }
+
+    /// The same somewhere else.
+    ///
+    /// # Errors
+    /// As [`Host::volunteer`].
+    pub fn volunteer_at(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        place: &Place,
+    ) -> anyhow::Result<Program> {
+        let mut command = self.join(name, arguments, place)?;
+        Program::start(name, without_settings(&mut command))
+    }
+
+    fn join(&self, name: &str, arguments: &[&str], place: &Place) -> anyhow::Result<Command> {
+        let url = match &place.address {
+            None => self.url.clone(),
+            Some(address) => {
+                let (_, port) = self.url.rsplit_once(':').context("a port")?;
+                format!("http://{address}:{port}")
+            }
+        };
+        let mut command = wrapped(&place.wrapper, "shoal")?;
+        command.args(["join", &url, "--name", name, "--log-format", "json"]);
         command.arg("--identity-path").arg(self.identity(name));
         if !arguments.contains(&"--gpu") {
             command.args(["--gpu", "cpu"]);
         }
         command.args(arguments);
-        Program::start(name, without_settings(&mut command).envs(environment))
+        Ok(command)
     }
 
     /// The host's process.

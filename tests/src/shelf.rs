@@ -17,6 +17,10 @@ pub struct KeptState {
     pub round: u64,
     /// Stage that it is of.
     pub stage: u64,
+    /// Hash of what all replicas agree on, in hexadecimal.
+    pub agreed: String,
+    /// Hash of all of it, in hexadecimal.
+    pub blob: String,
 }
 
 /// The folder beside an identity's file in which its states lie.
@@ -71,8 +75,15 @@ fn parse(path: PathBuf) -> Option<KeptState> {
     let mut parts = name.split('-');
     let (round, stage) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     // Two hashes follow; a draft ends otherwise.
-    let is_whole = parts.next().is_some() && parts.next()?.len() == 64 && parts.next().is_none();
-    is_whole.then_some(KeptState { path, round, stage })
+    let (agreed, blob) = (parts.next()?.to_owned(), parts.next()?.to_owned());
+    let is_whole = blob.len() == 64 && parts.next().is_none();
+    is_whole.then_some(KeptState {
+        path,
+        round,
+        stage,
+        agreed,
+        blob,
+    })
 }
 
 #[cfg(test)]
@@ -83,8 +94,13 @@ mod tests {
     fn the_newest_whole_round_is_one_that_is_committed_and_has_all_stages() {
         let states =
             [(3, 0), (3, 1), (4, 0), (4, 1), (5, 0), (6, 0), (6, 1)].map(|(round, stage)| {
-                let path = "state".into();
-                KeptState { path, round, stage }
+                KeptState {
+                    path: "state".into(),
+                    round,
+                    stage,
+                    agreed: String::new(),
+                    blob: String::new(),
+                }
             });
         assert_eq!(newest_whole(&states, 2, 6), 6);
         assert_eq!(newest_whole(&states, 2, 5), 4);

@@ -245,16 +245,26 @@ impl Tab {
     /// # Errors
     /// As [`Self::visit`].
     pub fn open(url: &str, how: &Lend) -> anyhow::Result<Self> {
-        let (webgpu, device) = match how.device {
-            Device::Cpu => (WebGpu::Absent, "cpu"),
-            Device::WebGpu => (WebGpu::SwiftShader, "webgpu"),
-        };
         let options = Options {
-            webgpu,
+            webgpu: match how.device {
+                Device::Cpu => WebGpu::Absent,
+                Device::WebGpu => WebGpu::SwiftShader,
+            },
             arguments: how.arguments.clone(),
             ..Options::default()
         };
-        let browser = Browser::start(&options)?;
+        Self::open_in(Browser::start(&options)?, url, how)
+    }
+
+    /// The same in a browser that is there already: one that closed its tab knows who it was.
+    ///
+    /// # Errors
+    /// As [`Self::visit`].
+    pub fn open_in(browser: Browser, url: &str, how: &Lend) -> anyhow::Result<Self> {
+        let device = match how.device {
+            Device::Cpu => "cpu",
+            Device::WebGpu => "webgpu",
+        };
         let mut page = browser.blank()?;
         page.before_scripts(HEAR)?;
         for script in &how.before_scripts {

@@ -1,6 +1,7 @@
 //! `auditor STORE`: judges the journal of a run by the rule of [`signaling::audit`], also while a host writes it.
 //!
-//! Prints what it found as one JSON object. Exit codes: 0 in order, 1 not in order, 2 no journal that can be read.
+//! Prints what it found as one JSON object, with `--rows` after all rows, an object a line. Exit codes: 0 in order, 1 not
+//! in order, 2 no journal that can be read.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -22,13 +23,22 @@ struct Args {
     /// the highest committed one may be missing.
     #[arg(long)]
     lowest_open: Option<u64>,
+    /// Print the rows, too, for programs that look for more.
+    #[arg(long)]
+    rows: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
     let rows = match journal::read(&address_of(&args.store)).await {
-        Ok((_, records)) => parse_rows(&records).map_err(|error| error.to_string()),
+        Ok((_, records)) => {
+            for record in records.iter().filter(|_| args.rows) {
+                // As below.
+                let _ = writeln!(std::io::stdout(), "{}", record.json);
+            }
+            parse_rows(&records).map_err(|error| error.to_string())
+        }
         Err(error) => Err(error.to_string()),
     };
     let (text, code) = match rows {

@@ -2,12 +2,13 @@
 //!
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
-//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`] and [`browser`].
-//! Begin with [`figures`].
+//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`],
+//! [`browser`] and [`recovery`]. Begin with [`figures`].
 
 mod browser;
 mod cost;
 mod generate;
+mod recovery;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -51,9 +52,9 @@ pub(crate) struct Figures {
     /// Rounds over which the learning rate falls, if more than are run (`wire`)
     #[arg(long, value_name = "ROUNDS")]
     length: Option<u64>,
-    /// How often each run is repeated, interleaved with the others (`cost`, `browser`)
-    #[arg(long, default_value_t = 3)]
-    repeats: usize,
+    /// How often each run or fault is repeated, interleaved with the others (`cost`, `browser`: 3; `recovery`: 20)
+    #[arg(long, value_name = "TIMES")]
+    repeats: Option<usize>,
     /// Keep the runs that an interrupted command has measured already (`wire`)
     #[arg(long)]
     resume: bool,
@@ -69,6 +70,24 @@ enum Name {
     Generate,
     /// A tab beside a headless volunteer: speed, time to join, sizes
     Browser,
+    /// What the loss of a volunteer costs, by what happened to it
+    Recovery,
+}
+
+impl Name {
+    /// How often a run or fault is repeated where nobody says.
+    const fn repeats(self) -> usize {
+        match self {
+            Self::Wire | Self::Cost | Self::Generate | Self::Browser => 3,
+            Self::Recovery => 20,
+        }
+    }
+}
+
+impl Figures {
+    fn repeats(&self) -> usize {
+        self.repeats.unwrap_or(self.name.repeats())
+    }
 }
 
 /// Measures and writes the file.
@@ -79,7 +98,9 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
     match asked.name {
         Name::Browser if !browser::IS_RELEASE => return browser::again(),
         Name::Browser => browser::programs()?,
-        Name::Wire | Name::Cost | Name::Generate => programs_and(&["--example", "alone"])?,
+        Name::Wire | Name::Cost | Name::Generate | Name::Recovery => {
+            programs_and(&["--example", "alone"])?
+        }
     }
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let data = match &asked.data {
@@ -94,11 +115,12 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Cost => cost::cost(asked, &data),
         Name::Generate => generate::generate(asked, &data),
         Name::Browser => browser::browser(asked, &data),
+        Name::Recovery => recovery::recovery(asked),
     }
 }
 
 /// Writes `tests/figures/NAME.json`.
-fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
+pub(crate) fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
     let folder = paths::repository().join("tests").join("figures");
     let file = folder.join(format!("{name}.json"));
     std::fs::create_dir_all(file.parent().context("the file lies in a folder")?)?;

@@ -10,6 +10,7 @@
 )]
 
 mod build;
+mod chaos;
 mod check;
 mod demo;
 mod e2e;
@@ -51,6 +52,8 @@ enum Verb {
         #[arg(long, default_value_t = 0)]
         first_seed: u64,
     },
+    /// A run to which something happens every 20 seconds: it must go on, lose nothing and learn as well
+    Chaos(chaos::Chaos),
     /// Measure, and write tests/figures/NAME.json
     Figures(figures::Figures),
     /// Build the web client into www/pkg, for a host to serve
@@ -68,6 +71,7 @@ fn main() -> anyhow::Result<()> {
         Verb::E2e(asked) => e2e::e2e(&asked).finish(),
         Verb::Ci => check::ci().finish(),
         Verb::Demo(asked) => demo::demo(&asked),
+        Verb::Chaos(asked) => chaos::chaos(&asked),
         Verb::Figures(asked) => figures::figures(&asked),
         Verb::Golden => build::run(&mut build::cargo(&[
             "run",

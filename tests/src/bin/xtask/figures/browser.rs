@@ -85,7 +85,7 @@ pub(super) fn browser(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     let without_simd = tempfile::Builder::new().prefix("shoal-www-").tempdir()?;
     web::without_simd(without_simd.path())?;
     let mut turns = Vec::new();
-    for repeat in 0..asked.repeats {
+    for repeat in 0..asked.repeats() {
         for device in [Device::Cpu, Device::WebGpu] {
             let native = steps(device, Place::Native, asked.rounds, data)?;
             let mut note = |place: &str, seconds: f64| {
@@ -113,7 +113,7 @@ pub(super) fn browser(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "microbatches_a_step": MICROBATCHES,
         "context": { "Cpu": CPU.context, "WebGpu": GPU.context },
         "rounds": asked.rounds,
-        "repeats": asked.repeats,
+        "repeats": asked.repeats(),
         "medians": summary(&turns)?,
         "warm_join_milliseconds": joins(data)?,
         "sizes": web::sizes()?,

@@ -41,7 +41,7 @@ pub(super) fn cost(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     let yardstick = Yardstick::prepare(data)?;
     let mut turns = Vec::new();
     let mut joins: BTreeMap<usize, Vec<BTreeMap<String, f64>>> = BTreeMap::new();
-    for repeat in 0..asked.repeats {
+    for repeat in 0..asked.repeats() {
         let alone = yardstick.measure(asked.rounds)?;
         println!("alone: {alone}");
         for volunteers in 1..=NAMES.len() {
@@ -68,7 +68,7 @@ pub(super) fn cost(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "rank": RANK,
         "format": "int8",
         "rounds": asked.rounds,
-        "repeats": asked.repeats,
+        "repeats": asked.repeats(),
         "medians_by_volunteers": summary(&turns)?,
         "join_seconds_by_volunteers": joins,
         "runs": turns,

@@ -43,7 +43,7 @@ pub(super) fn generate(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     drop(volunteers);
     let (mut once, mut afresh) = (Vec::new(), Vec::new());
     let load_before = load();
-    for _ in 0..asked.repeats {
+    for _ in 0..asked.repeats() {
         let start = write(&folder, 1, false)?.1;
         let (text, cached) = write(&folder, TOKENS, false)?;
         let (same, uncached) = write(&folder, TOKENS, true)?;
@@ -65,7 +65,7 @@ pub(super) fn generate(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     let figures = json!({
         "preset": "tiny",
         "tokens": TOKENS,
-        "repeats": asked.repeats,
+        "repeats": asked.repeats(),
         "load_before": load_before,
         "tokens_per_second": once,
         "tokens_per_second_without_memory": afresh,
