@@ -212,10 +212,8 @@ impl Auditor {
                 newest,
             });
         }
-        for Place {
-            pipeline, epoch, ..
-        } in commit.members.iter().map(|member| member.place)
-        {
+        for member in &commit.members {
+            let (pipeline, epoch) = (member.place.pipeline, member.place.epoch);
             if self.line_ups.get(&pipeline) != Some(&epoch) {
                 return Err(Wrong::LineUp { round, epoch });
             }
@@ -290,7 +288,8 @@ impl Auditor {
 
 #[cfg(test)]
 mod tests {
-    use shared::units::{Digest, Issue, StageId};
+    use shared::coordinator::history::SeatRow;
+    use shared::units::{Digest, Issue, PeerId, StageId, StageRange};
     use shared::wire::frame::Place;
     use shared::wire::signal::Held;
 

@@ -50,6 +50,7 @@ pub fn of_run(
         round: view.round,
         safe_round: view.survives_one,
         checkpoint_round: Some(coordinator.history().newest_manifest()).filter(|round| round.0 > 0),
+        pipelines: view.pipelines,
         steps: view.steps,
         samples: view.samples,
         lowest_open_sample: coordinator.lowest_open_sample(),
@@ -77,6 +78,10 @@ fn reason_of(view: &RunView) -> String {
             "volunteers take their seats: states are fetched, links opened".to_owned()
         }
         ("evaluating", _) => "measuring the loss on held-out text".to_owned(),
+        ("training", _) if view.pipelines > 1 => format!(
+            "training in {} pipelines beside each other, {} steps into the round",
+            view.pipelines, view.steps
+        ),
         ("training", _) => format!("training, {} steps into the round", view.steps),
         ("over", _) => "the run has reached its length".to_owned(),
         (state, _) => state.to_owned(),
@@ -90,6 +95,7 @@ fn of_round(view: &RoundView) -> RoundReport {
         validation_loss: view.validation_loss,
         samples: view.samples,
         seconds: view.seconds,
+        pipelines: view.pipelines,
     }
 }
 
@@ -105,6 +111,7 @@ fn of_volunteer(view: VolunteerView) -> VolunteerReport {
             _ => VolunteerState::Spare,
         },
         stages: view.stages,
+        pipeline: view.pipeline,
         reason: view.reason,
         microbatches: view.accepted,
     }

@@ -278,6 +278,7 @@ mod tests {
                 validation_loss: round.is_multiple_of(4).then_some(loss + 0.1),
                 samples: u64::from(round) * 256,
                 seconds: 12.5,
+                pipelines: 1,
             })
             .collect()
     }

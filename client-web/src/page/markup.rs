@@ -10,6 +10,7 @@
 use std::fmt::Write as _;
 
 use shared::config::model::{Codec, NumberFormat};
+use shared::units::PipelineId;
 use shared::wire::report::{RoundReport, RunReport, VolunteerReport, VolunteerState};
 use shared::wire::signal::{Pause, VolunteerKind};
 
@@ -183,6 +184,7 @@ fn volunteers(list: &[VolunteerReport]) -> String {
         return "<p>Nobody yet. The first one may hold all stages; more make it faster.</p>\n"
             .to_owned();
     }
+    let are_several = list.iter().any(|one| one.pipeline > Some(PipelineId(0)));
     let mut html = String::from(
         "<table>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Seat</th>\
          <th scope=\"col\" class=\"number\">Accepted microbatches</th></tr></thead>\n<tbody>\n",
@@ -205,7 +207,12 @@ fn volunteers(list: &[VolunteerReport]) -> String {
             String::new()
         };
         let seat = match (volunteer.state, volunteer.stages) {
-            (VolunteerState::Seated, Some(stages)) => stages.to_string(),
+            (VolunteerState::Seated, Some(stages)) => match volunteer.pipeline {
+                Some(pipeline) if are_several => {
+                    format!("pipeline {}, {stages}", pipeline.0 + 1)
+                }
+                Some(_) | None => stages.to_string(),
+            },
             (state, _) => state.word().to_owned(),
         };
         let _ = writeln!(
@@ -276,6 +283,7 @@ mod tests {
                 validation_loss: None,
                 samples: u64::from(round) * 256,
                 seconds: 12.5,
+                pipelines: 1,
             })
             .collect();
         RunReport {
@@ -297,6 +305,7 @@ mod tests {
             round: rounds.last().map_or(Round(0), |round| round.round),
             safe_round: Round(38),
             checkpoint_round: Some(Round(36)),
+            pipelines: 1,
             steps: 3,
             samples: rounds.last().map_or(0, |round| round.samples),
             lowest_open_sample: 0,
@@ -317,6 +326,7 @@ mod tests {
             kind: VolunteerKind::Browser,
             state: VolunteerState::Seated,
             stages: Some(StageRange { first: 2, end: 4 }),
+            pipeline: None,
             reason: name.to_owned(),
             microbatches: 412,
         }

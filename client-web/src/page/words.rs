@@ -4,7 +4,7 @@
 //! Begin with [`preflight`] and [`accepted`].
 
 use shared::config::model::ModelConfig;
-use shared::units::StageRange;
+use shared::units::{PipelineId, StageRange};
 use shared::wire::report::{RunReport, VolunteerReport};
 
 use super::format::{bytes, count, plural, span};
@@ -368,11 +368,14 @@ pub fn seat(seat: &Seat) -> String {
     format!("{} of {}", seat.stages, seat.of)
 }
 
-/// What the neighbours in the pipe are called, before and after a seat: those whose stages adjoin it.
+/// What the neighbours in the pipe are called, before and after a seat: those of its pipeline whose stages adjoin it.
 #[must_use]
 pub fn neighbours(listed: &[VolunteerReport], seat: &Seat) -> [Option<String>; 2] {
+    let is_of_it = |pipeline: PipelineId| u32::from(pipeline.0) == seat.pipeline;
     let name = |adjoins: &dyn Fn(StageRange) -> bool| {
-        let adjoins = |one: &&VolunteerReport| one.stages.is_some_and(adjoins);
+        let adjoins = |one: &&VolunteerReport| {
+            one.stages.is_some_and(adjoins) && one.pipeline.is_none_or(is_of_it)
+        };
         let found = listed.iter().find(adjoins)?;
         Some(found.name.clone())
     };

@@ -20,6 +20,8 @@ pub struct RoundView {
     pub samples: u64,
     /// How long it took.
     pub seconds: f64,
+    /// Pipelines that trained it.
+    pub pipelines: usize,
 }
 
 /// A volunteer, as everybody may see it.
@@ -36,7 +38,6 @@ pub struct VolunteerView {
     /// Stages of its seat.
     pub stages: Option<StageRange>,
     /// Which pipeline that seat is in.
-    #[serde(default)]
     pub pipeline: Option<PipelineId>,
     /// Why it waits or what it does.
     pub reason: String,
@@ -60,7 +61,6 @@ pub struct RunView {
     /// Steps done in the round under way, by all pipelines.
     pub steps: u32,
     /// Pipelines that train beside each other.
-    #[serde(default)]
     pub pipelines: usize,
     /// What the pipeline does: `waiting`, `forming`, `evaluating`, `training`, `paused` or `over`.
     pub state: String,
@@ -161,6 +161,7 @@ impl Coordinator {
                     validation_loss: self.history.validation(commit.round),
                     samples,
                     seconds: commit.elapsed_us as f64 / 1e6,
+                    pipelines: commit.members.len(),
                 }
             })
             .collect();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::signal::VolunteerKind;
 use crate::config::model::{ModelConfig, NumberFormat};
-use crate::units::{Round, StageRange};
+use crate::units::{PipelineId, Round, StageRange};
 
 /// The run as it stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,10 @@ pub struct RunReport {
     pub safe_round: Round,
     /// Newest round in the host's store: survives the loss of all volunteers. `None` before the first checkpoint.
     pub checkpoint_round: Option<Round>,
-    /// Steps done in the round under way.
+    /// Pipelines that train beside each other now.
+    #[serde(default)]
+    pub pipelines: usize,
+    /// Steps done in the round under way, by all of them.
     pub steps: u32,
     /// Samples in committed rounds.
     pub samples: u64,
@@ -138,6 +141,9 @@ pub struct RoundReport {
     pub samples: u64,
     /// How long it took.
     pub seconds: f64,
+    /// Pipelines that trained it.
+    #[serde(default)]
+    pub pipelines: usize,
 }
 
 /// A volunteer, as everybody may see it.
@@ -151,6 +157,9 @@ pub struct VolunteerReport {
     pub state: VolunteerState,
     /// Stages of its seat.
     pub stages: Option<StageRange>,
+    /// Number of the pipeline that its seat is in.
+    #[serde(default)]
+    pub pipeline: Option<PipelineId>,
     /// What it was told last, in words.
     pub reason: String,
     /// Microbatches of it in committed rounds.

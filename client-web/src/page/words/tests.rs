@@ -1,5 +1,5 @@
 use shared::config::run::RunConfig;
-use shared::units::{Round, StageId, StageRange};
+use shared::units::{PipelineId, Round, StageId, StageRange};
 use shared::wire::report::{DataReport, RoundReport, VolunteerState};
 use shared::wire::signal::{RefuseCode, VolunteerKind};
 
@@ -242,6 +242,7 @@ fn time_to_go_follows_the_last_rounds() {
         validation_loss: None,
         samples: u64::from(round) * 100,
         seconds: if round < 20 { 500.0 } else { 10.0 },
+        pipelines: 1,
     };
     let mut report = RunReport {
         name: String::new(),
@@ -298,6 +299,7 @@ fn neighbours_are_called_as_the_run_calls_them() {
         kind: VolunteerKind::Native,
         state: VolunteerState::Seated,
         stages: Some(StageRange { first, end }),
+        pipeline: Some(PipelineId(0)),
         reason: String::new(),
         microbatches: 0,
     };
@@ -305,8 +307,13 @@ fn neighbours_are_called_as_the_run_calls_them() {
         stages: None,
         ..volunteer("spare", 0, 0)
     };
+    let elsewhere = VolunteerReport {
+        pipeline: Some(PipelineId(1)),
+        ..volunteer("of another pipeline", 0, 2)
+    };
     let listed = [
         spare,
+        elsewhere,
         volunteer("tail", 3, 4),
         volunteer("head", 0, 2),
         volunteer("own", 2, 3),
