@@ -14,7 +14,7 @@ use super::pipeline::{Phase, Pipeline};
 use super::{Awaited, Coordinator};
 use crate::limits::{APART_MAX, BENCH, READY_MAX, TICK};
 use crate::schedule::placement::{self, Given, LineUp, Links};
-use crate::units::{PeerId, PipelineId, Round, StageId, Time};
+use crate::units::{PeerId, PipelineId, Round, StageId, StageRange, Time};
 use crate::wire::frame::Place;
 use crate::wire::signal::{Down, Held};
 
@@ -166,7 +166,44 @@ impl Coordinator {
         let wanted = u16::try_from(wanted).expect("at most a run's pipelines");
         let plan =
             placement::assign_all(&given, &old, wanted).map_err(|error| error.to_string())?;
-        Ok(numbered(plan, &old, &busy.into_iter().collect()))
+        let plan = numbered(plan, &old, &busy.into_iter().collect());
+        Ok(self.mergeable(plan, links))
+    }
+
+    /// Leaves out line-ups that could not merge with the others: two that hold the same stage are apart.
+    fn mergeable(&self, mut plan: LineUps, links: &Links) -> LineUps {
+        let apart = links.apart();
+        if apart.is_empty() {
+            return plan;
+        }
+        let mut seats: BTreeMap<PeerId, (PipelineId, StageRange)> = BTreeMap::new();
+        for (id, line_up) in &plan {
+            let of_it = line_up.seats.iter();
+            seats.extend(of_it.map(|(peer, stages)| (*peer, (*id, *stages))));
+        }
+        for pipeline in self.pipelines.iter() {
+            let id = pipeline.place.pipeline;
+            let rows = pipeline.seats.iter().map(|seat| seat.row);
+            let rows = rows.filter(|_| !plan.contains_key(&id));
+            seats.extend(rows.map(|row| (row.peer, (id, row.stages))));
+        }
+        for (a, b) in apart {
+            let (Some((one, stages)), Some((other, others))) = (seats.get(&a), seats.get(&b))
+            else {
+                continue;
+            };
+            let share_stages = stages.first < others.end && others.first < stages.end;
+            let both = |id: &PipelineId| plan.contains_key(id) || self.pipelines.get(*id).is_some();
+            if one != other && share_stages && both(one) && both(other) {
+                let later = if plan.contains_key(one.max(other)) {
+                    one.max(other)
+                } else {
+                    one.min(other)
+                };
+                plan.remove(later);
+            }
+        }
+        plan
     }
 
     /// Where only pairs that could not connect keep a line-up from being formed, they try again after a while: a

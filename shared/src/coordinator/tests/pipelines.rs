@@ -374,3 +374,29 @@ fn the_last_steps_of_a_run_are_shared_out_and_not_exceeded() {
     assert!(merged, "they trained beside each other");
     assert_eq!(desk.host.history().samples(), 5 * batch);
 }
+
+#[test]
+fn two_that_cannot_connect_are_no_replicas_of_each_other() {
+    let mut desk = desk_of(2);
+    let [a, b] = ids(&desk)[..] else {
+        panic!("two")
+    };
+    desk.train_all();
+    let head = |desk: &Desk, id| desk.host.pipelines.get(id).expect("at work").head();
+    let (one, other) = (head(&desk, a), head(&desk, b));
+    let connection = desk.host.roster.get(one).and_then(|it| it.connection);
+    let place = desk.host.pipelines.get(a).map(|it| it.place);
+    desk.say(
+        connection.expect("it is here"),
+        Up::Suspect {
+            place,
+            peer: other,
+            suspicion: crate::wire::signal::Suspicion::Unreachable,
+        },
+    );
+    // It answers, so the way between the two is at fault; the round is the one's alone.
+    desk.pass(TICK);
+    assert_eq!(desk.newest_commit().members.len(), 1);
+    desk.rounds(2);
+    assert_eq!(desk.host.pipelines.len(), 1, "they are not paired again");
+}

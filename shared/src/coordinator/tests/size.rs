@@ -43,7 +43,7 @@ fn crowded(count: u64) -> (Desk, Vec<ConnectionId>) {
 /// What a volunteer says, one of each kind but `join`.
 fn messages(desk: &Desk, to: PeerId) -> Vec<Up> {
     let place = desk.place();
-    let head = desk.host.pipeline.as_ref().expect("a line-up").head();
+    let head = desk.pipeline().head();
     let held = Held {
         round: desk.newest(),
         stage: StageId(0),
