@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 use tests::community::{Community, ROUND_WAIT_MAX, Small, losses};
-use tests::judge::{SAME_LOSS_SHARE_MAX, recovered_within};
+use tests::judge::{SAME_LOSS_SHARE_MAX, audit, recovered_within};
 use tests::tab::{Device, LOAD_MAX, Lend, Tab, devices, gather, small_on, turn};
 
 /// Rounds of one microbatch that are compared, where SwiftShader computes the GPU's path: some hundred times slower
@@ -242,4 +242,30 @@ fn weights_that_a_tab_trained_are_in_the_manifest() {
     );
     let others = told.iter().filter(|held| held["blob"] != committed["blob"]);
     assert!(others.count() > 0, "each round has weights of its own");
+}
+
+#[test]
+fn a_tab_and_a_headless_volunteer_each_hold_the_model_and_merge_their_rounds() {
+    let _turn = turn();
+    let small = Small {
+        pipelines_max: 2,
+        ..small_on(Device::Cpu, 1)
+    };
+    let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
+    let mut tab = lend(&community, &small, Device::Cpu, Room::All);
+    let merged = |run: &Value| {
+        let rounds = run["rounds"].as_array().into_iter().flatten();
+        let is_merged = |round: &&Value| round["pipelines"].as_u64() == Some(2);
+        rounds.filter(is_merged).count()
+    };
+    community
+        .host
+        .wait_until("rounds of both", ROUND_WAIT_MAX, |run| merged(run) >= 3)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", community.said()));
+    let run = community.host.api().expect("the run");
+    let all = losses(&run).expect("rounds");
+    let (first, last) = (all[0].1, all[all.len() - 1].1);
+    assert!(last < 0.8 * first, "from {first} to {last}");
+    audit(&community).expect("the journal tells a true story");
+    tab.check().expect("it says nothing wrong");
 }
