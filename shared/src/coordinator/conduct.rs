@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Coordinator;
 use super::history::Row;
 use super::incident::{Sequel, What};
-use super::pipeline::{Phase, Pipeline};
+use super::pipeline::Phase;
 use crate::limits::{LINK_TRIES_MAX, MALFORMED_ACCUSERS, STRIKES_MAX, SUSPECT_ANSWER_MAX};
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::Place;
@@ -120,9 +120,7 @@ impl Coordinator {
             .filter(|pipeline| place.is_some_and(|place| pipeline.place.epoch == place.epoch));
         // In a merge, replicas of all its pipelines have to do with each other.
         let sit = current.is_some_and(|pipeline| {
-            let merge = |of: &Pipeline| of.phase == Phase::Merging;
-            let other = self.pipelines.of(suspect);
-            pipeline.seat(suspect).is_some() || merge(pipeline) && other.is_some_and(merge)
+            pipeline.seat(suspect).is_some() || self.are_merging(by, suspect)
         });
         if !sit {
             return;
@@ -151,6 +149,19 @@ impl Coordinator {
         }
     }
 
+    /// Whether two merge a stage with each other.
+    fn are_merging(&self, one: PeerId, other: PeerId) -> bool {
+        let seat = |peer: PeerId| {
+            let pipeline = self.pipelines.of(peer)?;
+            let stages = pipeline.seat(peer)?.row.stages;
+            (pipeline.phase == Phase::Merging).then_some(stages)
+        };
+        let (Some(one), Some(other)) = (seat(one), seat(other)) else {
+            return false;
+        };
+        one.first < other.end && other.first < one.end
+    }
+
     /// Somebody says that a volunteer sent it what no correct build sends.
     fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
         let (Some(accuser), Some(accused)) = (self.roster.get(by), self.roster.get(suspect)) else {
@@ -158,7 +169,8 @@ impl Coordinator {
         };
         let (to, key, connection) = (accuser.name.clone(), accused.key, accused.connection);
         let line_up = self.pipelines.of(by);
-        let are_neighbours = line_up.is_some_and(|it| it.are_neighbours(by, suspect));
+        let are_neighbours = line_up.is_some_and(|it| it.are_neighbours(by, suspect))
+            || self.are_merging(by, suspect);
         let accusers = of(&mut self.conduct.malformed, key);
         let sequel = match (accusers.insert(accuser.key), accusers.len()) {
             (_, MALFORMED_ACCUSERS..) => Sequel::Removed,
@@ -190,7 +202,13 @@ impl Coordinator {
         };
         volunteer.take_round_trip(now.since(asked));
         if volunteer.answer_by.take().is_some() {
-            volunteer.suspected_by.clear();
+            // What is broken between two is broken for both: one pipeline's round is enough.
+            for by in std::mem::take(&mut volunteer.suspected_by) {
+                if let Some(other) = self.roster.get_mut(by) {
+                    other.suspected_by.remove(&peer);
+                    other.answer_by.take_if(|_| other.suspected_by.is_empty());
+                }
+            }
             self.break_pipeline_of(peer);
         }
     }

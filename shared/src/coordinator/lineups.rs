@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::{Row, SeatRow};
-use super::pipeline::{Phase, Pipeline};
+use super::pipeline::{Phase, Pipeline, Seat};
 use super::{Awaited, Coordinator};
 use crate::limits::{APART_MAX, BENCH, READY_MAX, TICK};
 use crate::schedule::placement::{self, Given, LineUp, Links};
@@ -51,6 +51,11 @@ impl Coordinator {
             return;
         }
         if self.remaining_steps() > 0 {
+            let waits = |it: &Pipeline| it.phase == Phase::Boundary;
+            // Nobody is in the round any more that they wait for.
+            if !self.pipelines.is_empty() && self.pipelines.iter().all(waits) {
+                self.plan_due = true;
+            }
             self.line_up(now);
         } else if self.pipelines.in_round().next().is_none() && self.may_look_at_all(now) {
             self.over_when_stored(now);
@@ -82,8 +87,10 @@ impl Coordinator {
             Ok(plan) => plan,
             Err(reason) => {
                 // Volunteers of a line-up that can't be formed may strengthen others, between two rounds.
-                let idle = self.pipelines.ids(|it| it.phase == Phase::Boundary);
-                idle.into_iter().for_each(|id| self.break_pipeline(id));
+                if self.pipelines.in_round().next().is_none() {
+                    let idle = self.pipelines.ids(|it| it.phase == Phase::Boundary);
+                    idle.into_iter().for_each(|id| self.break_pipeline(id));
+                }
                 if self.pipelines.is_empty() {
                     let reason = self.reunite(now).unwrap_or(reason);
                     self.everyone_waits(&reason);
@@ -166,12 +173,13 @@ impl Coordinator {
         let wanted = u16::try_from(wanted).expect("at most a run's pipelines");
         let plan =
             placement::assign_all(&given, &old, wanted).map_err(|error| error.to_string())?;
-        let plan = numbered(plan, &old, &busy.into_iter().collect());
-        Ok(self.mergeable(plan, links))
+        let busy: BTreeSet<PipelineId> = busy.into_iter().collect();
+        let plan = numbered(plan, &old, &busy);
+        Ok(self.mergeable(plan, links, &busy))
     }
 
     /// Leaves out line-ups that could not merge with the others: two that hold the same stage are apart.
-    fn mergeable(&self, mut plan: LineUps, links: &Links) -> LineUps {
+    fn mergeable(&self, mut plan: LineUps, links: &Links, busy: &BTreeSet<PipelineId>) -> LineUps {
         let apart = links.apart();
         if apart.is_empty() {
             return plan;
@@ -181,10 +189,9 @@ impl Coordinator {
             let of_it = line_up.seats.iter();
             seats.extend(of_it.map(|(peer, stages)| (*peer, (*id, *stages))));
         }
-        for pipeline in self.pipelines.iter() {
+        for pipeline in busy.iter().filter_map(|id| self.pipelines.get(*id)) {
             let id = pipeline.place.pipeline;
             let rows = pipeline.seats.iter().map(|seat| seat.row);
-            let rows = rows.filter(|_| !plan.contains_key(&id));
             seats.extend(rows.map(|row| (row.peer, (id, row.stages))));
         }
         for (a, b) in apart {
@@ -193,7 +200,7 @@ impl Coordinator {
                 continue;
             };
             let share_stages = stages.first < others.end && others.first < stages.end;
-            let both = |id: &PipelineId| plan.contains_key(id) || self.pipelines.get(*id).is_some();
+            let both = |id: &PipelineId| plan.contains_key(id) || busy.contains(id);
             if one != other && share_stages && both(one) && both(other) {
                 let later = if plan.contains_key(one.max(other)) {
                     one.max(other)
@@ -426,7 +433,7 @@ impl Coordinator {
         if pipeline.phase == Phase::Forming && all_ready {
             let peers: BTreeSet<PeerId> = pipeline.peers().collect();
             self.link_failures
-                .retain(|(a, b), _| !peers.contains(a) && !peers.contains(b));
+                .retain(|(a, b), _| !(peers.contains(a) && peers.contains(b)));
             self.begin(now, place.pipeline);
         }
     }
@@ -465,16 +472,27 @@ impl Coordinator {
 
     /// A line-up was not ready in time: whoever kept it waiting gets no seat for a while.
     fn not_ready(&mut self, now: Time, id: PipelineId) {
+        let text = "your seat was not ready in time; another one follows";
+        self.bench(now, id, |seat| !seat.ready, text);
+    }
+
+    /// Ends a line-up for what some of its seats did: they get none for a while, and are told why.
+    pub(super) fn bench(
+        &mut self,
+        now: Time,
+        id: PipelineId,
+        is_at_fault: impl Fn(&Seat) -> bool,
+        text: &str,
+    ) {
         let seats = self.pipelines.get(id).into_iter().flat_map(|it| &it.seats);
-        let late = seats.filter(|seat| !seat.ready).map(|seat| seat.row.peer);
-        for peer in late.collect::<Vec<PeerId>>() {
+        let at_fault = seats
+            .filter(|seat| is_at_fault(seat))
+            .map(|seat| seat.row.peer);
+        for peer in at_fault.collect::<Vec<PeerId>>() {
             if let Some(volunteer) = self.roster.get_mut(peer) {
                 volunteer.benched_until = Some(now + BENCH);
             }
-            self.reason(
-                peer,
-                "your seat was not ready in time; another one follows".to_owned(),
-            );
+            self.reason(peer, text.to_owned());
         }
         self.break_pipeline(id);
     }

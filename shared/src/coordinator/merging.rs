@@ -52,13 +52,14 @@ impl Coordinator {
             match pipeline.phase {
                 // Who comes back may bring what it trained.
                 Phase::Resuming { .. } => return,
+                // It would be left out of the round, and what it measures with it.
+                Phase::Evaluating => return,
                 Phase::Training if pipeline.agreed_steps().is_some() => {
                     ended.push(pipeline.place.pipeline);
                 }
                 Phase::Training => return,
                 Phase::Journaling
                 | Phase::Forming
-                | Phase::Evaluating
                 | Phase::Merging
                 | Phase::Committing
                 | Phase::Boundary => {}
@@ -207,7 +208,8 @@ impl Coordinator {
             Verdict::Tied => {
                 let epoch = |id: &PipelineId| self.pipelines.get(*id).map(|it| it.place.epoch);
                 if let Some(newer) = ids.into_iter().max_by_key(epoch) {
-                    self.break_pipeline(newer);
+                    let text = "your device merged otherwise than others, twice; you get a seat again in a minute";
+                    self.bench(now, newer, |_| true, text);
                     self.end_round(now);
                 }
             }
@@ -264,7 +266,8 @@ impl Coordinator {
         };
         let slowest = merging.members.iter().max_by_key(owing);
         if let Some(id) = slowest.map(|member| member.pipeline) {
-            self.break_pipeline(id);
+            let text = "your stages were not merged in time; you get a seat again in a minute";
+            self.bench(now, id, |seat| seat.merged.is_none(), text);
             self.end_round(now);
         }
     }

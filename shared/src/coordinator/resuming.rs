@@ -3,11 +3,13 @@
 //! A volunteer is believed about its own work as far as the journal and the line-up bear it out; what it says again has
 //! no effect twice.
 
+use std::collections::BTreeSet;
+
 use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
-use crate::units::{PeerId, PipelineId, Time};
+use crate::units::{PeerId, PipelineId, SampleRange, Time};
 use crate::wire::frame::Place;
-use crate::wire::signal::{Down, Held, Resume};
+use crate::wire::signal::{Down, Held, Holds, Resume};
 
 impl Coordinator {
     /// Whether its seat goes on: the same line-up, at this round or just before its commit.
@@ -61,8 +63,14 @@ impl Coordinator {
         let report = resume.report.filter(|report| report.place == place);
         let reported = report.map_or(0, |report| report.steps);
         let samples = leases.iter().map(|lease| lease.samples);
+        let others = self
+            .pipelines
+            .iter()
+            .filter(|it| it.place != pipeline.place);
+        let of_others: BTreeSet<SampleRange> = others.flat_map(Pipeline::leased_samples).collect();
         are_whole
-            && count <= self.steps_target()
+            && count <= steps_max.min(self.remaining_steps())
+            && samples.clone().all(|samples| !of_others.contains(&samples))
             && count >= pipeline.steps_done().max(reported)
             && self.history.sample_twice(samples).is_none()
     }
@@ -102,9 +110,10 @@ impl Coordinator {
             if let Some(report) = resume.report {
                 self.report(now, peer, report);
             }
-            for holds in resume.holds.into_iter().chain(resume.merged) {
+            if let Some(holds) = resume.holds {
                 self.holds(now, peer, holds);
             }
+            self.resync_merge(now, peer, resume.merged);
         }
         if self.resume_pipeline(now, place.pipeline) {
             // Those who came back before it went on were told nothing.
@@ -114,6 +123,22 @@ impl Coordinator {
             }
         } else {
             self.say_round_again(peer);
+        }
+    }
+
+    /// What somebody who is back has merged. Whoever has not may have missed slices, or lost a link: all merge anew.
+    fn resync_merge(&mut self, now: Time, peer: PeerId, merged: Option<Holds>) {
+        let Some(attempt) = self.merging.as_ref().map(|merging| merging.attempt) else {
+            return;
+        };
+        let is_in_it = |it: &Pipeline| it.phase == Phase::Merging;
+        match merged.filter(|merged| merged.attempt == attempt) {
+            Some(merged) => self.holds(now, peer, merged),
+            None if self.pipelines.of(peer).is_some_and(is_in_it) => {
+                self.void_merge();
+                self.end_round(now);
+            }
+            None => {}
         }
     }
 
@@ -160,8 +185,19 @@ impl Coordinator {
         pipeline.progressed = now;
         if pipeline.attempt.is_some() {
             pipeline.phase = Phase::Training;
-            pipeline.steps_target = steps_target;
-            self.top_up(id);
+            // What ends with a lease that is known is as long as it was.
+            let known = pipeline.leases.iter().any(|lease| lease.last);
+            let leased = u32::try_from(pipeline.leases.len()).expect("a round's steps fit u32");
+            pipeline.steps_target = if known {
+                leased
+            } else {
+                steps_target.max(leased)
+            };
+            let training = self.pipelines.ids(|it| it.phase == Phase::Training);
+            training.into_iter().for_each(|id| self.top_up(id));
+            if self.pipelines.in_round().any(Pipeline::has_done_all) {
+                self.close_round();
+            }
             self.end_round(now);
         } else {
             pipeline.phase = Phase::Forming;

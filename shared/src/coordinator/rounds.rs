@@ -9,7 +9,7 @@
 
 use super::Coordinator;
 use super::history::Row;
-use super::pipeline::Phase;
+use super::pipeline::{Phase, Pipeline};
 use crate::limits::LEASES_AHEAD;
 use crate::units::{PeerId, PipelineId, SampleRange, Step, Time};
 use crate::wire::frame::{Mode, Place};
@@ -26,7 +26,16 @@ impl Coordinator {
     /// Steps that the next pipeline to begin is to have in its round: its share of what is left of the run at most.
     pub(super) fn steps_target(&self) -> u32 {
         let round_steps = self.config().schedule.round_steps;
-        let taken: u32 = self.pipelines.in_round().map(|it| it.steps_target).sum();
+        let taken = |pipeline: &Pipeline| match pipeline.phase {
+            Phase::Training | Phase::Merging => pipeline.steps_target,
+            Phase::Resuming { .. } => u32::try_from(pipeline.leases.len()).unwrap_or(u32::MAX),
+            Phase::Journaling
+            | Phase::Forming
+            | Phase::Evaluating
+            | Phase::Committing
+            | Phase::Boundary => 0,
+        };
+        let taken: u32 = self.pipelines.iter().map(taken).sum();
         let left = self.remaining_steps().saturating_sub(taken);
         let others = self.pipelines.ids(|it| it.phase == Phase::Forming).len();
         let sharers = u32::try_from(others.max(1)).expect("few pipelines");
@@ -46,7 +55,7 @@ impl Coordinator {
     pub(super) fn begin(&mut self, now: Time, id: PipelineId) {
         let newest = self.history.newest();
         let schedule = &self.config().schedule;
-        let is_evaluating = |it: &super::pipeline::Pipeline| it.phase == Phase::Evaluating;
+        let is_evaluating = |it: &Pipeline| it.phase == Phase::Evaluating;
         let is_due = schedule.eval_rounds > 0
             && schedule.eval_microbatches > 0
             && self.start.data.validation_tokens > 0
@@ -141,7 +150,13 @@ impl Coordinator {
     }
 
     /// Gives the head leases until it holds enough ahead, or the round has all its steps.
+    ///
+    /// After a restart of the host, only once it is known what all pipelines have leased.
     pub(super) fn top_up(&mut self, id: PipelineId) {
+        let resuming = |it: &Pipeline| matches!(it.phase, Phase::Resuming { .. });
+        if self.pipelines.iter().any(resuming) {
+            return;
+        }
         loop {
             let Some(pipeline) = self.pipelines.get(id) else {
                 return;
@@ -279,7 +294,7 @@ impl Coordinator {
         let Some(pipeline) = self.pipelines.at_mut(holds.place) else {
             return;
         };
-        let result = pipeline.result;
+        let (result, own) = (pipeline.result, pipeline.attempt);
         let Some(seat) = pipeline.seat_mut(peer) else {
             return;
         };
@@ -297,8 +312,11 @@ impl Coordinator {
             if let Some(merging) = &mut self.merging {
                 merging.progressed = now;
             }
-        } else {
+        } else if own.is_none_or(|own| own == holds.attempt) {
             seat.holds = Some(holds);
+        } else {
+            // Of an attempt that is void.
+            return;
         }
         pipeline.progressed = now;
         self.end_round(now);

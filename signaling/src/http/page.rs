@@ -195,6 +195,7 @@ mod tests {
             round: Round(0),
             safe_round: Round(0),
             checkpoint_round: None,
+            pipelines: 0,
             steps: 3,
             samples: 0,
             lowest_open_sample: 0,

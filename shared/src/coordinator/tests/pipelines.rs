@@ -314,6 +314,7 @@ fn a_host_that_restarts_in_a_merge_begins_it_anew_with_what_they_hold() {
     let mut desk = desk_of(2);
     let round = desk.newest();
     desk.train_all();
+    desk.hold_merged(PipelineId(0), "before");
     let before: Vec<_> = desk.host.pipelines.iter().cloned().collect();
     let old = desk.order(PipelineId(0)).expect("a merge").attempt;
     let config = desk.host.config().clone();
@@ -329,7 +330,7 @@ fn a_host_that_restarts_in_a_merge_begins_it_anew_with_what_they_hold() {
                 report: pipeline.report,
                 leases: Leases::pack(&pipeline.leases),
                 holds: seat.holds.clone(),
-                merged: None,
+                merged: seat.merged.clone(),
             });
         });
     }
@@ -399,4 +400,63 @@ fn two_that_cannot_connect_are_no_replicas_of_each_other() {
     assert_eq!(desk.newest_commit().members.len(), 1);
     desk.rounds(2);
     assert_eq!(desk.host.pipelines.len(), 1, "they are not paired again");
+}
+
+#[test]
+fn a_late_result_of_a_void_attempt_does_not_take_the_place_of_what_a_seat_trained() {
+    let mut desk = desk_of(2);
+    let round = desk.newest();
+    desk.train_all();
+    let [a, b] = ids(&desk)[..] else {
+        panic!("two")
+    };
+    let void = desk.order(a).expect("a merge").attempt;
+    let place = desk.host.pipelines.get(a).expect("at work").place;
+    let head = desk.host.pipelines.get(b).expect("at work").head();
+    let connection = desk.host.roster.get(head).and_then(|it| it.connection);
+    desk.slow_disk();
+    desk.say(
+        connection.expect("it is here"),
+        Up::Leave { may_return: false },
+    );
+    // While the row is on its way to the disk, a's seats say what they had merged.
+    desk.say_holds(place, 2, (void, round.next()), "late");
+    desk.sync();
+    assert_eq!(desk.newest(), round.next());
+    let after = desk.host.pipelines.get(a).expect("it goes on");
+    assert_eq!(after.place.epoch, place.epoch, "in the same line-up");
+}
+
+#[test]
+fn after_a_restart_nobody_is_leased_what_another_pipeline_may_bring_back() {
+    let desk = desk_of(2);
+    let before: Vec<_> = desk.host.pipelines.iter().cloned().collect();
+    let config = desk.host.config().clone();
+    let mut desk = Desk::over(config, desk.rows, false);
+    for pipeline in &before {
+        let row = pipeline.seats[0].row;
+        let name = u8::try_from(row.session).expect("a name");
+        desk.join_as(name, |join| {
+            join.resume = Some(Resume {
+                peer: row.peer,
+                place: Some(pipeline.place),
+                attempt: pipeline.attempt,
+                report: pipeline.report,
+                leases: Leases::pack(&pipeline.leases),
+                holds: None,
+                merged: None,
+            });
+        });
+    }
+    let mut leased: Vec<_> = desk
+        .host
+        .pipelines
+        .iter()
+        .flat_map(|it| it.leased_samples())
+        .collect();
+    assert_eq!(desk.host.pipelines.len(), 2, "both go on");
+    let count = leased.len();
+    leased.sort();
+    leased.dedup();
+    assert_eq!(leased.len(), count, "nothing is leased twice");
 }
