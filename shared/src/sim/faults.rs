@@ -1,7 +1,8 @@
 //! What goes wrong: one fault at a time, drawn from the seed; then peace.
 
 use super::network::ProcessId;
-use super::world::{Event, Failure, World};
+use super::summary::Failure;
+use super::world::{Event, World};
 use crate::peer::Peer;
 use crate::units::{Span, Time};
 use crate::wire::signal::{Down, Pause};

@@ -24,6 +24,7 @@ mod processes;
 mod quiet;
 mod setup;
 mod store;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod volunteer;
@@ -31,7 +32,8 @@ mod volunteer;
 mod wires;
 mod world;
 
-pub use world::{Failure, Sabotage, Summary, World};
+pub use summary::{Failure, Summary};
+pub use world::{Sabotage, World};
 
 use crate::random::Words;
 use crate::units::Span;

@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use super::compute::{FakeCompute, tokens};
 use super::network::{ProcessId, channel};
+use super::summary::Failure;
 use super::volunteer::LinkEnd;
-use super::world::{Event, Failure, World};
+use super::world::{Event, World};
 use crate::compute::Job;
 use crate::coordinator::roster::ConnectionId;
 use crate::peer::{self, Exit};

@@ -2,7 +2,8 @@
 
 use super::audit::Auditor;
 use super::network::ProcessId;
-use super::world::{Failure, Sabotage, World};
+use super::summary::Failure;
+use super::world::{Sabotage, World};
 use crate::config::run::RunConfig;
 use crate::units::{Span, Time};
 

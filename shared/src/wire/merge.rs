@@ -1,4 +1,5 @@
-//! How the replicas of a stage share out their merge: who averages which part of its values, and how long a part is.
+//! How the replicas of a stage share out their merge: what the host tells them, who averages which part of its values, and
+//! how long a part is.
 //!
 //! A stage's values are laid out in name order, one after the other, and cut into tiles of [`TILE`] values, the last one
 //! filled up with zeros. Each member of a group owns a run of tiles: it is sent everybody's pseudo-gradients of
@@ -8,11 +9,50 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::frame::Place;
+use super::signal::Neighbour;
 use crate::config::model::NumberFormat;
-use crate::units::StageId;
+use crate::units::{Attempt, Epoch, PipelineId, Round, StageId};
 
 /// Values that share one scale where they are packed.
 pub const TILE: usize = 256;
+
+/// One pipeline of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// Its line-up.
+    pub epoch: Epoch,
+    /// Steps that it trained in the round.
+    pub steps: u32,
+    /// Samples in them: its weight in the average.
+    pub samples: u64,
+}
+
+/// Those that hold a stage, one for each member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replicas {
+    /// In order of members; the one who is told is among them.
+    pub peers: Vec<Neighbour>,
+    /// How much each averages, in proportion: it follows from how fast each sends.
+    pub shares: Vec<u32>,
+}
+
+/// A seat's part in the merge of a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeOrder {
+    /// The seat.
+    pub place: Place,
+    /// The attempt. Beginning it voids all earlier ones for good.
+    pub attempt: Attempt,
+    /// The number that the result gets if it is committed.
+    pub result: Round,
+    /// Pipelines that merge, in order of their numbers; at least two.
+    pub members: Vec<Member>,
+    /// One for each stage of the seat, in order.
+    pub stages: Vec<Replicas>,
+}
 
 /// One stage's merge, as all members of its group know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,12 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Mode, Place};
 use super::leases::Leases;
+pub use super::merge::{Member, MergeOrder, Replicas};
 use crate::config::run::RunConfig;
 pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;
-use crate::units::{
-    Attempt, Digest, Epoch, PeerId, PipelineId, Round, SampleRange, StageId, StageRange, Step,
-};
+use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageId, StageRange, Step};
 pub use lending::{Capabilities, Pause, VolunteerKind};
 
 /// A stage's state that somebody holds: round, stage and both hashes.
@@ -323,43 +322,6 @@ pub struct Fetch {
     pub held: Held,
     /// Where it can be had.
     pub sources: Vec<Source>,
-}
-
-/// One pipeline of a merge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    /// The pipeline.
-    pub pipeline: PipelineId,
-    /// Its line-up.
-    pub epoch: Epoch,
-    /// Steps that it trained in the round.
-    pub steps: u32,
-    /// Samples in them: its weight in the average.
-    pub samples: u64,
-}
-
-/// Those that hold a stage, one for each member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replicas {
-    /// In order of members; the one who is told is among them.
-    pub peers: Vec<Neighbour>,
-    /// How much each averages, in proportion: it follows from how fast each sends.
-    pub shares: Vec<u32>,
-}
-
-/// A seat's part in the merge of a round.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MergeOrder {
-    /// The seat.
-    pub place: Place,
-    /// The attempt. Beginning it voids all earlier ones for good.
-    pub attempt: Attempt,
-    /// The number that the result gets if it is committed.
-    pub result: Round,
-    /// Pipelines that merge, in order of their numbers; at least two.
-    pub members: Vec<Member>,
-    /// One for each stage of the seat, in order.
-    pub stages: Vec<Replicas>,
 }
 
 /// A neighbour in the pipe.
