@@ -295,6 +295,7 @@ impl Client {
             | Down::Refuse { .. }
             | Down::Begin { .. }
             | Down::Close { .. }
+            | Down::Merge(_)
             | Down::Commit { .. }
             | Down::Safe { .. }
             | Down::Rewind { .. }

@@ -194,6 +194,7 @@ impl Volunteer {
                 | Down::Spare { .. }
                 | Down::Signal { .. }
                 | Down::Close { .. }
+                | Down::Merge(_)
                 | Down::Safe { .. }
                 | Down::Rewind { .. }
                 | Down::Copy { .. }

@@ -263,6 +263,7 @@ fn time_to_go_follows_the_last_rounds() {
         round: Round(30),
         safe_round: Round(30),
         checkpoint_round: None,
+        pipelines: 1,
         steps: 0,
         samples: 3_000,
         lowest_open_sample: 0,
