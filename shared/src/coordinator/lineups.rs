@@ -75,7 +75,7 @@ impl Coordinator {
     fn line_up(&mut self, now: Time) {
         let is_between_rounds = std::mem::take(&mut self.plan_due);
         let is_anything_to_form = self.pipelines.is_empty() || !self.given_up.is_empty();
-        if !is_between_rounds && !(is_anything_to_form && self.may_look_at_all(now)) {
+        if !(is_between_rounds || is_anything_to_form && self.may_look_at_all(now)) {
             return;
         }
         if self.pipelines.is_empty()
