@@ -63,8 +63,7 @@ fn small(seats_min: u16) -> Small {
 }
 
 /// Name and stages of the one tab in the run.
-fn seat(community: &Community) -> (Value, Value) {
-    let run = community.host.api().expect("an answer");
+fn seat(run: &Value) -> (Value, Value) {
     let listed = run["volunteers"].as_array().expect("a list");
     let mut tabs = listed.iter().filter(|one| one["kind"] == "browser");
     let tab = tabs.next().expect("there is a tab");
@@ -75,12 +74,18 @@ fn seat(community: &Community) -> (Value, Value) {
 /// Loads the page again, and holds the tab to having come back as who it was, with the run's newest round.
 fn comes_back(community: &mut Community, tab: &mut Tab) {
     community.reach(2).expect("they train");
-    let before = seat(community);
+    let before = seat(&community.host.api().expect("an answer"));
     let round = community.round().expect("an answer");
     tab.page.reload().expect("it loads again");
     tab.stands("now.phase === 'training' && now.microbatches > 0", LOAD_MAX)
         .expect("it goes on by itself");
-    assert_eq!(seat(community), before, "the same name and seat");
+    // What a run says of itself is made anew now and then: it may tell of the moment before.
+    community
+        .host
+        .wait_until("the same name and seat", LOAD_MAX, |run| {
+            seat(run) == before
+        })
+        .expect("it has the seat it had");
     let joins = tab.sent("join").expect("an answer");
     // The look before it lent knocked, too, under a session of its own.
     let [_, first, second] = joins.as_slice() else {
