@@ -252,7 +252,7 @@ fn a_tab_and_a_headless_volunteer_each_hold_the_model_and_merge_their_rounds() {
         ..small_on(Device::Cpu, 1)
     };
     let mut community = gather(&small, &["anchovy"]).expect("a community gathers");
-    let mut tab = lend(&community, &small, Device::Cpu, Room::All);
+    let mut tab = Tab::lend(&community, &Lend::default()).expect("a tab lends");
     let merged = |run: &Value| {
         let rounds = run["rounds"].as_array().into_iter().flatten();
         let is_merged = |round: &&Value| round["pipelines"].as_u64() == Some(2);
