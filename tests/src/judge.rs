@@ -57,11 +57,12 @@ pub fn recovered_within(community: &mut Community, loss_share_max: f64) -> anyho
 
 /// Holds the run's last loss against that of an undisturbed run with as many samples.
 fn compare(run: &Value, loss_share_max: f64) -> anyhow::Result<()> {
-    let both = compared(&losses(run)?, undisturbed()?)?;
+    let both = compared(&losses(run)?, undisturbed()?, 1)?;
     let Compared {
         samples,
         loss,
         undisturbed,
+        ..
     } = both;
     ensure!(
         both.share() <= loss_share_max,
@@ -75,6 +76,8 @@ fn compare(run: &Value, loss_share_max: f64) -> anyhow::Result<()> {
 pub struct Compared {
     /// Samples of both runs.
     pub samples: u64,
+    /// Rounds up to there whose mean the losses are.
+    pub rounds: usize,
     /// Loss of the run that is judged.
     pub loss: f64,
     /// Loss of the run to which nothing happened.
@@ -89,20 +92,29 @@ impl Compared {
     }
 }
 
-/// The last losses, by samples, at which rounds of both runs end.
+/// The mean of the last losses, of so many rounds at most, that end at the same samples in both runs.
 ///
 /// # Errors
 /// No round ends at the same sample.
-pub fn compared(found: &[(u64, f64)], undisturbed: &[(u64, f64)]) -> anyhow::Result<Compared> {
-    let both = found.iter().rev().find_map(|(samples, loss)| {
+pub fn compared(
+    found: &[(u64, f64)],
+    undisturbed: &[(u64, f64)],
+    rounds_max: usize,
+) -> anyhow::Result<Compared> {
+    let same = found.iter().rev().filter_map(|(samples, loss)| {
         let other = undisturbed.iter().find(|(same, _)| same == samples)?;
-        Some(Compared {
-            samples: *samples,
-            loss: *loss,
-            undisturbed: other.1,
-        })
+        Some((*samples, *loss, other.1))
     });
-    both.context("no round ends at the same sample")
+    let same: Vec<(u64, f64, f64)> = same.take(rounds_max).collect();
+    let (samples, ..) = *same.first().context("no round ends at the same sample")?;
+    let mean =
+        |of: fn(&(u64, f64, f64)) -> f64| same.iter().map(of).sum::<f64>() / same.len() as f64;
+    Ok(Compared {
+        samples,
+        rounds: same.len(),
+        loss: mean(|it| it.1),
+        undisturbed: mean(|it| it.2),
+    })
 }
 
 /// Asks the auditor whether the journal tells a true story, and gives what it found.

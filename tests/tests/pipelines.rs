@@ -38,8 +38,12 @@ fn merged(run: &Value) -> usize {
 #[test]
 fn two_pipelines_of_two_seats_merge_and_the_loss_falls() {
     let mut community = gather(2, &["anchovy", "herring", "sardine", "sprat"]);
-    let run = community.go_on(4).expect("rounds go on");
-    assert!(merged(&run) >= 4, "{run:#}");
+    // Where one is overtaken on a busy machine the next round waits for it.
+    community
+        .host
+        .wait_until("four merges", GATHER_MAX, |run| merged(run) >= 4)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", community.said()));
+    let run = community.host.api().expect("it answers");
     let all = losses(&run).expect("losses");
     let (first, last) = (all[0].1, all[all.len() - 1].1);
     assert!(last < 0.8 * first, "from {first} to {last}");

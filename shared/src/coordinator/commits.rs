@@ -158,7 +158,11 @@ impl Coordinator {
             let place = it.place;
             commit.member(place.pipeline, place.epoch).is_none()
         });
+        for id in &left_out {
+            self.note_overtaken(*id, true);
+        }
         for member in &commit.members {
+            self.note_overtaken(member.place.pipeline, false);
             if !self.member_committed(now, commit, member) {
                 left_out.push(member.place.pipeline);
             }
@@ -177,6 +181,15 @@ impl Coordinator {
             self.break_pipeline(id);
         }
         self.forget_old_copies();
+    }
+
+    fn note_overtaken(&mut self, id: PipelineId, is_overtaken: bool) {
+        let peers = self.pipelines.get(id).into_iter().flat_map(Pipeline::peers);
+        for peer in peers {
+            if let Some(volunteer) = self.roster.get_mut(peer) {
+                volunteer.overtaken = is_overtaken;
+            }
+        }
     }
 
     /// One pipeline's part of a commit. Whether what all its seats hold is what was committed.

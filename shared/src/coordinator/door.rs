@@ -249,6 +249,7 @@ impl Coordinator {
             returning: false,
             paused: join.paused,
             benched_until: None,
+            overtaken: false,
             accepted: 0,
             reason: String::new(),
         }

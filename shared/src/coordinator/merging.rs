@@ -58,6 +58,7 @@ impl Coordinator {
                     ended.push(pipeline.place.pipeline);
                 }
                 Phase::Training => return,
+                Phase::Forming if self.is_overtaken(pipeline.place.pipeline) => return,
                 Phase::Journaling
                 | Phase::Forming
                 | Phase::Merging

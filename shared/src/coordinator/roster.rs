@@ -63,6 +63,8 @@ pub struct Volunteer {
     pub paused: Option<Pause>,
     /// Until when it gets no seat.
     pub benched_until: Option<Time>,
+    /// Whether a round was committed while it was fetching the one before: the next one waits for its line-up.
+    pub overtaken: bool,
     /// Microbatches of it in committed rounds.
     pub accepted: u64,
     /// What it was told last.

@@ -51,6 +51,15 @@ impl Coordinator {
                 .any(|it| it.closing || it.has_done_all())
     }
 
+    /// Whether the last round was committed while somebody of this line-up was fetching the one before. Else a line-up
+    /// that fetches for longer than a round takes would never catch up.
+    pub(super) fn is_overtaken(&self, id: PipelineId) -> bool {
+        let peers = self.pipelines.get(id).into_iter().flat_map(Pipeline::peers);
+        peers
+            .filter_map(|peer| self.roster.get(peer))
+            .any(|volunteer| volunteer.overtaken)
+    }
+
     /// All seats of a pipeline are ready: it evaluates if that is due, else it trains, if the round is open to it.
     pub(super) fn begin(&mut self, now: Time, id: PipelineId) {
         let newest = self.history.newest();
@@ -64,7 +73,15 @@ impl Coordinator {
             && !self.pipelines.iter().any(is_evaluating);
         let mode = if is_due { Mode::Evaluate } else { Mode::Train };
         let steps_target = self.steps_target();
-        let is_open = steps_target > 0 && !self.is_round_closing();
+        let is_closing = self.is_round_closing();
+        // Who was overtaken once is waited for, and does one step of a round that else is over.
+        let is_awaited = self.merging.is_none() && self.is_overtaken(id);
+        let is_open = steps_target > 0 && (!is_closing || is_awaited);
+        let steps_target = if is_closing {
+            steps_target.min(1)
+        } else {
+            steps_target
+        };
         let attempt = self.issue();
         let result = self.history.next_round();
         let Some(pipeline) = self.pipelines.get_mut(id) else {

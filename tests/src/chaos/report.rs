@@ -163,8 +163,8 @@ impl Report {
         let is_near = share <= LOSS_SHARE_MAX;
         if !is_near {
             self.broken(format!(
-                "after {} samples the loss is {}, undisturbed {}",
-                both.samples, both.loss, both.undisturbed
+                "after {} samples the mean loss of {} rounds is {}, undisturbed {}",
+                both.samples, both.rounds, both.loss, both.undisturbed
             ));
         }
     }
@@ -251,6 +251,7 @@ mod tests {
             let mut report = report();
             report.loss(Compared {
                 samples: 80,
+                rounds: 1,
                 loss,
                 undisturbed: 1.0,
             });

@@ -460,3 +460,48 @@ fn after_a_restart_nobody_is_leased_what_another_pipeline_may_bring_back() {
     leased.dedup();
     assert_eq!(leased.len(), count, "nothing is leased twice");
 }
+
+#[test]
+fn a_line_up_that_fetches_for_longer_than_a_round_takes_is_waited_for_at_the_next() {
+    let mut desk = Desk::new(several(2));
+    desk.join(1);
+    desk.pass(TICK);
+    desk.ready();
+    desk.join(2);
+    let a = ids(&desk)[0];
+    let train_alone = |desk: &mut Desk| {
+        let target = desk.host.pipelines.get(a).expect("at work").steps_target;
+        desk.steps(a, target);
+        desk.hold(a);
+    };
+    train_alone(&mut desk);
+    let round = desk.newest();
+    let [a, b] = ids(&desk)[..] else {
+        panic!("the newcomer has a line-up")
+    };
+    let phase = |desk: &Desk, id| desk.host.pipelines.get(id).expect("there").phase;
+    assert_eq!(phase(&desk, b), Phase::Forming);
+    // It is still fetching when the round is over: the first time nobody waits.
+    train_alone(&mut desk);
+    assert_eq!(desk.newest(), round.next());
+    train_alone(&mut desk);
+    assert_eq!(
+        desk.newest(),
+        round.next(),
+        "the second time the round waits"
+    );
+    desk.ready();
+    assert_eq!(phase(&desk, b), Phase::Training);
+    assert_eq!(desk.host.pipelines.get(b).expect("there").steps_target, 1);
+    desk.steps(b, 1);
+    desk.hold(b);
+    for id in [a, b] {
+        desk.hold_merged(id, "same");
+    }
+    assert_eq!(desk.newest(), round.next().next());
+    let steps = desk.newest_commit().members.iter().map(|it| it.steps.len());
+    assert_eq!(steps.collect::<Vec<_>>(), [2, 1]);
+    // It has caught up: from now on it is a pipeline like others.
+    assert_eq!([a, b].map(|id| phase(&desk, id)), [Phase::Training; 2]);
+    assert!(!desk.host.is_overtaken(b));
+}
