@@ -39,6 +39,20 @@ pub enum StageState {
     Blob(Bytes),
 }
 
+/// What a stage brings into a merge: it is averaged with what the others bring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// What it changed over the round: its pseudo-gradient `start - end`.
+    Round {
+        /// The stage at the round's beginning.
+        start: StageState,
+        /// The stage at its end: a [`Snapshot::blob`] of ours.
+        end: Bytes,
+    },
+    /// The gradient of the round's only step: a [`Snapshot::gradient`] of ours.
+    Gradient(Bytes),
+}
+
 /// What enters a seat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
@@ -96,16 +110,14 @@ pub enum Job {
         /// The round whose theta it will be.
         round: Round,
     },
-    /// What a stage changed over the round, packed: its pseudo-gradient `start - end`, plus what packing lost before.
+    /// What a stage brings into a merge, plus what packing lost before, packed.
     ///
     /// Jobs of a merge work on copies alone: the seat's own weights stay as they are.
     Contribute {
         /// Who merges.
         shape: Shape,
-        /// The stage at the round's beginning.
-        start: StageState,
-        /// The stage at its end: a [`Snapshot::blob`] of ours.
-        end: Bytes,
+        /// What it brings.
+        change: Change,
         /// What packing lost before, as [`Done::Contributed`] and [`Done::Averaged`] gave it; empty for nothing.
         residual: Bytes,
     },
@@ -131,6 +143,28 @@ pub enum Job {
         /// Each member's [`Done::Averaged::part`], in order of members.
         parts: Vec<Bytes>,
     },
+    /// The squared norm of a stage's merged gradient, for clipping by the norm over all stages.
+    Norm {
+        /// Who merges.
+        shape: Shape,
+        /// As in [`Job::OuterStep`].
+        parts: Vec<Bytes>,
+    },
+    /// The optimizer's update of a stage with its merged gradient.
+    GradientStep {
+        /// Who merges.
+        shape: Shape,
+        /// The round whose theta it will be.
+        round: Round,
+        /// The stage at the round's beginning, with its moments.
+        start: StageState,
+        /// As in [`Job::OuterStep`].
+        parts: Vec<Bytes>,
+        /// What clipping multiplies all gradients by.
+        scale: f32,
+        /// Samples done before this step: sets the learning rate.
+        samples_done: u64,
+    },
 }
 
 /// A stage's weights and moments at one moment.
@@ -138,10 +172,13 @@ pub enum Job {
 pub struct Snapshot {
     /// The stage.
     pub stage: StageId,
-    /// Hash of the agreed part (weights): equal in all replicas at a commit.
+    /// Hash of the agreed part (weights, and with merged gradients the moments): equal in all replicas at a commit.
     pub agreed: Digest,
     /// Weights and moments as one safetensors file; its own hash is the blob's name.
     pub blob: Bytes,
+    /// Where pipelines merge gradients: that of the last step's mean loss before clipping, all values in name order,
+    /// f32 little-endian. Else empty.
+    pub gradient: Bytes,
 }
 
 /// A job's result.
@@ -202,7 +239,14 @@ pub enum Done {
         /// What packing lost in both, to be added the next time.
         residual: Bytes,
     },
-    /// The result of an outer step.
+    /// The norm of a merged gradient.
+    Normed {
+        /// The stage.
+        stage: StageId,
+        /// Sum of its squares.
+        norm_squared: f64,
+    },
+    /// The result of an outer step, or of a step with a merged gradient.
     Merged {
         /// The round that was asked for.
         round: Round,

@@ -12,7 +12,7 @@ use expect_test::{Expect, expect};
 use half::bf16;
 use proptest::prelude::*;
 use shared::config::model::NumberFormat;
-use shared::config::run::MergeConfig;
+use shared::config::run::{MergeConfig, MergeKind};
 use shared::model::merge::{Average, Contribution, average, contribute, outer_step};
 use shared::model::state::StageState;
 use shared::random::Words;
@@ -46,6 +46,7 @@ struct Merged {
 impl Group {
     fn new(weights: &[u64], shares: &[u32], format: NumberFormat) -> Self {
         let config = MergeConfig {
+            kind: MergeKind::Outer,
             format,
             learning_rate: 0.7,
             momentum: 0.9,
@@ -118,7 +119,7 @@ impl Group {
 fn digest(merged: &Merged) -> Digest {
     let mut state = StageState::untrained(merged.weights.clone());
     state.outer = Some(merged.momentum.clone());
-    state.agreed_digest()
+    state.agreed_digest(MergeKind::Outer)
 }
 
 /// Uniform in (-deviation, deviation), in lists of these lengths.

@@ -13,9 +13,9 @@ use burn::tensor::Device;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use pollster::block_on;
-use shared::compute::{Compute, Done, Job, Snapshot, StageState as Source};
+use shared::compute::{Change, Compute, Done, Job, Snapshot, StageState as Source};
 use shared::config::model::NumberFormat;
-use shared::config::run::RunConfig;
+use shared::config::run::{MergeKind, RunConfig};
 use shared::model::engine::Engine;
 use shared::model::state::StageState;
 use shared::units::{Digest, Round, StageId};
@@ -102,8 +102,10 @@ impl Merging {
         for own in members.clone() {
             let job = Job::Contribute {
                 shape: self.shape(stage, own, steps),
-                start: self.start(own, stage),
-                end: ends[own][stage].blob.clone(),
+                change: Change::Round {
+                    start: self.start(own, stage),
+                    end: ends[own][stage].blob.clone(),
+                },
                 residual: self.residuals[own][stage].clone(),
             };
             match self.run_job(own, job) {
@@ -259,9 +261,9 @@ fn the_outer_momentum_goes_with_the_round_s_beginning_and_training_alone_ends_it
         let read = |blob| StageState::from_blob(&merging.run.model, stage, blob).expect("own blob");
         assert_eq!(read(&end.blob).outer, None);
         let mut begun = read(&start.blob);
-        assert_eq!(begun.agreed_digest(), start.agreed);
+        assert_eq!(begun.agreed_digest(MergeKind::Outer), start.agreed);
         begun.outer = None;
-        assert_ne!(begun.agreed_digest(), start.agreed);
+        assert_ne!(begun.agreed_digest(MergeKind::Outer), start.agreed);
     }
 }
 
@@ -310,8 +312,10 @@ fn what_does_not_fit_the_stage_is_refused_in_words() {
     let shape = merging.shape(1, 0, &[1, 1]);
     let contribute = |shape: &Shape, start: &Source, end: &Bytes| Job::Contribute {
         shape: shape.clone(),
-        start: start.clone(),
-        end: end.clone(),
+        change: Change::Round {
+            start: start.clone(),
+            end: end.clone(),
+        },
         residual: Bytes::new(),
     };
     let mut run_job = |job| block_on(engine.run(job));

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use shared::config::model::{Codec, ModelConfig};
+use shared::config::run::MergeKind;
 use shared::derive::Derivation;
 use shared::model::state::{StageState, StateError};
 
@@ -68,17 +69,24 @@ fn a_state_reads_back_what_it_wrote_and_hashes_alike() {
         assert_eq!(blob, state.to_blob(&config(), stage));
         let read = StageState::from_blob(&config(), stage, &blob).expect("own blob");
         assert_eq!(read, state);
-        assert_eq!(read.agreed_digest(), initial(stage).agreed_digest());
+        assert_eq!(
+            read.agreed_digest(MergeKind::Outer),
+            initial(stage).agreed_digest(MergeKind::Outer)
+        );
     }
 }
 
 #[test]
 fn the_agreed_digest_covers_every_weight() {
-    let reference = initial(1).agreed_digest();
+    let reference = initial(1).agreed_digest(MergeKind::Outer);
     for index in 0..initial(1).weights.len() {
         let mut state = initial(1);
         *state.weights[index].last_mut().expect("not empty") += 1.0;
-        assert_ne!(state.agreed_digest(), reference, "tensor {index}");
+        assert_ne!(
+            state.agreed_digest(MergeKind::Outer),
+            reference,
+            "tensor {index}"
+        );
     }
 }
 
@@ -89,23 +97,56 @@ fn a_state_with_outer_momentum_reads_back_what_it_wrote_and_hashes_alike() {
         let blob = state.to_blob(&config(), stage);
         let read = StageState::from_blob(&config(), stage, &blob).expect("own blob");
         assert_eq!(read, state);
-        assert_eq!(read.agreed_digest(), state.agreed_digest());
+        assert_eq!(
+            read.agreed_digest(MergeKind::Outer),
+            state.agreed_digest(MergeKind::Outer)
+        );
         assert_ne!(blob, initial(stage).to_blob(&config(), stage));
     }
 }
 
 #[test]
+fn where_gradients_are_merged_the_agreed_digest_covers_moments_and_updates() {
+    let digest = |change: &dyn Fn(&mut StageState)| {
+        let mut state = initial(1);
+        change(&mut state);
+        state.agreed_digest(MergeKind::Gradient)
+    };
+    let reference = digest(&|_| ());
+    for index in 0..initial(1).weights.len() {
+        for list in [0, 1, 2] {
+            let changed = digest(&|state| {
+                let lists = [&mut state.weights, &mut state.first, &mut state.second];
+                let values: Vec<&mut Vec<Vec<f32>>> = lists.into_iter().collect();
+                let list = values.into_iter().nth(list).expect("one of three");
+                *list[index].last_mut().expect("not empty") += 1.0;
+            });
+            assert_ne!(changed, reference, "tensor {index} of list {list}");
+        }
+    }
+    assert_ne!(digest(&|state| state.updates += 1), reference);
+}
+
+#[test]
 fn the_agreed_digest_covers_the_outer_momentum_if_there_is_one() {
-    let reference = merged(1).agreed_digest();
-    assert_ne!(reference, initial(1).agreed_digest());
+    let reference = merged(1).agreed_digest(MergeKind::Outer);
+    assert_ne!(reference, initial(1).agreed_digest(MergeKind::Outer));
     for index in 0..initial(1).weights.len() {
         let mut state = merged(1);
         let outer = state.outer.as_mut().expect("it has one");
         *outer[index].last_mut().expect("not empty") += 1.0;
-        assert_ne!(state.agreed_digest(), reference, "tensor {index}");
+        assert_ne!(
+            state.agreed_digest(MergeKind::Outer),
+            reference,
+            "tensor {index}"
+        );
         let mut state = merged(1);
         *state.first[index].last_mut().expect("not empty") += 1.0;
-        assert_eq!(state.agreed_digest(), reference, "tensor {index}");
+        assert_eq!(
+            state.agreed_digest(MergeKind::Outer),
+            reference,
+            "tensor {index}"
+        );
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use shared::config::run::MergeKind;
 use tempfile::TempDir;
 
 use crate::process::{Program, Signal};
@@ -53,6 +54,8 @@ pub struct Small {
     pub blocks: u16,
     /// Pipelines at most.
     pub pipelines_max: u16,
+    /// What they merge.
+    pub merge_kind: MergeKind,
 }
 
 impl Default for Small {
@@ -67,6 +70,7 @@ impl Default for Small {
             rewind_wait_seconds: 3,
             blocks: 4,
             pipelines_max: 1,
+            merge_kind: MergeKind::Outer,
         }
     }
 }
@@ -108,6 +112,9 @@ eval_rounds = 0
 checkpoint_minutes = {}
 rewind_wait_seconds = {}
 pipelines_max = {}
+
+[merge]
+kind = "{}"
 "#,
             self.seed,
             self.blocks,
@@ -119,6 +126,10 @@ pipelines_max = {}
             self.checkpoint_minutes,
             self.rewind_wait_seconds,
             self.pipelines_max,
+            match self.merge_kind {
+                MergeKind::Outer => "outer",
+                MergeKind::Gradient => "gradient",
+            },
         )
     }
 }

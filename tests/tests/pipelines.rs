@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use shared::config::run::MergeKind;
 use tests::community::{Community, Small, losses};
 use tests::judge;
 use tests::process::Signal;
@@ -13,12 +14,18 @@ const GATHER_MAX: Duration = Duration::from_secs(90);
 
 /// Two pipelines, each as long as `seats` and no longer than it must be.
 fn gather(seats: u16, names: &[&str]) -> Community {
-    let small = Small {
-        seats_min: seats,
-        pipelines_max: 2,
-        ..Small::default()
-    };
-    let mut community = Community::gather(&small, names).expect("a community gathers");
+    gather_in(
+        &Small {
+            seats_min: seats,
+            pipelines_max: 2,
+            ..Small::default()
+        },
+        names,
+    )
+}
+
+fn gather_in(small: &Small, names: &[&str]) -> Community {
+    let mut community = Community::gather(small, names).expect("a community gathers");
     community
         .host
         .wait_until("a round of two pipelines", GATHER_MAX, |run| {
@@ -47,6 +54,29 @@ fn two_pipelines_of_two_seats_merge_and_the_loss_falls() {
     let all = losses(&run).expect("losses");
     let (first, last) = (all[0].1, all[all.len() - 1].1);
     assert!(last < 0.8 * first, "from {first} to {last}");
+    judge::audit(&community).expect("the journal tells a true story");
+}
+
+#[test]
+fn two_pipelines_of_two_seats_merge_their_gradients_and_one_that_is_killed_costs_a_step() {
+    let small = Small {
+        seats_min: 2,
+        pipelines_max: 2,
+        merge_kind: MergeKind::Gradient,
+        round_steps: 1,
+        ..Small::default()
+    };
+    let mut community = gather_in(&small, &["anchovy", "herring", "sardine", "sprat"]);
+    community
+        .host
+        .wait_until("forty merges", GATHER_MAX, |run| merged(run) >= 40)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", community.said()));
+    let run = community.host.api().expect("it answers");
+    let all = losses(&run).expect("losses");
+    let (first, last) = (all[0].1, all[all.len() - 1].1);
+    assert!(last < 0.8 * first, "from {first} to {last}");
+    community.kill(1).expect("a volunteer is killed");
+    community.go_on(2).expect("the others go on");
     judge::audit(&community).expect("the journal tells a true story");
 }
 

@@ -136,7 +136,7 @@ fn assemble(
         }
         let state = StageState::from_blob(&config.model, index, blob)
             .map_err(|error: StateError| wrong(&format!("stage {index}: {error}")))?;
-        if state.agreed_digest() != held.agreed {
+        if state.agreed_digest(config.merge.kind) != held.agreed {
             return Err(wrong(&format!(
                 "the weights of stage {index} are not those that were agreed on"
             )));

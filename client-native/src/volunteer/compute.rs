@@ -152,7 +152,9 @@ fn fail_as_asked(engine: &mut Engine, job: &Job) {
         | Job::Snapshot { .. }
         | Job::Contribute { .. }
         | Job::Average { .. }
-        | Job::OuterStep { .. } => false,
+        | Job::OuterStep { .. }
+        | Job::Norm { .. }
+        | Job::GradientStep { .. } => false,
     };
     if due {
         engine.spoil();

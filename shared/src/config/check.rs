@@ -7,7 +7,7 @@
 //! Invariant: after [`RunConfig::validate`] succeeded, no frame or blob of the run exceeds its limit.
 
 use super::model::{ModelConfigError, token_bytes};
-use super::run::{RunConfig, ScheduleConfig, TrainingConfig};
+use super::run::{MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_GROUP_MAX, STATE_BYTES_MAX};
 
 /// Longest name of a run, in characters.
@@ -191,6 +191,15 @@ pub enum RunConfigError {
         /// Stages that there are.
         stages: usize,
     },
+    /// Gradients are merged after each step.
+    #[error(
+        "merge.kind is \"gradient\", so schedule.round_steps must be 1, not {round_steps}: gradients are merged after \
+         each step"
+    )]
+    GradientRounds {
+        /// Steps a round.
+        round_steps: u32,
+    },
     /// A microbatch does not fit a frame.
     #[error(
         "a microbatch takes {bytes} bytes on the wire, more than {}: raise training.microbatches, \
@@ -238,6 +247,10 @@ impl RunConfig {
         let ScheduleConfig { seats_min, .. } = self.schedule;
         if usize::from(seats_min) > stages {
             return Err(RunConfigError::Seats { seats_min, stages });
+        }
+        let round_steps = self.schedule.round_steps;
+        if self.merge.kind == MergeKind::Gradient && round_steps != 1 {
+            return Err(RunConfigError::GradientRounds { round_steps });
         }
         for stage in 0..stages {
             let bytes = self.stage_state_bytes(stage);

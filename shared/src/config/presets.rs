@@ -5,7 +5,7 @@
 //! one costs minutes.
 
 use super::model::{ModelConfig, NumberFormat};
-use super::run::{MergeConfig, RunConfig, ScheduleConfig, TrainingConfig};
+use super::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::units::Span;
 
 /// The names of all presets, smallest first.
@@ -35,6 +35,7 @@ impl RunConfig {
             training,
             schedule,
             merge: MergeConfig {
+                kind: MergeKind::Outer,
                 format: NumberFormat::Int8,
                 learning_rate: 0.7,
                 momentum: 0.9,

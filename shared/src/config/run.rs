@@ -36,14 +36,23 @@ pub struct RunConfig {
     pub merge: MergeConfig,
 }
 
+/// What several pipelines make of what they trained in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeKind {
+    /// DiLoCo, arXiv 2311.08105: each pipeline's change over the round is a pseudo-gradient; their average drives a step
+    /// with Nesterov momentum.
+    Outer,
+    /// A round is one step, and what is averaged is its gradient: as one pipeline with the larger batch.
+    Gradient,
+}
+
 /// How what several pipelines trained in a round is merged.
-///
-/// # Source
-/// DiLoCo, arXiv 2311.08105: each pipeline's change over the round is a pseudo-gradient; their average drives a step with
-/// Nesterov momentum.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeConfig {
-    /// How pseudo-gradients are packed; what packing loses is carried into the next round.
+    /// Of what, and into what.
+    pub kind: MergeKind,
+    /// How gradients and pseudo-gradients are packed; what packing loses is carried into the next round.
     pub format: NumberFormat,
     /// Learning rate of the outer step.
     pub learning_rate: f64,
@@ -144,6 +153,12 @@ impl RunConfig {
             0
         };
         self.model.parameter_count_of(stage) as u64 * (PARAMETER_STATE_BYTES + outer)
+    }
+
+    /// Whether pipelines merge their gradients.
+    #[must_use]
+    pub fn merges_gradients(&self) -> bool {
+        self.merges() && self.merge.kind == MergeKind::Gradient
     }
 
     /// Whether several pipelines may train at once, and so merge.

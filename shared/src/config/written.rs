@@ -14,12 +14,12 @@ mod section;
 
 use toml::{Table, Value};
 
-use section::{Section, check_names, lookup};
+use section::{Section, check_names, lookup, named};
 
 use super::check::RunConfigError;
 use super::model::{Codec, ModelConfig, ModelConfigError, NumberFormat};
 use super::presets::{PRESETS, warmup_of};
-use super::run::RunConfig;
+use super::run::{MergeKind, RunConfig};
 use crate::units::Span;
 
 /// Every section with its keys.
@@ -64,7 +64,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "rewind_wait_seconds",
         ],
     ),
-    ("merge", &["format", "learning_rate", "momentum"]),
+    ("merge", &["kind", "format", "learning_rate", "momentum"]),
 ];
 
 /// Why a written configuration was refused. Each text says what to change.
@@ -178,6 +178,11 @@ const FORMATS: [(&str, NumberFormat); 3] = [
     ("int8", NumberFormat::Int8),
 ];
 
+const MERGE_KINDS: [(&str, MergeKind); 2] = [
+    ("outer", MergeKind::Outer),
+    ("gradient", MergeKind::Gradient),
+];
+
 fn read_format(section: &Section<'_>, format: &mut NumberFormat) -> Result<(), WrittenError> {
     let formats = FORMATS.map(|(name, _)| name);
     if let Some(name) = section.choice("format", &formats)? {
@@ -233,6 +238,10 @@ fn read_schedule(section: &Section<'_>, config: &mut RunConfig) -> Result<(), Wr
 }
 
 fn read_merge(section: &Section<'_>, config: &mut RunConfig) -> Result<(), WrittenError> {
+    let kinds = MERGE_KINDS.map(|(name, _)| name);
+    if let Some(name) = section.choice("kind", &kinds)? {
+        config.merge.kind = lookup(&MERGE_KINDS, name);
+    }
     read_format(section, &mut config.merge.format)?;
     section.float("learning_rate", &mut config.merge.learning_rate)?;
     section.float("momentum", &mut config.merge.momentum)?;
@@ -275,13 +284,7 @@ pub fn write(config: &RunConfig) -> String {
         Codec::Dense => ("dense", None),
         Codec::Subspace { rank } => ("subspace", Some(rank)),
     };
-    let name_of = |format: NumberFormat| {
-        let named = |&(name, other): &(_, _)| (other == format).then_some(name);
-        FORMATS
-            .iter()
-            .find_map(named)
-            .expect("every format has a name")
-    };
+    let name_of = |format: NumberFormat| named(&FORMATS, format);
     let section = |name: &str, values: Vec<(&str, Value)>| {
         let lines: String = values
             .iter()
@@ -319,6 +322,7 @@ pub fn write(config: &RunConfig) -> String {
         ("rewind_wait_seconds", span_in(schedule.rewind_wait, 1.0)),
     ];
     let merge_values = vec![
+        ("kind", named(&MERGE_KINDS, merge.kind).into()),
         ("format", name_of(merge.format).into()),
         ("learning_rate", merge.learning_rate.into()),
         ("momentum", merge.momentum.into()),

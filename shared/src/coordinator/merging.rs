@@ -13,6 +13,7 @@ use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
 use crate::limits::{MERGE_BYTES_PER_SECOND_MIN, MERGE_MAX};
 use crate::units::{Attempt, Digest, PeerId, PipelineId, Span, StageId, Time};
+use crate::wire::frame::Place;
 use crate::wire::merge::TILE;
 use crate::wire::signal::{Down, Held, Member, MergeOrder, Neighbour, Replicas};
 
@@ -25,7 +26,7 @@ pub(super) struct Merging {
     pub(super) progressed: Time,
     /// How long that may take.
     patience: Span,
-    /// Whether it repeats one whose replicas disagreed.
+    /// Whether it repeats one of the same members: that failed, or whose replicas disagreed.
     is_again: bool,
 }
 
@@ -249,6 +250,30 @@ impl Coordinator {
             stages.push(*most);
         }
         Verdict::Agreed(stages)
+    }
+
+    /// Nothing can come of an attempt at that seat: another one follows at once. If that fails, too, it goes on without
+    /// a seat whose own fault it is; else whoever does not answer is found, or who owes most.
+    pub(super) fn merge_failed(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        place: Place,
+        (attempt, own): (Attempt, bool),
+    ) {
+        let of_it = self.merging.as_ref().filter(|it| it.attempt == attempt);
+        let has_seat = self.pipelines.at(place).and_then(|it| it.seat(peer));
+        let (Some(merging), Some(_)) = (of_it, has_seat) else {
+            return;
+        };
+        let ids: Vec<PipelineId> = merging.members.iter().map(|it| it.pipeline).collect();
+        if !merging.is_again {
+            self.begin_merge(now, &ids, true);
+        } else if own {
+            let text = "your device could not merge, twice; you get a seat again in a minute";
+            self.bench(now, place.pipeline, |seat| seat.row.peer == peer, text);
+            self.end_round(now);
+        }
     }
 
     /// A merge that does not go on is begun anew without a pipeline that owes a result: one whose seats owe most of it,

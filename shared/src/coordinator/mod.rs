@@ -425,6 +425,11 @@ impl Coordinator {
             }
             Up::Ask { place } => self.asked(peer, place),
             Up::NonFinite { place, stage, own } => self.non_finite(peer, place, stage, own),
+            Up::MergeFailed {
+                place,
+                attempt,
+                own,
+            } => self.merge_failed(now, peer, place, (attempt, own)),
             Up::Finish => {
                 if self.roster.finish(peer) {
                     self.incident(peer, What::Finishing);

@@ -89,6 +89,8 @@ impl Outbox {
             | Header::Keepalive { .. }
             | Header::Bye { .. }
             | Header::Received { .. }
+            | Header::MergeNorm { .. }
+            | Header::MergeScale { .. }
             | Header::MergeTaken { .. } => &mut self.control,
         };
         lane.frames.push_back(Queued {

@@ -55,6 +55,8 @@ impl Purpose {
             | Header::Keepalive { .. }
             | Header::Bye { .. }
             | Header::Received { .. }
+            | Header::MergeNorm { .. }
+            | Header::MergeScale { .. }
             | Header::MergeTaken { .. } => Self::Control,
         }
     }

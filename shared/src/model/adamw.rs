@@ -79,4 +79,61 @@ impl AdamW {
         };
         weights * scalar(kept) - step
     }
+
+    /// The same on lists: plain f32 in a fixed order, so that all replicas end with the same bits on any machine.
+    pub(super) fn step_lists(
+        &self,
+        lists: Lists<'_>,
+        gradient: &[f32],
+        update: u64,
+        learning_rate: f64,
+        decays: bool,
+    ) {
+        let scalar = |value: f64| narrow(value);
+        let (correction1, correction2) = (
+            1.0 - power(self.beta1, update),
+            1.0 - power(self.beta2, update),
+        );
+        let (rate, root_factor) = (
+            scalar(learning_rate / correction1),
+            scalar(1.0 / correction2),
+        );
+        let kept = if decays {
+            scalar(1.0 - learning_rate * self.weight_decay)
+        } else {
+            1.0
+        };
+        let (beta1, rest1) = (scalar(self.beta1), scalar(1.0 - self.beta1));
+        let (beta2, rest2) = (scalar(self.beta2), scalar(1.0 - self.beta2));
+        let epsilon = scalar(self.epsilon);
+        let moments = lists.first.iter_mut().zip(lists.second);
+        for ((weight, (first, second)), gradient) in
+            lists.weights.iter_mut().zip(moments).zip(gradient)
+        {
+            *first = *first * beta1 + gradient * rest1;
+            *second = *second * beta2 + gradient * gradient * rest2;
+            let root = (*second * root_factor).sqrt();
+            *weight = *weight * kept - *first * rate / (root + epsilon);
+        }
+    }
+}
+
+/// One tensor's weights and moments, as lists.
+pub(super) struct Lists<'a> {
+    pub(super) weights: &'a mut [f32],
+    pub(super) first: &'a mut [f32],
+    pub(super) second: &'a mut [f32],
+}
+
+/// `beta` to the number of an update, by multiplication alone: what a platform's `pow` gives is not the same everywhere.
+fn power(beta: f64, update: u64) -> f64 {
+    let mut power = 1.0;
+    for _ in 0..update {
+        if power < f64::EPSILON * f64::EPSILON {
+            // One less this is one.
+            break;
+        }
+        power *= beta;
+    }
+    power
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use self::merging::Refusal;
 use super::codec::BorderCodec;
 use super::learning_rate::learning_rate;
+use super::merge::norm_squared;
 use super::seat::{Seat, SeatError};
 use super::state::{StageState, StateError};
 use crate::compute::{Compute, Done, Input, Job, StageState as Source};
@@ -73,7 +74,8 @@ impl Engine {
             .zip(sources)
             .map(state)
             .collect::<Result<Vec<_>, _>>()?;
-        let agreed = states.iter().map(StageState::agreed_digest).collect();
+        let kind = self.run.merge.kind;
+        let agreed = states.iter().map(|it| it.agreed_digest(kind)).collect();
         // The old seat goes first: both at once may not fit into the device.
         self.seat = None;
         let range = usize::from(stages.first)..usize::from(stages.end);
@@ -147,13 +149,9 @@ impl Engine {
             }
             Job::Contribute {
                 shape,
-                start,
-                end,
+                change,
                 residual,
-            } => Ok(merged(
-                &shape,
-                self.contribute(&shape, &start, &end, &residual),
-            )),
+            } => Ok(merged(&shape, self.contribute(&shape, &change, &residual))),
             Job::Average {
                 shape,
                 parts,
@@ -167,6 +165,25 @@ impl Engine {
                 parts,
             } => {
                 let done = self.outer_step(&shape, round, &start, &end, &parts);
+                Ok(merged(&shape, done))
+            }
+            Job::Norm { shape, parts } => {
+                let done = norm_squared(&shape, &parts).map(|norm_squared| Done::Normed {
+                    stage: shape.stage,
+                    norm_squared,
+                });
+                Ok(merged(&shape, done.map_err(Refusal::from)))
+            }
+            Job::GradientStep {
+                shape,
+                round,
+                start,
+                parts,
+                scale,
+                samples_done,
+            } => {
+                let update = (scale, samples_done);
+                let done = self.gradient_step(&shape, round, &start, update, &parts);
                 Ok(merged(&shape, done))
             }
         }

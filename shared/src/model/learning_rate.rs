@@ -20,7 +20,8 @@ pub fn learning_rate(training: &TrainingConfig, samples_done: u64) -> f64 {
     }
     let length = training.samples.saturating_sub(warmup).max(1);
     let progress = ((samples - warmup) as f64 / length as f64).min(1.0);
-    let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+    // The same bits on any machine: replicas that merge gradients agree on what they step by.
+    let cosine = 0.5 * (1.0 + libm::cos(std::f64::consts::PI * progress));
     training.learning_rate * (FINAL_SHARE + (1.0 - FINAL_SHARE) * cosine)
 }
 

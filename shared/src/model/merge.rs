@@ -12,6 +12,8 @@
 //! # Source
 //! DiLoCo, arXiv 2311.08105, algorithm 1.
 
+mod gradient;
+
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -22,6 +24,8 @@ use crate::config::model::NumberFormat;
 use crate::config::run::MergeConfig;
 use crate::wire::merge::{Shape, TILE};
 use crate::wire::number::{self, NumberError, Rounding};
+
+pub use gradient::{Update, contribute_gradient, gradient_step, norm_squared};
 
 /// Bytes of one value of a residual.
 const RESIDUAL_BYTES: usize = size_of::<f32>();
@@ -137,7 +141,6 @@ pub fn contribute(
     let cut = Cut::of(shape)?;
     cut.check_values(start)?;
     cut.check_values(end)?;
-    cut.check_residual(residual)?;
     let mut carried = vec![0.0; cut.filled()];
     let mut rest = carried.as_mut_slice();
     for (start, end) in start.iter().zip(end) {
@@ -147,26 +150,7 @@ pub fn contribute(
         }
         rest = after;
     }
-    let (before, _) = residual.as_chunks::<RESIDUAL_BYTES>();
-    for (value, before) in carried.iter_mut().zip(before) {
-        *value += f32::from_le_bytes(*before);
-    }
-    check_finite("what the stage changed", &carried)?;
-    let parts = cut.parts.iter().map(|range| {
-        let part = &mut carried[range.clone()];
-        let (packed, lost) = pack(shape.format, part);
-        if let Some(lost) = lost {
-            part.copy_from_slice(&lost);
-        }
-        Bytes::from(packed)
-    });
-    let parts = parts.collect();
-    let residual = if loses(shape.format) {
-        to_bytes(&carried[..cut.values]).into()
-    } else {
-        Bytes::new()
-    };
-    Ok(Contribution { parts, residual })
+    cut.pack_parts(carried, residual)
 }
 
 /// The average of the own part of all members' contributions, weighted by their samples.
@@ -230,11 +214,7 @@ pub fn outer_step(
     let cut = Cut::of(shape)?;
     cut.check_values(weights)?;
     cut.check_values(momentum)?;
-    cut.check_parts(parts)?;
-    let mut averages = Vec::with_capacity(cut.filled());
-    for (member, bytes) in parts.iter().enumerate() {
-        averages.extend(cut.unpack(member, member, bytes)?);
-    }
+    let averages = cut.gathered(parts)?;
     let (rate, mu) = (narrow(config.learning_rate), narrow(config.momentum));
     let mut rest = averages.as_slice();
     for (weights, momentum) in weights.iter_mut().zip(momentum) {
@@ -383,6 +363,47 @@ impl<'a> Cut<'a> {
             });
         }
         Ok(())
+    }
+
+    /// Packs what the own stage brings, a value for each of all tiles, and what packing lost before.
+    fn pack_parts(
+        &self,
+        mut carried: Vec<f32>,
+        residual: &[u8],
+    ) -> Result<Contribution, MergeError> {
+        self.check_residual(residual)?;
+        let (before, _) = residual.as_chunks::<RESIDUAL_BYTES>();
+        for (value, before) in carried.iter_mut().zip(before) {
+            *value += f32::from_le_bytes(*before);
+        }
+        check_finite("what the stage changed", &carried)?;
+        let format = self.shape.format;
+        let parts = self.parts.iter().map(|range| {
+            let part = &mut carried[range.clone()];
+            let (packed, lost) = pack(format, part);
+            if let Some(lost) = lost {
+                part.copy_from_slice(&lost);
+            }
+            Bytes::from(packed)
+        });
+        let parts = parts.collect();
+        let residual = if loses(format) {
+            to_bytes(&carried[..self.values]).into()
+        } else {
+            Bytes::new()
+        };
+        Ok(Contribution { parts, residual })
+    }
+
+    /// The stage's averaged values, from each member's part.
+    fn gathered(&self, parts: &[Bytes]) -> Result<Vec<f32>, MergeError> {
+        self.check_parts(parts)?;
+        let mut averages = Vec::with_capacity(self.filled());
+        for (member, bytes) in parts.iter().enumerate() {
+            averages.extend(self.unpack(member, member, bytes)?);
+        }
+        averages.truncate(self.values);
+        Ok(averages)
     }
 
     /// The values of a part that `member` sent, all of them finite.

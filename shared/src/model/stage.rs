@@ -308,11 +308,8 @@ impl Stage {
     /// Zero before any backward. The caller reads it once a step and adds up in f64.
     #[must_use]
     pub fn norms_squared(&self, step_tokens: u64) -> Tensor<1> {
-        let share = narrow(1.0 / step_tokens as f64);
-        let squares = self.gradients.iter().flatten().map(|gradient| {
-            let gradient = gradient.clone() * share;
-            (gradient.clone() * gradient).sum()
-        });
+        let gradients = self.mean_gradients(step_tokens).into_iter();
+        let squares = gradients.map(|gradient| (gradient.clone() * gradient).sum());
         let squares: Vec<Tensor<1>> = squares.collect();
         if squares.is_empty() {
             return Tensor::zeros([1], &self.device());
@@ -370,6 +367,14 @@ impl Stage {
     #[must_use]
     pub fn gradients(&self) -> Vec<Tensor<1>> {
         self.gradients.clone().unwrap_or_default()
+    }
+
+    /// Gradients of the step's mean loss so far, flat, in name order; empty before any backward.
+    #[must_use]
+    pub fn mean_gradients(&self, step_tokens: u64) -> Vec<Tensor<1>> {
+        let share = narrow(1.0 / step_tokens as f64);
+        let sums = self.gradients.iter().flatten();
+        sums.map(|sum| sum.clone() * share).collect()
     }
 
     /// Weights, first and second moments on the device, flat, in name order; and updates so far.

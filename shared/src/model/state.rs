@@ -4,7 +4,8 @@
 //! `second/NAME`, the optimizer's number of updates under `updates`, and, where pipelines merged, the outer
 //! momentum under `outer/NAME`. Its own BLAKE3 hash names it in transfers and in the store. The **agreed** digest covers
 //! the weights and then the outer momentum, if there is one, each in name order, f32 little-endian: what all replicas
-//! must hold alike at a commit.
+//! must hold alike at a commit. Where pipelines merge gradients they hold the moments and the updates alike, too: the digest
+//! covers them next.
 //!
 //! Blobs come from strangers. Invariant: a [`StageState`] that was read from one has exactly the
 //! tensors of its stage, in their shapes, all finite. [`Blob`] reads some of them alone. Knows nothing of devices but
@@ -18,6 +19,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::stage::Stage;
 use crate::config::model::{ModelConfig, Parameter};
+use crate::config::run::MergeKind;
 use crate::derive::Derivation;
 use crate::units::Digest;
 
@@ -140,12 +142,19 @@ impl StageState {
         })
     }
 
-    /// Hash of weights and outer momentum: equal in all replicas at a commit.
+    /// Hash of what is equal in all replicas at a commit: weights and outer momentum, or, where gradients are merged,
+    /// weights, moments and updates.
     #[must_use]
-    pub fn agreed_digest(&self) -> Digest {
+    pub fn agreed_digest(&self, kind: MergeKind) -> Digest {
         let mut hasher = blake3::Hasher::new();
         for values in self.weights.iter().chain(self.outer.iter().flatten()) {
             hasher.update(&to_bytes(values));
+        }
+        if kind == MergeKind::Gradient {
+            for values in self.first.iter().chain(&self.second) {
+                hasher.update(&to_bytes(values));
+            }
+            hasher.update(&self.updates.to_le_bytes());
         }
         Digest(*hasher.finalize().as_bytes())
     }

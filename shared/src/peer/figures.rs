@@ -253,7 +253,9 @@ impl Peer {
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }
-            | Job::OuterStep { .. } => false,
+            | Job::OuterStep { .. }
+            | Job::Norm { .. }
+            | Job::GradientStep { .. } => false,
         };
         let known = self.rhythm.hung_after().filter(|_| is_known);
         // What a block promises is no measure of a seat, but a slow device is none that hangs.

@@ -507,6 +507,7 @@ impl Peer {
             | Done::Snapshot { .. }
             | Done::Contributed { .. }
             | Done::Averaged { .. }
+            | Done::Normed { .. }
             | Done::Merged { .. }
             | Done::Failed { .. }) => panic!("the compute answered a seat with {done:?}"),
         };

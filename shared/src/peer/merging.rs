@@ -3,16 +3,17 @@
 //! For each stage: what it changed is packed and cut into one part a member ([`stage`]); each part goes to the member that
 //! averages it, in slices ([`lane`]: never more than agreed are on their way to one peer); the average of our part goes
 //! to all; from all averages comes the stage's new state. Stages follow each other only where one job must
-//! wait for another.
+//! wait for another. Where gradients are merged, all stages wait for what clipping makes of all of them ([`pipe`]).
 //!
-//! Knows no links, no host and no mathematics: slices and jobs leave as values. What fails is never mended here: the host
-//! begins another attempt, which is another `Merging`.
+//! Knows no links, no host and no mathematics: slices and jobs leave as values. What fails is told and never mended here: the
+//! host begins another attempt, which is another `Merging`.
 //!
 //! Invariant: members that were told the same order end with the same weights, in whatever order slices come. Begin
 //! reading at [`Merging::handle_slice`] and [`Merging::handle_done`].
 
 mod lane;
 mod part;
+mod pipe;
 mod residuals;
 mod stage;
 
@@ -28,8 +29,10 @@ use crate::wire::frame::{Frame, Header};
 use crate::wire::merge::{Leg, Shape};
 use crate::wire::signal::{MergeOrder, Neighbour, Replicas};
 use lane::Lane;
+use pipe::Told;
 use stage::{Outgoing, StageMerge};
 
+pub use pipe::Pipe;
 pub use residuals::Residuals;
 
 /// A stage as the round began and as it ended here.
@@ -43,6 +46,8 @@ pub struct Ends {
     pub start: StageState,
     /// At its end.
     pub end: Bytes,
+    /// The gradient of its only step, where those are merged.
+    pub gradient: Bytes,
     /// What packing lost before; empty for nothing.
     pub residual: Bytes,
 }
@@ -65,6 +70,11 @@ pub enum MergeOutput {
     Refuse(PeerId, String),
     /// All stages of the seat are merged, in order.
     Merged(Vec<Merged>),
+    /// Nothing can come of it any more; whether nobody else is at fault.
+    Failed {
+        /// Our device refused what others sent soundly.
+        own: bool,
+    },
 }
 
 /// One attempt at one seat.
@@ -75,6 +85,8 @@ pub struct Merging {
     stages: Vec<StageMerge>,
     keys: BTreeMap<PeerId, Neighbour>,
     lanes: BTreeMap<PeerId, Lane>,
+    /// Where gradients are merged.
+    pipe: Option<Pipe>,
     /// Whether a job is under way.
     is_busy: bool,
     /// Whether nothing can come of it any more.
@@ -84,11 +96,14 @@ pub struct Merging {
 
 impl Merging {
     /// Begins what the host ordered, with the seat's stages in order. `None` if the order does not fit them, or us.
+    ///
+    /// With its place in the `pipe` the seat merges gradients, else what the round changed.
     pub fn new(
         me: PeerId,
         order: &MergeOrder,
         format: NumberFormat,
         ends: Vec<Ends>,
+        pipe: Option<Pipe>,
     ) -> Option<Self> {
         if order.stages.len() != ends.len() {
             return None;
@@ -100,6 +115,7 @@ impl Merging {
             stages: Vec::new(),
             keys: BTreeMap::new(),
             lanes: BTreeMap::new(),
+            pipe,
             is_busy: false,
             failed: false,
             outputs: VecDeque::new(),
@@ -119,7 +135,8 @@ impl Merging {
                 .keys
                 .extend(others.map(|neighbour| (neighbour.peer, *neighbour)));
             let peers = replicas.peers.iter().map(|it| it.peer).collect();
-            merging.stages.push(StageMerge::new(shape, peers, ends));
+            let stage = StageMerge::new(shape, peers, ends, pipe.is_some());
+            merging.stages.push(stage);
         }
         for stage in &merging.stages {
             for (peer, leg_bytes) in stage.exchanges() {
@@ -151,7 +168,8 @@ impl Merging {
 
     /// Whether anything must still go to or come from `peer`.
     pub fn needs(&self, peer: PeerId) -> bool {
-        self.lanes.get(&peer).is_some_and(|lane| !lane.is_done())
+        let in_lane = self.lanes.get(&peer).is_some_and(|lane| !lane.is_done());
+        in_lane || self.pipe.is_some_and(|pipe| pipe.needs(peer))
     }
 
     /// The link to `peer` is up.
@@ -164,7 +182,9 @@ impl Merging {
 
     /// The link to `peer` is lost, with what was on its way.
     pub fn handle_lost(&mut self, peer: PeerId) {
-        self.failed |= self.needs(peer);
+        if self.needs(peer) {
+            self.fail(false);
+        }
     }
 
     /// A slice came from `peer`, of this attempt.
@@ -204,6 +224,53 @@ impl Merging {
         }
     }
 
+    /// The seat after says what the squared norm of all stages from it on is.
+    pub fn handle_norm(&mut self, peer: PeerId, norm_squared: f64) {
+        let taken = self
+            .pipe
+            .as_mut()
+            .map(|it| it.handle_norm(peer, norm_squared));
+        if taken != Some(true) {
+            return self.refuse(peer, "a norm that is not its to tell");
+        }
+        self.tell_norm();
+    }
+
+    /// The seat before says what clipping multiplies by.
+    pub fn handle_scale(&mut self, peer: PeerId, scale: f32) {
+        let told = self
+            .pipe
+            .as_mut()
+            .and_then(|it| it.handle_scale(peer, scale));
+        self.tell(told);
+    }
+
+    /// Once the norms of all stages are known, here and behind, the seat before hears of it.
+    fn tell_norm(&mut self) {
+        let norms: Option<Vec<f64>> = self.stages.iter().map(StageMerge::norm).collect();
+        if let (Some(norms), Some(pipe)) = (norms, &mut self.pipe) {
+            let told = pipe.handle_own(&norms);
+            self.tell(told);
+        }
+    }
+
+    fn tell(&mut self, told: Option<Told>) {
+        let attempt = self.attempt;
+        let (peer, header) = match told {
+            None => return,
+            Some(Told::Norm(peer, norm_squared)) => {
+                let header = Header::MergeNorm {
+                    attempt,
+                    norm_squared,
+                };
+                (peer, header)
+            }
+            Some(Told::Scale(peer, scale)) => (peer, Header::MergeScale { attempt, scale }),
+        };
+        self.outputs
+            .push_back(MergeOutput::Frame(peer, Frame::from(header)));
+    }
+
     fn refuse(&mut self, peer: PeerId, what: &str) {
         self.outputs
             .push_back(MergeOutput::Refuse(peer, what.to_owned()));
@@ -214,7 +281,11 @@ impl Merging {
         if self.is_busy || self.failed {
             return None;
         }
-        let jobs = || self.stages.iter().filter_map(|it| it.next_job(self.result));
+        let update = self.pipe.and_then(|pipe| pipe.update());
+        let jobs = || {
+            let stages = self.stages.iter();
+            stages.filter_map(|it| it.next_job(self.result, update))
+        };
         let is_average = |job: &Job| matches!(job, Job::Average { .. });
         let job = jobs().find(is_average).or_else(|| jobs().next())?;
         self.is_busy = true;
@@ -243,6 +314,14 @@ impl Merging {
                 let index = of(stage).expect("it was asked for");
                 let outgoing = self.stages[index].averaged(part, residual);
                 self.send(stage, outgoing);
+            }
+            Done::Normed {
+                stage,
+                norm_squared,
+            } => {
+                let index = of(stage).expect("it was asked for");
+                self.stages[index].normed(norm_squared);
+                self.tell_norm();
             }
             Done::Merged { snapshot, .. } => {
                 let index = of(snapshot.stage).expect("it was asked for");
@@ -280,21 +359,30 @@ impl Merging {
 
     /// The compute could not use what came: of whom, the numbers themselves may tell.
     fn refused(&mut self, job: &Job) {
-        self.failed = true;
         let (stage, parts) = match job {
-            Job::Average { shape, parts, .. } | Job::OuterStep { shape, parts, .. } => {
-                (shape.stage, parts)
-            }
+            Job::Average { shape, parts, .. }
+            | Job::OuterStep { shape, parts, .. }
+            | Job::Norm { shape, parts }
+            | Job::GradientStep { shape, parts, .. } => (shape.stage, parts),
             Job::Contribute { .. }
             | Job::Seat { .. }
             | Job::Forward { .. }
             | Job::Backward { .. }
             | Job::Apply { .. }
-            | Job::Snapshot { .. } => return,
+            | Job::Snapshot { .. } => return self.fail(true),
         };
         let merged = self.stages.iter().find(|it| it.stage() == stage);
-        for peer in merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(parts)) {
+        let senders = merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(parts));
+        self.fail(senders.is_empty());
+        for peer in senders {
             self.refuse(peer, "a part of a merge whose numbers are none");
+        }
+    }
+
+    fn fail(&mut self, own: bool) {
+        if !self.failed {
+            self.failed = true;
+            self.outputs.push_back(MergeOutput::Failed { own });
         }
     }
 

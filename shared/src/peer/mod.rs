@@ -509,7 +509,9 @@ impl Peer {
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }
-            | Job::OuterStep { .. } => return,
+            | Job::OuterStep { .. }
+            | Job::Norm { .. }
+            | Job::GradientStep { .. } => return,
         }
         self.rhythm.took(job, now.since(began));
         self.duty.worked(now, now.since(began));

@@ -57,6 +57,8 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
         | Header::Bye { .. }
         | Header::Received { .. }
         | Header::Merge { .. }
+        | Header::MergeNorm { .. }
+        | Header::MergeScale { .. }
         | Header::MergeTaken { .. } => None,
     }
 }
@@ -168,6 +170,11 @@ impl Peer {
                 }
             }
             Header::MergeTaken { attempt, taken } => self.merge_taken(peer, *attempt, *taken),
+            Header::MergeNorm {
+                attempt,
+                norm_squared,
+            } => self.merge_norm(peer, *attempt, *norm_squared),
+            Header::MergeScale { attempt, scale } => self.merge_scale(peer, *attempt, *scale),
         }
     }
 
@@ -261,6 +268,8 @@ impl Peer {
             | Header::Bye { .. }
             | Header::Received { .. }
             | Header::Merge { .. }
+            | Header::MergeNorm { .. }
+            | Header::MergeScale { .. }
             | Header::MergeTaken { .. } => {}
         }
     }

@@ -10,13 +10,14 @@ use bytes::Bytes;
 
 use super::Peer;
 use super::link::Link;
-use super::merging::{Ends, MergeOutput, Merged, Merging, Residuals};
+use super::merging::{Ends, MergeOutput, Merged, Merging, Pipe, Residuals};
+use super::work::Work;
 use crate::compute::{Done, Job, StageState};
 use crate::limits::MERGE_SLICES_AHEAD;
 use crate::units::{Attempt, PeerId, StageId, Time};
 use crate::wire::frame::{Frame, Header};
 use crate::wire::merge::Leg;
-use crate::wire::signal::{MergeOrder, Source};
+use crate::wire::signal::{MergeOrder, SeatOrder, Source, Up};
 
 /// A slice of a merge, as it came.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub(super) struct Merge {
     told: Option<Attempt>,
     /// Slices of the newest attempt that a peer is at, which the host has not told us of.
     early: BTreeMap<PeerId, Vec<Slice>>,
+    /// What the seat after said of such an attempt.
+    early_norm: Option<(PeerId, Attempt, f64)>,
     residuals: Residuals,
 }
 
@@ -53,6 +56,7 @@ impl Merge {
     /// The link to `peer` is lost, with what was on its way.
     pub(super) fn handle_lost(&mut self, peer: PeerId) {
         self.early.remove(&peer);
+        self.early_norm.take_if(|(from, ..)| *from == peer);
         if let Some(running) = &mut self.running {
             running.handle_lost(peer);
         }
@@ -61,6 +65,7 @@ impl Merge {
     /// All links are closed: numbers of before mean nothing any more.
     pub(super) fn forget_slices(&mut self) {
         self.early.clear();
+        self.early_norm = None;
     }
 
     /// The host begins that attempt at the seat's own result: a merge under an older one is void.
@@ -86,8 +91,9 @@ impl Merge {
 
     /// Whether peers merge under an attempt that the host has not told us of.
     pub(super) fn is_behind(&self) -> bool {
-        let newest = self.early.values().flatten().map(|slice| slice.attempt);
-        newest.max() > self.told
+        let slices = self.early.values().flatten().map(|slice| slice.attempt);
+        let norm = self.early_norm.map(|(_, attempt, _)| attempt);
+        slices.chain(norm).max() > self.told
     }
 
     /// The next job of a merge, and its attempt.
@@ -142,6 +148,9 @@ impl Peer {
                 self.merge_slice(peer, slice);
             }
         }
+        if let Some((peer, attempt, norm_squared)) = self.merge.early_norm.take() {
+            self.merge_norm(peer, attempt, norm_squared);
+        }
     }
 
     fn merging(&self, order: &MergeOrder) -> Option<Merging> {
@@ -150,17 +159,24 @@ impl Peer {
         }
         let config = self.config.as_ref()?;
         let work = self.work.as_ref().filter(|it| it.place() == order.place)?;
-        let ends = work.own_result(order.attempt)?.iter().map(|(held, end)| {
+        let own = work.own_result(order.attempt)?;
+        let stages = own.states.iter().zip(own.gradients);
+        let ends = stages.map(|((held, end), gradient)| {
             Some(Ends {
                 stage: held.stage,
                 values: config.model.parameter_count_of(usize::from(held.stage.0)) as u64,
                 start: self.start_of(held.stage)?,
                 end: end.clone(),
+                gradient: gradient.clone(),
                 residual: self.merge.residuals.of(held.stage),
             })
         });
         let ends: Option<Vec<Ends>> = ends.collect();
-        Merging::new(self.me?, order, config.merge.format, ends?)
+        let SeatOrder { previous, next, .. } = work.order();
+        let neighbours = (previous.map(|it| it.peer), next.map(|it| it.peer));
+        let pipe = Pipe::new(neighbours, config.training.clip, own.samples_done);
+        let pipe = config.merges_gradients().then_some(pipe);
+        Merging::new(self.me?, order, config.merge.format, ends?, pipe)
     }
 
     /// A stage of the seat as its round began: what is kept of it, or what the seed gives.
@@ -216,6 +232,22 @@ impl Peer {
         }
     }
 
+    /// The seat after says what the squared norm from it on is, in a merge of gradients.
+    pub(super) fn merge_norm(&mut self, peer: PeerId, attempt: Attempt, norm_squared: f64) {
+        if let Some(running) = self.merge.current(attempt) {
+            running.handle_norm(peer, norm_squared);
+        } else if Some(attempt) > self.merge.told && self.is_neighbour(peer) {
+            self.merge.early_norm = Some((peer, attempt, norm_squared));
+        }
+    }
+
+    /// The seat before says what clipping multiplies merged gradients by.
+    pub(super) fn merge_scale(&mut self, peer: PeerId, attempt: Attempt, scale: f32) {
+        if let Some(running) = self.merge.current(attempt) {
+            running.handle_scale(peer, scale);
+        }
+    }
+
     /// The link to `peer` is up.
     pub(super) fn merge_linked(&mut self, peer: PeerId) {
         if let Some(running) = &mut self.merge.running {
@@ -238,6 +270,15 @@ impl Peer {
         match output {
             MergeOutput::Frame(peer, frame) => self.send(now, peer, frame),
             MergeOutput::Refuse(peer, what) => self.refuse_link(peer, &what),
+            MergeOutput::Failed { own } => {
+                if let Some(place) = self.work.as_ref().map(Work::place) {
+                    self.up(Up::MergeFailed {
+                        place,
+                        attempt,
+                        own,
+                    });
+                }
+            }
             MergeOutput::Merged(stages) => {
                 let residual = |it: &Merged| (it.snapshot.stage, it.residual.clone());
                 let residuals = stages.iter().map(residual);

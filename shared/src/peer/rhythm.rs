@@ -50,7 +50,9 @@ impl Rhythm {
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }
-            | Job::OuterStep { .. } => None,
+            | Job::OuterStep { .. }
+            | Job::Norm { .. }
+            | Job::GradientStep { .. } => None,
         }
     }
 

@@ -234,6 +234,8 @@ impl Tally {
             | Header::Keepalive { .. }
             | Header::Bye { .. }
             | Header::Received { .. }
+            | Header::MergeNorm { .. }
+            | Header::MergeScale { .. }
             | Header::MergeTaken { .. } => {}
         }
     }

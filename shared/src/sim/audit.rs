@@ -75,10 +75,10 @@ impl Auditor {
             (Some((_, alone)), true) => fold = alone,
             (last, _) => {
                 trained.extend(last);
-                fold.merge(&trained);
+                fold.merge(&self.config, &trained);
             }
         }
-        let digests = fold.digests();
+        let digests = fold.digests(&self.config);
         let wrong = commit
             .stages
             .iter()

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::compute::{Done, Input, Job, Snapshot, StageState};
-use crate::config::run::RunConfig;
+use crate::compute::{Change, Done, Input, Job, Snapshot, StageState};
+use crate::config::run::{MergeKind, RunConfig};
 use crate::units::{Digest, Epoch, Round, SampleRange, StageId, StageRange};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::merge::Shape;
@@ -33,6 +33,8 @@ struct Stage {
     /// As moments: a replica's own, and nothing follows from it.
     carried: [u8; 32],
     gradients: [u8; 32],
+    /// Those of the last step.
+    last: [u8; 32],
 }
 
 impl Stage {
@@ -42,6 +44,7 @@ impl Stage {
             weights,
             carried: [0; 32],
             gradients: [0; 32],
+            last: [0; 32],
         }
     }
 
@@ -51,6 +54,7 @@ impl Stage {
             weights: weights.try_into().ok()?,
             carried: carried.try_into().ok()?,
             gradients: [0; 32],
+            last: [0; 32],
         })
     }
 
@@ -65,11 +69,15 @@ impl Stage {
         [self.weights, self.carried].concat().into()
     }
 
-    fn snapshot(&self, stage: StageId) -> Snapshot {
+    fn snapshot(&self, stage: StageId, kind: MergeKind) -> Snapshot {
         Snapshot {
             stage,
-            agreed: self.agreed(),
+            agreed: self.agreed(kind),
             blob: self.blob(),
+            gradient: match kind {
+                MergeKind::Outer => Bytes::new(),
+                MergeKind::Gradient => Bytes::copy_from_slice(&self.last),
+            },
         }
     }
 
@@ -88,9 +96,8 @@ impl Stage {
         hash(&[b"backward", &self.weights, input, gradient])
     }
 
-    /// A multiple of 1/64, so that sums are exact in any order.
     fn norm_squared(&self) -> f64 {
-        f64::from(self.gradients[0]) / 64.0
+        norm_squared(&self.gradients)
     }
 
     fn apply(&mut self, scale: f32, samples_done: u64) {
@@ -102,12 +109,20 @@ impl Stage {
             &samples_done.to_le_bytes(),
         ]);
         self.carried = hash(&[&self.carried, &self.gradients]);
-        self.gradients = [0; 32];
+        self.last = std::mem::take(&mut self.gradients);
     }
 
-    fn agreed(&self) -> Digest {
-        Digest::of(&self.weights)
+    fn agreed(&self, kind: MergeKind) -> Digest {
+        match kind {
+            MergeKind::Outer => Digest::of(&self.weights),
+            MergeKind::Gradient => Digest::of(&self.blob()),
+        }
     }
+}
+
+/// A multiple of 1/64, so that sums are exact in any order.
+fn norm_squared(gradients: &[u8; 32]) -> f64 {
+    f64::from(gradients[0]) / 64.0
 }
 
 /// Tokens of samples, `[count, context + 1]`: any fixed function will do.
@@ -179,15 +194,14 @@ impl FakeCompute {
             }
             Job::Snapshot { round } => {
                 let stages = (self.first..).zip(&self.stages);
-                let stages = stages.map(|(stage, state)| state.snapshot(StageId(stage)));
+                let stages =
+                    stages.map(|(stage, state)| state.snapshot(StageId(stage), self.kind()));
                 Done::Snapshot {
                     round: *round,
                     stages: stages.collect(),
                 }
             }
-            Job::Contribute {
-                shape, start, end, ..
-            } => self.contribute(shape, start, end),
+            Job::Contribute { shape, change, .. } => self.contribute(shape, change),
             Job::Average { shape, parts, .. } => average_part(shape, parts),
             Job::OuterStep {
                 shape,
@@ -196,16 +210,41 @@ impl FakeCompute {
                 end,
                 parts,
             } => self.outer_step(shape, *round, (start, end), parts),
+            Job::Norm { shape, parts } => Done::Normed {
+                stage: shape.stage,
+                norm_squared: norm_squared(&gathered(shape, parts)),
+            },
+            Job::GradientStep {
+                shape,
+                round,
+                start,
+                parts,
+                scale,
+                samples_done,
+            } => self.gradient_step(shape, *round, start, parts, (*scale, *samples_done)),
         }
     }
 
-    /// What changed is the weights at the end, over and over, as long as a part is.
-    fn contribute(&self, shape: &Shape, start: &StageState, end: &Bytes) -> Done {
-        let start = Stage::of_state(self.config.seed, shape.stage, start);
-        let (Some(_), Some(end)) = (start, Stage::of_blob(end)) else {
-            return refused("no states");
+    fn kind(&self) -> MergeKind {
+        self.config.merge.kind
+    }
+
+    /// What changed is the weights at the end, or the gradient, over and over, as long as a part is.
+    fn contribute(&self, shape: &Shape, change: &Change) -> Done {
+        let changed = match change {
+            Change::Round { start, end } => {
+                let start = Stage::of_state(self.config.seed, shape.stage, start);
+                let (Some(_), Some(end)) = (start, Stage::of_blob(end)) else {
+                    return refused("no states");
+                };
+                end.weights
+            }
+            Change::Gradient(gradient) => match first(gradient) {
+                Some(gradient) => gradient,
+                None => return refused("no gradient"),
+            },
         };
-        let part = |member| repeated(&end.weights, shape.part_bytes(member));
+        let part = |member| repeated(&changed, shape.part_bytes(member));
         Done::Contributed {
             stage: shape.stage,
             parts: (0..shape.members()).map(part).collect(),
@@ -224,26 +263,37 @@ impl FakeCompute {
         let (Some(start), Some(end)) = (start, Stage::of_blob(end)) else {
             return refused("no states");
         };
-        let lengths = (0..shape.members()).map(|member| shape.part_bytes(member));
-        assert!(
-            parts.iter().map(Bytes::len).eq(lengths),
-            "one part a member, as cut"
-        );
-        let averages: Vec<[u8; 32]> = parts.iter().filter_map(first).collect();
-        assert!(
-            averages.iter().all(|average| *average == averages[0]),
-            "all averaged the same"
-        );
-        let mut merged = Stage {
-            weights: start.outer_step(&averages[0]),
+        let merged = Stage {
+            weights: start.outer_step(&gathered(shape, parts)),
             ..end
         };
+        self.merged(shape, round, merged)
+    }
+
+    fn gradient_step(
+        &mut self,
+        shape: &Shape,
+        round: Round,
+        start: &StageState,
+        parts: &[Bytes],
+        (scale, samples_done): (f32, u64),
+    ) -> Done {
+        let start = Stage::of_state(self.config.seed, shape.stage, start);
+        let Some(mut merged) = start else {
+            return refused("no state");
+        };
+        merged.gradients = gathered(shape, parts);
+        merged.apply(scale, samples_done);
+        self.merged(shape, round, merged)
+    }
+
+    fn merged(&mut self, shape: &Shape, round: Round, mut merged: Stage) -> Done {
         if std::mem::take(&mut self.slips) {
-            merged.weights = hash(&[b"slipped", &end.weights]);
+            merged.weights = hash(&[b"slipped", &merged.weights]);
         }
         Done::Merged {
             round,
-            snapshot: merged.snapshot(shape.stage),
+            snapshot: merged.snapshot(shape.stage, self.kind()),
         }
     }
 
@@ -257,7 +307,11 @@ impl FakeCompute {
             };
             self.stages.push(state);
         }
-        let agreed = self.stages.iter().map(Stage::agreed).collect();
+        let agreed = self
+            .stages
+            .iter()
+            .map(|it| it.agreed(self.kind()))
+            .collect();
         Done::Seated { agreed }
     }
 
@@ -380,6 +434,21 @@ fn average(weighted: impl IntoIterator<Item = (u64, [u8; 32])>) -> [u8; 32] {
     sums
 }
 
+/// What all parts of a merge's average repeat.
+fn gathered(shape: &Shape, parts: &[Bytes]) -> [u8; 32] {
+    let lengths = (0..shape.members()).map(|member| shape.part_bytes(member));
+    assert!(
+        parts.iter().map(Bytes::len).eq(lengths),
+        "one part a member, as cut"
+    );
+    let averages: Vec<[u8; 32]> = parts.iter().filter_map(first).collect();
+    assert!(
+        averages.iter().all(|average| *average == averages[0]),
+        "all averaged the same"
+    );
+    averages[0]
+}
+
 fn average_part(shape: &Shape, parts: &[Bytes]) -> Done {
     let own = shape.part_bytes(usize::from(shape.own));
     assert!(
@@ -425,32 +494,55 @@ impl Fold {
                 let tokens = tokens(config, Mode::Train, part);
                 fold_microbatch(&mut self.stages, epoch, &token_bytes(config, &tokens));
             }
-            let norm = self
-                .stages
-                .iter()
-                .map(Stage::norm_squared)
-                .sum::<f64>()
-                .sqrt();
-            let scale = scale(config.training.clip, norm);
-            for stage in &mut self.stages {
-                stage.apply(scale, self.samples_done);
-            }
-            self.samples_done += u64::from(samples.count);
+            self.apply(config.training.clip, u64::from(samples.count));
         }
+    }
+
+    /// The update with the gradients of all stages.
+    fn apply(&mut self, clip: f64, samples: u64) {
+        let norms = self.stages.iter().map(Stage::norm_squared);
+        let scale = scale(clip, norms.sum::<f64>().sqrt());
+        for stage in &mut self.stages {
+            stage.apply(scale, self.samples_done);
+        }
+        self.samples_done += samples;
     }
 
     /// Goes on by what several pipelines made of these weights, each given with its samples, in order of pipelines.
-    pub fn merge(&mut self, members: &[(u64, Self)]) {
-        for (stage, weights) in self.stages.iter_mut().enumerate() {
-            let of = |(samples, fold): &(u64, Self)| (*samples, fold.stages[stage].weights);
-            weights.weights = weights.outer_step(&average(members.iter().map(of)));
+    pub fn merge(&mut self, config: &RunConfig, members: &[(u64, Self)]) {
+        let samples = members.iter().map(|(samples, _)| samples).sum::<u64>();
+        let averages = (0..self.stages.len()).map(|stage| {
+            let of = |(samples, fold): &(u64, Self)| {
+                let stage = fold.stages[stage];
+                let changed = match config.merge.kind {
+                    MergeKind::Outer => stage.weights,
+                    MergeKind::Gradient => stage.last,
+                };
+                (*samples, changed)
+            };
+            average(members.iter().map(of))
+        });
+        let averages: Vec<[u8; 32]> = averages.collect();
+        match config.merge.kind {
+            MergeKind::Outer => {
+                for (stage, average) in self.stages.iter_mut().zip(&averages) {
+                    stage.weights = stage.outer_step(average);
+                }
+                self.samples_done += samples;
+            }
+            MergeKind::Gradient => {
+                for (stage, average) in self.stages.iter_mut().zip(averages) {
+                    stage.gradients = average;
+                }
+                self.apply(config.training.clip, samples);
+            }
         }
-        self.samples_done += members.iter().map(|(samples, _)| samples).sum::<u64>();
     }
 
-    /// Hashes of all stages' weights.
-    pub fn digests(&self) -> Vec<Digest> {
-        self.stages.iter().map(Stage::agreed).collect()
+    /// Hashes of what replicas of each stage agree on.
+    pub fn digests(&self, config: &RunConfig) -> Vec<Digest> {
+        let agreed = |stage: &Stage| stage.agreed(config.merge.kind);
+        self.stages.iter().map(agreed).collect()
     }
 }
 

@@ -46,7 +46,12 @@ impl World {
 fn is_of_a_seat_up(message: &Up) -> bool {
     matches!(
         message,
-        Up::Ready { .. } | Up::Report(_) | Up::Holds(_) | Up::Evaluated { .. } | Up::Ask { .. }
+        Up::Ready { .. }
+            | Up::Report(_)
+            | Up::Holds(_)
+            | Up::Evaluated { .. }
+            | Up::MergeFailed { .. }
+            | Up::Ask { .. }
     )
 }
 
@@ -71,6 +76,8 @@ fn is_of_a_round(header: &Header) -> bool {
         | Header::Credit { .. }
         | Header::Received { .. }
         | Header::Merge { .. }
+        | Header::MergeNorm { .. }
+        | Header::MergeScale { .. }
         | Header::MergeTaken { .. } => true,
         Header::Hello { .. }
         | Header::StateRequest { .. }

@@ -115,6 +115,8 @@ pub(super) fn channel(header: &Header) -> Channel {
         | Header::Keepalive { .. }
         | Header::Bye { .. }
         | Header::Received { .. }
+        | Header::MergeNorm { .. }
+        | Header::MergeScale { .. }
         | Header::MergeTaken { .. } => Channel::Control,
     }
 }

@@ -234,9 +234,11 @@ impl World {
                     Job::Seat { .. } | Job::Snapshot { .. } => {
                         Span::from_millis(4 * process.pace_ms)
                     }
-                    Job::Contribute { .. } | Job::Average { .. } | Job::OuterStep { .. } => {
-                        Span::from_millis(process.pace_ms)
-                    }
+                    Job::Contribute { .. }
+                    | Job::Average { .. }
+                    | Job::OuterStep { .. }
+                    | Job::Norm { .. }
+                    | Job::GradientStep { .. } => Span::from_millis(process.pace_ms),
                 };
                 process.job = Some(job);
                 self.after(wait, Event::Done { process: id });

@@ -2,11 +2,21 @@
 
 use super::Dice;
 use crate::config::model::{Codec, ModelConfig, NumberFormat};
-use crate::config::run::{MergeConfig, RunConfig, ScheduleConfig, TrainingConfig};
+use crate::config::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::units::Span;
 
 /// A run's configuration, drawn from the seed.
 pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
+    let kind = if seed % 5 == 4 {
+        MergeKind::Gradient
+    } else {
+        MergeKind::Outer
+    };
+    let round_steps = match kind {
+        MergeKind::Outer => u32::try_from(dice.between(2, 5)).expect("small"),
+        // Gradients are merged after each step.
+        MergeKind::Gradient => 1,
+    };
     RunConfig {
         name: "simulation".to_owned(),
         seed,
@@ -30,7 +40,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             warmup_samples: 0,
         },
         schedule: ScheduleConfig {
-            round_steps: u32::try_from(dice.between(2, 5)).expect("small"),
+            round_steps,
             round_max: Span::from_secs(60),
             seats_min: u16::try_from(dice.between(1, 4)).expect("small"),
             pipelines_max: u16::try_from(1 + seed % 3).expect("small"),
@@ -40,6 +50,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             rewind_wait: Span::from_secs(15),
         },
         merge: MergeConfig {
+            kind,
             format: NumberFormat::F32,
             learning_rate: 0.7,
             momentum: 0.9,

@@ -3,6 +3,7 @@
 use super::World;
 use super::network::ProcessId;
 use super::world::Sabotage;
+use crate::config::run::MergeKind;
 use crate::peer;
 use crate::units::{PeerId, Span};
 use crate::wire::frame::Mode;
@@ -94,6 +95,9 @@ fn the_credit_of_a_seat_is_enough_for_a_link_of_many_microbatches() {
 fn training(seed: u64) -> (World, ProcessId) {
     let mut world = World::quiet_with(seed, Sabotage::default(), |config| {
         config.schedule.seats_min = 2;
+        // Rounds of some steps: speeds are known after twelve of them.
+        config.merge.kind = MergeKind::Outer;
+        config.schedule.round_steps = 3;
     });
     world.network.set_wire(Span::from_millis(20), u64::MAX);
     world

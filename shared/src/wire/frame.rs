@@ -196,6 +196,20 @@ pub enum Header {
         /// Cumulative number of slices.
         taken: u64,
     },
+    /// Sum of squares of a merged gradient from the sender's stages to the last one. On `control`, up the pipe.
+    MergeNorm {
+        /// The attempt.
+        attempt: Attempt,
+        /// Added stage by stage, the last one first.
+        norm_squared: f64,
+    },
+    /// What clipping multiplies the merged gradients of all stages by. On `control`, down the pipe.
+    MergeScale {
+        /// The attempt.
+        attempt: Attempt,
+        /// From 0 to 1.
+        scale: f32,
+    },
 }
 
 /// One message between peers.
@@ -282,6 +296,8 @@ impl Header {
             | Self::Bye { .. }
             | Self::Received { .. }
             | Self::Merge { .. }
+            | Self::MergeNorm { .. }
+            | Self::MergeScale { .. }
             | Self::MergeTaken { .. } => None,
         }
     }
@@ -301,6 +317,8 @@ impl Header {
             Self::Bye { .. } => "bye",
             Self::Received { .. } => "received",
             Self::Merge { .. } => "merge",
+            Self::MergeNorm { .. } => "merge norm",
+            Self::MergeScale { .. } => "merge scale",
             Self::MergeTaken { .. } => "merge taken",
         }
     }
@@ -384,6 +402,20 @@ impl Header {
                     "a slice is no longer than agreed",
                 ),
                 (*offset < STATE_BYTES_MAX, "the offset lies within a stage"),
+            ],
+            Self::MergeNorm { norm_squared, .. } => &[
+                (
+                    norm_squared.is_finite() && *norm_squared >= 0.0,
+                    "the norm is finite and not negative",
+                ),
+                (payload_bytes == 0, "has no payload"),
+            ],
+            Self::MergeScale { scale, .. } => &[
+                (
+                    (0.0..=1.0).contains(scale),
+                    "the scale lies between 0 and 1",
+                ),
+                (payload_bytes == 0, "has no payload"),
             ],
             Self::Credit { .. }
             | Self::Keepalive { .. }

@@ -265,6 +265,15 @@ pub enum Up {
         /// Whether the seat's input was finite.
         own: bool,
     },
+    /// Nothing can come of that attempt at a merge here any more: a link that it needed broke, or my device refused.
+    MergeFailed {
+        /// My seat.
+        place: Place,
+        /// The attempt.
+        attempt: Attempt,
+        /// Whether nobody else is at fault.
+        own: bool,
+    },
     /// I leave after this round's commit; please find a replacement.
     Finish,
     /// I leave now.

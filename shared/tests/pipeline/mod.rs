@@ -5,7 +5,7 @@ use bytes::Bytes;
 use pollster::block_on;
 use shared::compute::{Compute, Done, Input, Job, Snapshot, StageState as Source, clip_scale};
 use shared::config::model::{Codec, ModelConfig, NumberFormat};
-use shared::config::run::{MergeConfig, RunConfig, ScheduleConfig, TrainingConfig};
+use shared::config::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use shared::model::engine::Engine;
 use shared::units::{Digest, Microbatch, PipelineId, Round, Span, StageRange, Step};
 use shared::wire::frame::{Mode, Place, Slot};
@@ -46,6 +46,7 @@ pub(crate) fn run_config(codec: Codec, format: NumberFormat, seed: u64) -> RunCo
             rewind_wait: Span::from_secs(15),
         },
         merge: MergeConfig {
+            kind: MergeKind::Outer,
             format,
             learning_rate: 0.7,
             momentum: 0.9,

@@ -117,6 +117,12 @@ pub(super) fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> T {
     found.expect("names were chosen from this table").1
 }
 
+/// What a value is called in a table of names.
+pub(super) fn named<T: Copy + PartialEq>(table: &[(&'static str, T)], value: T) -> &'static str {
+    let found = table.iter().find(|(_, other)| *other == value);
+    found.expect("every value has a name in its table").0
+}
+
 /// Checks that every section and key is one that somebody reads.
 pub(super) fn check_names(document: &Table, of_others: &[&str]) -> Result<(), WrittenError> {
     let ours = SECTIONS.iter().map(|(section, _)| *section);

@@ -63,6 +63,7 @@ fn nothing_written_is_the_tiny_preset() {
         rewind_wait_seconds = 15.0
 
         [merge]
+        kind = "outer"
         format = "int8"
         learning_rate = 0.7
         momentum = 0.9
@@ -137,6 +138,7 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
             rewind_wait_seconds = 15.0
 
             [merge]
+            kind = "outer"
             format = "f32"
             learning_rate = 0.7
             momentum = 0.0
@@ -181,6 +183,7 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
         rewind_wait_seconds = 15.0
 
         [merge]
+        kind = "outer"
         format = "int8"
         learning_rate = 0.7
         momentum = 0.9
@@ -262,6 +265,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             "[schedule]\npipelines_max = 0",
             "[schedule]\npipelines_max = 17",
             "[schedule]\npipelines_max = 70000",
+            "[merge]\nkind = \"gradients\"",
+            "[merge]\nkind = \"gradient\"",
             "[merge]\nformat = \"bf16\"",
             "[merge]\nformat = 8",
             "[merge]\nlearning_rate = 0",
@@ -299,6 +304,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             schedule.pipelines_max is 0, must be between 1 and 16: pipelines that train beside each other and merge
             schedule.pipelines_max is 17, must be between 1 and 16: pipelines that train beside each other and merge
             schedule.pipelines_max is 70000, must be between 1 and 16: pipelines that train beside each other and merge
+            merge.kind is "gradients"; did you mean `gradient`?
+            merge.kind is "gradient", so schedule.round_steps must be 1, not 20: gradients are merged after each step
             merge.format is "bf16"; did you mean `f16`?
             merge.format must be a text in quotes, not a number
             merge.learning_rate is 0, must be between 0.000001 and 2: of the outer step, usually 0.7

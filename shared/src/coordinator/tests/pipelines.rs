@@ -505,3 +505,41 @@ fn a_line_up_that_fetches_for_longer_than_a_round_takes_is_waited_for_at_the_nex
     assert_eq!([a, b].map(|id| phase(&desk, id)), [Phase::Training; 2]);
     assert!(!desk.host.is_overtaken(b));
 }
+
+#[test]
+fn a_merge_that_failed_at_a_seat_is_tried_again_at_once_and_then_goes_on_without_it() {
+    let mut desk = desk_of(2);
+    let round = desk.newest();
+    desk.train_all();
+    let [a, b] = ids(&desk)[..] else {
+        panic!("two")
+    };
+    let fail = |desk: &mut Desk, own: bool| {
+        let attempt = desk.order(b).expect("a merge").attempt;
+        let pipeline = desk.host.pipelines.get(b).expect("at work");
+        let (place, head) = (pipeline.place, pipeline.head());
+        let connection = desk.host.roster.get(head).and_then(|it| it.connection);
+        desk.say(
+            connection.expect("it is here"),
+            Up::MergeFailed {
+                place,
+                attempt,
+                own,
+            },
+        );
+        attempt
+    };
+    desk.hold_merged(a, "first");
+    let first = fail(&mut desk, true);
+    let second = desk.order(a).expect("another merge");
+    assert!(second.attempt > first);
+    assert_eq!(second.members.len(), 2, "nobody is left out the first time");
+    desk.hold_merged(a, "second");
+    // A link that broke is nobody's fault: it is waited for.
+    assert_eq!(fail(&mut desk, false), second.attempt);
+    assert_eq!(desk.newest(), round);
+    fail(&mut desk, true);
+    assert_eq!(desk.newest(), round.next());
+    assert_eq!(desk.newest_commit().members.len(), 1);
+    assert_eq!(desk.newest_commit().members[0].place.pipeline, a);
+}

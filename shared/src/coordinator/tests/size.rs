@@ -105,6 +105,11 @@ fn messages(desk: &Desk, to: PeerId) -> Vec<Up> {
             own: true,
         },
         Up::Evaluated { place, loss: 4.0 },
+        Up::MergeFailed {
+            place,
+            attempt: place.epoch,
+            own: true,
+        },
         Up::Finish,
         Up::Leave { may_return: true },
     ]

@@ -7,8 +7,9 @@
 use bytes::Bytes;
 
 use super::Engine;
-use crate::compute::{Done, Snapshot, StageState as Source};
-use crate::model::merge::{self, MergeError};
+use crate::compute::{Change, Done, Snapshot, StageState as Source};
+use crate::model::learning_rate::learning_rate;
+use crate::model::merge::{self, MergeError, Update};
 use crate::model::state::{Blob, StageState, StateError, zeros};
 use crate::units::Round;
 use crate::wire::merge::Shape;
@@ -40,20 +41,21 @@ impl Engine {
     pub(super) fn contribute(
         &self,
         shape: &Shape,
-        start: &Source,
-        end: &[u8],
+        change: &Change,
         residual: &[u8],
     ) -> Result<Done, Refusal> {
         let stage = self.stage(shape)?;
-        let start = match start {
-            Source::Seed => self.initial(stage),
-            Source::Blob(blob) => at(
-                "start",
-                self.open(stage, blob).and_then(|blob| blob.weights()),
-            )?,
+        let done = match change {
+            Change::Round { start, end } => {
+                let start = match start {
+                    Source::Seed => self.initial(stage),
+                    Source::Blob(blob) => at("start", self.weights(stage, blob))?,
+                };
+                let end = at("end", self.weights(stage, end))?;
+                merge::contribute(shape, &start, &end, residual)?
+            }
+            Change::Gradient(gradient) => merge::contribute_gradient(shape, gradient, residual)?,
         };
-        let end = at("end", self.open(stage, end).and_then(|blob| blob.weights()))?;
-        let done = merge::contribute(shape, &start, &end, residual)?;
         Ok(Done::Contributed {
             stage: shape.stage,
             parts: done.parts,
@@ -107,12 +109,51 @@ impl Engine {
             updates,
             outer: Some(momentum),
         };
-        let snapshot = Snapshot {
-            stage: shape.stage,
-            agreed: state.agreed_digest(),
-            blob: state.to_blob(&self.run.model, stage).into(),
-        };
+        let snapshot = self.snapshot(shape, &state);
         Ok(Done::Merged { round, snapshot })
+    }
+
+    /// [`crate::compute::Job::GradientStep`].
+    pub(super) fn gradient_step(
+        &self,
+        shape: &Shape,
+        round: Round,
+        start: &Source,
+        (scale, samples_done): (f32, u64),
+        parts: &[Bytes],
+    ) -> Result<Done, Refusal> {
+        let stage = self.stage(shape)?;
+        let model = &self.run.model;
+        let mut state = match start {
+            Source::Seed => StageState::initial(&self.derivation, stage),
+            Source::Blob(blob) => at("start", StageState::from_blob(model, stage, blob))?,
+        };
+        // As of one step with the samples of all.
+        let samples: u64 = shape.weights.iter().sum();
+        let training = &self.run.training;
+        let ahead = samples.saturating_sub(u64::from(training.batch));
+        let update = Update {
+            scale,
+            learning_rate: learning_rate(training, samples_done.saturating_add(ahead)),
+        };
+        let parameters = model.parameters_of(stage);
+        merge::gradient_step(shape, &parameters, &mut state, update, parts)?;
+        let snapshot = self.snapshot(shape, &state);
+        Ok(Done::Merged { round, snapshot })
+    }
+
+    fn snapshot(&self, shape: &Shape, state: &StageState) -> Snapshot {
+        let (model, stage) = (&self.run.model, usize::from(shape.stage.0));
+        Snapshot {
+            stage: shape.stage,
+            agreed: state.agreed_digest(self.run.merge.kind),
+            blob: state.to_blob(model, stage).into(),
+            gradient: Bytes::new(),
+        }
+    }
+
+    fn weights(&self, stage: usize, blob: &[u8]) -> Result<Lists, StateError> {
+        self.open(stage, blob)?.weights()
     }
 
     /// The number of the stage that merges.

@@ -22,7 +22,7 @@ use crate::model::adamw::AdamW;
 use crate::model::block::{Numerics, tensor};
 use crate::model::codec::{Batch, BorderCodec};
 use crate::model::stage::{Objective, Stage};
-use crate::model::state::{DeviceLost, StageState, read_all};
+use crate::model::state::{DeviceLost, StageState, read_all, to_bytes};
 use crate::units::StageId;
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::number::{Direction, Noise, Rounding, pack, unpack};
@@ -37,6 +37,8 @@ pub struct Seat {
     kept: BTreeMap<Slot, Kept>,
     /// Whether all gradients that came in since the last update were finite.
     gradients_finite: bool,
+    /// Where pipelines merge gradients: each stage's, of the last step's mean loss.
+    last_gradients: Vec<Vec<Tensor<1>>>,
 }
 
 /// What a forward leaves for its backward.
@@ -121,6 +123,7 @@ impl Seat {
             stages: stages.zip(states).map(build).collect(),
             kept: BTreeMap::new(),
             gradients_finite: true,
+            last_gradients: Vec::new(),
         }
     }
 
@@ -289,6 +292,10 @@ impl Seat {
 
     /// The optimizer's update of all stages with the step's gradients, which are then cleared.
     pub fn apply(&mut self, scale: f32, learning_rate: f64, step_tokens: u64) {
+        if self.run.merges_gradients() {
+            let stages = self.stages.iter();
+            self.last_gradients = stages.map(|it| it.mean_gradients(step_tokens)).collect();
+        }
         for stage in &mut self.stages {
             stage.apply(&AdamW::default(), learning_rate, scale, step_tokens);
         }
@@ -314,12 +321,15 @@ impl Seat {
     /// If the device is lost.
     pub async fn snapshot(&self) -> Result<Vec<Snapshot>, DeviceLost> {
         let mut snapshots = Vec::with_capacity(self.stages.len());
-        for stage in &self.stages {
+        for (position, stage) in self.stages.iter().enumerate() {
             let state = StageState::read(stage).await?;
+            let gradients = self.last_gradients.get(position).cloned();
+            let gradients = read(gradients.unwrap_or_default()).await?;
             snapshots.push(Snapshot {
                 stage: StageId(number(stage.index())),
-                agreed: state.agreed_digest(),
+                agreed: state.agreed_digest(self.run.merge.kind),
                 blob: state.to_blob(&self.run.model, stage.index()).into(),
+                gradient: to_bytes(&gradients.concat()).into(),
             });
         }
         Ok(snapshots)

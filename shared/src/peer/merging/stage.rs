@@ -1,13 +1,13 @@
 //! One stage's merge at one member: what it has of the parts, and which job comes next.
 //!
 //! Contribute, then average as soon as all members' contributions to our own part are here, then the outer step as
-//! soon as all parts' averages are. A part of no tiles is whole at once, and who has it averages nothing.
+//! soon as all parts' averages are; with gradients their norm, and the step once it is known what clipping makes of that. A part of no tiles is whole at once, and who has it averages nothing.
 
 use bytes::Bytes;
 
 use super::part::Part;
 use super::{Ends, Merged};
-use crate::compute::{Job, Snapshot, StageState};
+use crate::compute::{Change, Job, Snapshot, StageState};
 use crate::units::{PeerId, Round, StageId};
 use crate::wire::merge::{Leg, Shape, TILE};
 use crate::wire::number;
@@ -19,7 +19,9 @@ enum Progress {
     Contribute,
     /// Our part is to be averaged.
     Average,
-    /// The outer step is to be made.
+    /// The merged gradient's norm is to be taken.
+    Norm,
+    /// The outer step, or the optimizer's, is to be made.
     Step,
     /// Nothing more is to be done.
     Done,
@@ -41,7 +43,10 @@ pub(super) struct StageMerge {
     peers: Vec<PeerId>,
     start: StageState,
     end: Bytes,
+    /// What is merged, where it is not what the round changed.
+    gradient: Option<Bytes>,
     residual: Bytes,
+    norm_squared: Option<f64>,
     progress: Progress,
     /// What each member changed of our part.
     scattered: Vec<Part>,
@@ -52,7 +57,12 @@ pub(super) struct StageMerge {
 
 impl StageMerge {
     /// A stage of which nothing is done. `peers` are as many as the shape's members.
-    pub(super) fn new(shape: Shape, peers: Vec<PeerId>, ends: Ends) -> Self {
+    pub(super) fn new(
+        shape: Shape,
+        peers: Vec<PeerId>,
+        ends: Ends,
+        merges_gradients: bool,
+    ) -> Self {
         let own_bytes = shape.part_bytes(usize::from(shape.own));
         let members = 0..shape.members();
         let gathered = members.map(|member| Part::expected(shape.part_bytes(member)));
@@ -62,7 +72,9 @@ impl StageMerge {
             peers,
             start: ends.start,
             end: ends.end,
+            gradient: merges_gradients.then_some(ends.gradient),
             residual: ends.residual,
+            norm_squared: None,
             progress: Progress::Contribute,
             merged: None,
             shape,
@@ -112,8 +124,9 @@ impl StageMerge {
         part.take(offset, payload)
     }
 
-    /// What is to be computed next, if all it takes is here; `round` is what the result's number will be.
-    pub(super) fn next_job(&self, round: Round) -> Option<Job> {
+    /// What is to be computed next, if all it takes is here; `round` is what the result's number will be, `update` what
+    /// clipping multiplies gradients by and the samples before the step.
+    pub(super) fn next_job(&self, round: Round, update: Option<(f32, u64)>) -> Option<Job> {
         let shape = self.shape.clone();
         let all = |parts: &[Part]| -> Option<Vec<Bytes>> {
             let is_whole = parts.iter().all(Part::is_whole);
@@ -122,8 +135,13 @@ impl StageMerge {
         match self.progress {
             Progress::Contribute => Some(Job::Contribute {
                 shape,
-                start: self.start.clone(),
-                end: self.end.clone(),
+                change: match &self.gradient {
+                    Some(gradient) => Change::Gradient(gradient.clone()),
+                    None => Change::Round {
+                        start: self.start.clone(),
+                        end: self.end.clone(),
+                    },
+                },
                 residual: self.residual.clone(),
             }),
             Progress::Average => Some(Job::Average {
@@ -131,13 +149,32 @@ impl StageMerge {
                 parts: all(&self.scattered)?,
                 residual: self.residual.clone(),
             }),
-            Progress::Step => Some(Job::OuterStep {
+            Progress::Norm => Some(Job::Norm {
                 shape,
-                round,
-                start: self.start.clone(),
-                end: self.end.clone(),
                 parts: all(&self.gathered)?,
             }),
+            Progress::Step => {
+                let (start, parts) = (self.start.clone(), all(&self.gathered)?);
+                Some(if self.gradient.is_some() {
+                    let (scale, samples_done) = update?;
+                    Job::GradientStep {
+                        shape,
+                        round,
+                        start,
+                        parts,
+                        scale,
+                        samples_done,
+                    }
+                } else {
+                    Job::OuterStep {
+                        shape,
+                        round,
+                        start,
+                        end: self.end.clone(),
+                        parts,
+                    }
+                })
+            }
             Progress::Done => None,
         }
     }
@@ -151,7 +188,7 @@ impl StageMerge {
         self.progress = if self.shape.part_bytes(own) > 0 {
             Progress::Average
         } else {
-            Progress::Step
+            self.after_average()
         };
         let outgoing = self.others().map(|(member, peer)| Outgoing {
             peer,
@@ -166,7 +203,7 @@ impl StageMerge {
         let own = self.own();
         self.residual = residual;
         self.gathered[own].fill(&part);
-        self.progress = Progress::Step;
+        self.progress = self.after_average();
         let outgoing = self.others().map(|(_, peer)| Outgoing {
             peer,
             leg: Leg::Gather,
@@ -175,7 +212,26 @@ impl StageMerge {
         outgoing.collect()
     }
 
-    /// The outer step is made.
+    fn after_average(&self) -> Progress {
+        if self.gradient.is_some() {
+            Progress::Norm
+        } else {
+            Progress::Step
+        }
+    }
+
+    /// The merged gradient's norm is taken.
+    pub(super) fn normed(&mut self, norm_squared: f64) {
+        self.norm_squared = Some(norm_squared);
+        self.progress = Progress::Step;
+    }
+
+    /// Sum of squares of the merged gradient, once it is taken.
+    pub(super) fn norm(&self) -> Option<f64> {
+        self.norm_squared
+    }
+
+    /// The step is made.
     pub(super) fn merged(&mut self, snapshot: Snapshot) {
         self.progress = Progress::Done;
         self.merged = Some(snapshot);

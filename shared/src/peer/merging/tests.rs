@@ -213,13 +213,14 @@ fn an_order_that_does_not_fit_is_none() {
             values: 1_000,
             start: StageState::Seed,
             end: group.end(0, 0),
+            gradient: Bytes::new(),
             residual: Bytes::new(),
         }]
     };
     let fits = |me: u64, change: &dyn Fn(&mut MergeOrder)| {
         let mut order = group.order(&[0], attempt(1));
         change(&mut order);
-        Merging::new(PeerId(me), &order, NumberFormat::Int8, ends()).is_some()
+        Merging::new(PeerId(me), &order, NumberFormat::Int8, ends(), None).is_some()
     };
     assert!(fits(100, &|_| ()));
     assert!(!fits(101, &|_| ()), "somebody else's");
@@ -252,4 +253,5 @@ fn who_sent_numbers_that_are_none_is_named() {
     world.settle();
     let whom: Vec<PeerId> = world.refused.iter().map(|(_, whom, _)| *whom).collect();
     assert_eq!(whom, [PeerId(200)]);
+    assert_eq!(world.failed, [(PeerId(100), false)]);
 }

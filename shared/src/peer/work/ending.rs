@@ -19,6 +19,19 @@ pub(super) struct RoundEnd {
     pub(super) holds: Holds,
     pub(super) result: Round,
     pub(super) states: Vec<(Held, Bytes)>,
+    /// Of the round's only step, where those are merged: one a stage.
+    pub(super) gradients: Vec<Bytes>,
+}
+
+/// What a seat brings into a merge of a round.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnResult<'a> {
+    /// Its states, stages in order.
+    pub states: &'a [(Held, Bytes)],
+    /// Gradients of the round's only step, where those are merged: one a stage.
+    pub gradients: &'a [Bytes],
+    /// Samples of the run before the round.
+    pub samples_done: u64,
 }
 
 /// What a commit of this seat's result comes to.
@@ -31,11 +44,27 @@ pub struct Committed {
 }
 
 impl RoundEnd {
-    pub(super) fn new(holds: Holds, result: Round, states: Vec<(Held, Bytes)>) -> Self {
+    /// What the compute gave out as the end of round `result`, once `steps` of it are done.
+    pub(super) fn new(
+        place: Place,
+        attempt: Attempt,
+        steps: u32,
+        result: Round,
+        snapshots: Vec<Snapshot>,
+    ) -> Self {
+        let gradients = snapshots.iter().map(|it| it.gradient.clone()).collect();
+        let states = named(result, snapshots);
+        let holds = Holds {
+            place,
+            attempt,
+            steps,
+            stages: states.iter().map(|(held, _)| *held).collect(),
+        };
         Self {
             holds,
             result,
             states,
+            gradients,
         }
     }
 
@@ -45,10 +74,7 @@ impl RoundEnd {
 }
 
 /// Names of what the compute gave out as a round's states.
-pub(super) fn named(
-    round: Round,
-    snapshots: impl IntoIterator<Item = Snapshot>,
-) -> Vec<(Held, Bytes)> {
+fn named(round: Round, snapshots: impl IntoIterator<Item = Snapshot>) -> Vec<(Held, Bytes)> {
     let name = |snapshot: Snapshot| {
         let held = Held {
             round,
@@ -71,10 +97,15 @@ impl Work {
 
     /// The seat's own result of the round, for a merge under that attempt: stages in order. `None` unless there is one,
     /// of an older attempt.
-    pub fn own_result(&self, attempt: Attempt) -> Option<&[(Held, Bytes)]> {
+    pub fn own_result(&self, attempt: Attempt) -> Option<OwnResult<'_>> {
         let ended = self.ended.as_ref()?;
         let is_held = self.phase == Phase::Held && ended.holds.attempt < attempt;
-        is_held.then_some(&ended.states)
+        let samples_done = self.begun?.samples_done;
+        is_held.then_some(OwnResult {
+            states: &ended.states,
+            gradients: &ended.gradients,
+            samples_done,
+        })
     }
 
     /// A merge of the seat's own result is done.
@@ -82,14 +113,8 @@ impl Work {
         let Some(ended) = self.ended.as_ref().filter(|_| self.phase == Phase::Held) else {
             return;
         };
-        let states = named(result, snapshots);
-        let holds = Holds {
-            place: self.place(),
-            attempt,
-            steps: ended.holds.steps,
-            stages: states.iter().map(|(held, _)| *held).collect(),
-        };
-        let merged = RoundEnd::new(holds, result, states);
+        let steps = ended.holds.steps;
+        let merged = RoundEnd::new(self.place(), attempt, steps, result, snapshots);
         self.hold(&merged);
         self.merged = Some(merged);
     }

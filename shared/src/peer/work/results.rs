@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 
-use super::ending::{RoundEnd, named};
+use super::ending::RoundEnd;
 use super::{Phase, Side, Work, WorkOutput};
 use crate::compute::{Done, Input, Job, Snapshot, clip_scale};
 use crate::schedule::order::Action;
 use crate::units::{Round, Step, Time};
 use crate::wire::frame::{Header, Mode, Slot, StepEnd};
 use crate::wire::payload;
-use crate::wire::signal::{Holds, Report, Up};
+use crate::wire::signal::{Report, Up};
 
 impl Work {
     /// A job's result. `job` is what was asked for.
@@ -199,14 +199,7 @@ impl Work {
             self.snapshot_asked = false;
             return;
         }
-        let states = named(round, snapshots);
-        let holds = Holds {
-            place: self.place(),
-            attempt: begun.attempt,
-            steps: self.applied,
-            stages: states.iter().map(|(held, _)| *held).collect(),
-        };
-        let ended = RoundEnd::new(holds, round, states);
+        let ended = RoundEnd::new(self.place(), begun.attempt, self.applied, round, snapshots);
         self.phase = Phase::Held;
         self.hold(&ended);
         self.ended = Some(ended);

@@ -476,6 +476,14 @@ fn any_header() -> impl Strategy<Value = Header> {
             attempt: place.epoch,
             taken,
         }),
+        (any_place(), 0.0..f64::MAX).prop_map(|(place, norm_squared)| Header::MergeNorm {
+            attempt: place.epoch,
+            norm_squared,
+        }),
+        (any_place(), 0.0..=1.0_f32).prop_map(|(place, scale)| Header::MergeScale {
+            attempt: place.epoch,
+            scale,
+        }),
     ]
 }
 

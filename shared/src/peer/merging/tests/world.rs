@@ -1,6 +1,7 @@
 //! Seats of several members, and a wire between them that delivers in any order.
 
 use super::super::*;
+use crate::compute::Change;
 use crate::config::run::RunConfig;
 use crate::limits::MERGE_SLICES_AHEAD;
 use crate::sim::Dice;
@@ -110,13 +111,14 @@ impl Group {
                 values: self.stages[*stage].0,
                 start: StageState::Seed,
                 end: self.end(member, *stage),
+                gradient: Bytes::new(),
                 residual: residuals
                     .get(&me)
                     .map(|residuals| residuals.of(Self::stage(*stage)))
                     .unwrap_or_default(),
             });
             let order = self.order(&stages, attempt);
-            let merging = Merging::new(me, &order, NumberFormat::Int8, ends.collect());
+            let merging = Merging::new(me, &order, NumberFormat::Int8, ends.collect(), None);
             let node = Node {
                 merging: merging.expect("the order fits"),
                 job: None,
@@ -146,8 +148,10 @@ impl Group {
             let mut contributed = |member: usize| {
                 let done = compute.run(&Job::Contribute {
                     shape: shape.clone(),
-                    start: start.clone(),
-                    end: self.end(member, stage),
+                    change: Change::Round {
+                        start: start.clone(),
+                        end: self.end(member, stage),
+                    },
                     residual: Bytes::new(),
                 });
                 let Done::Contributed { parts, .. } = done else {
@@ -208,6 +212,8 @@ pub(super) struct World {
     pub(super) sent: BTreeMap<(PeerId, PeerId), (u64, u64)>,
     pub(super) most_ahead: u64,
     pub(super) refused: Vec<(PeerId, PeerId, String)>,
+    /// At whom it failed, and whether by its own fault.
+    pub(super) failed: Vec<(PeerId, bool)>,
     /// Whether what is averaged may be garbage: then no step is made of it.
     pub(super) is_poisoned: bool,
 }
@@ -222,6 +228,7 @@ impl World {
             sent: BTreeMap::new(),
             most_ahead: 0,
             refused: Vec::new(),
+            failed: Vec::new(),
             is_poisoned: false,
         };
         for node in world.nodes.values_mut() {
@@ -251,6 +258,7 @@ impl World {
                     }
                     MergeOutput::Refuse(peer, what) => self.refused.push((me, peer, what)),
                     MergeOutput::Merged(merged) => node.merged = Some(merged),
+                    MergeOutput::Failed { own } => self.failed.push((me, own)),
                 }
             }
         }
@@ -348,6 +356,7 @@ impl World {
     /// All have merged all, to these hashes, and nothing more must go or come.
     pub(super) fn check(&self, expected: &[Digest]) {
         assert_eq!(self.refused, Vec::new());
+        assert_eq!(self.failed, Vec::new());
         let agreed = self.agreed().expect("all merged all");
         for (stage, expected) in expected.iter().enumerate() {
             let of_stage = &agreed[&Group::stage(stage)];
