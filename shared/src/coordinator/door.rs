@@ -81,7 +81,11 @@ impl Coordinator {
         let resume = known.cloned();
         let before = match &resume {
             Some(_) => None,
-            None => self.roster.of_session(&join.key, join.session),
+            None => {
+                let same = self.roster.of_session(&join.key, join.session);
+                // A process that was killed and started again has another session: its old one is no more.
+                same.or_else(|| self.roster.away_of(&join.key))
+            }
         };
         let peer = resume
             .as_ref()
@@ -120,7 +124,7 @@ impl Coordinator {
         }
     }
 
-    /// A new process of a session that is in the books: a page was loaded again. It gets another number, so that
+    /// A new process of whoever is in the books: a page was loaded again, a program started. It gets another number, so that
     /// nobody takes it for the old one, and the seat of the old one if that is still free.
     fn succeed(&mut self, before: PeerId, volunteer: &mut Volunteer) {
         self.break_pipeline_of(before);

@@ -271,6 +271,16 @@ impl Roster {
         self.sessions.get(&(*key, session)).copied()
     }
 
+    /// A session of that key whose connection broke without a word.
+    pub fn away_of(&self, key: &Digest) -> Option<PeerId> {
+        let sessions = self.sessions.range((*key, 0)..=(*key, u64::MAX));
+        let is_away = |peer: &PeerId| {
+            let volunteer = self.get(*peer);
+            volunteer.is_some_and(|it| it.connection.is_none() && !it.returning)
+        };
+        sessions.map(|(_, peer)| *peer).find(is_away)
+    }
+
     /// A volunteer by its number.
     pub fn get_mut(&mut self, peer: PeerId) -> Option<&mut Volunteer> {
         self.volunteers.get_mut(&peer)

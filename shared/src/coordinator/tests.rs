@@ -156,6 +156,16 @@ impl Desk {
 
     /// Somebody of that name joins, and says of itself what a test changes; its connection.
     pub(super) fn join_as(&mut self, name: u8, change: impl FnOnce(&mut Join)) -> ConnectionId {
+        self.join_in(u64::from(name), name, change)
+    }
+
+    /// The same in a session of its own.
+    pub(super) fn join_in(
+        &mut self,
+        session: u64,
+        name: u8,
+        change: impl FnOnce(&mut Join),
+    ) -> ConnectionId {
         self.connections += 1;
         let connection = ConnectionId(self.connections);
         self.host.handle_connected(connection);
@@ -163,7 +173,7 @@ impl Desk {
         let Some((_, Down::Hello { nonce, .. })) = self.sent.last() else {
             panic!("the host speaks first")
         };
-        let (key, session) = (key_of(name), u64::from(name));
+        let key = key_of(name);
         let proof = key.sign(&join_message(nonce, session)).to_bytes();
         let mut join = Join {
             version: VERSION,

@@ -4,8 +4,8 @@
 //! pieces on the way, and who falls silent or leaves loses them to the others. What has arrived stays as long as
 //! the same blob is asked for. Pieces may come in any order.
 //!
-//! Nothing is believed before the whole blob has the hash that the host named. A wrong one, of several holders,
-//! names nobody: then each of them is asked alone.
+//! Nothing is believed before the whole blob has the hash that the host named. A wrong one, or another length, of several
+//! holders names nobody: then each of them is asked alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -235,7 +235,6 @@ impl Transfer {
         };
         let fits = total > 0
             && total <= STATE_BYTES_MAX
-            && (self.total == 0 || total == self.total)
             && offset.is_multiple_of(CHUNK)
             && offset < total
             && payload.len() as u64 == (total - offset).min(CHUNK);
@@ -244,6 +243,11 @@ impl Transfer {
         }
         if !holder.asked.remove(&offset) {
             return;
+        }
+        if self.total != 0 && self.total != total {
+            // One of them lies about the length; which one shows once each is asked alone.
+            let again = std::mem::take(&mut self.holders).into_keys().collect();
+            return self.ask_alone(now, again);
         }
         holder.deadline = (!holder.asked.is_empty()).then_some(now + FETCH_SILENCE_MAX);
         self.total = total;
@@ -264,14 +268,24 @@ impl Transfer {
         if Digest::of(&blob) == self.held.blob {
             return self.outputs.push_back(FetchOutput::Complete(blob));
         }
-        self.forget_pieces();
-        // One alone is to blame; of several any may be.
-        self.is_alone |= givers.len() > 1;
         let mut again: BTreeSet<PeerId> = holders.into_keys().collect();
-        match givers.len() {
-            1 => again.retain(|peer| !givers.contains(peer)),
-            _ => again.extend(givers),
+        // One alone is to blame; of several any may be.
+        if givers.len() > 1 {
+            again.extend(givers);
+            return self.ask_alone(now, again);
         }
+        again.retain(|peer| !givers.contains(peer));
+        self.ask_again(now, again);
+    }
+
+    fn ask_alone(&mut self, now: Time, again: BTreeSet<PeerId>) {
+        self.is_alone = true;
+        self.ask_again(now, again);
+    }
+
+    /// What arrived is no good: these peers are asked for all of it, before other sources.
+    fn ask_again(&mut self, now: Time, again: BTreeSet<PeerId>) {
+        self.forget_pieces();
         let blob = self.held.blob;
         for peer in again.into_iter().rev() {
             self.sources.push_front(Source::Peer { peer, blob });

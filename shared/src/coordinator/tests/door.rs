@@ -84,3 +84,26 @@ fn a_full_host_lets_in_again_whom_it_knows() {
     assert_eq!(desk.refusal(resumed), None);
     assert_eq!(desk.host.volunteer_count(), VOLUNTEERS_MAX);
 }
+
+#[test]
+fn a_program_that_was_killed_and_started_again_takes_its_seat_at_once() {
+    let mut desk = Desk::new(config());
+    let killed = desk.join(1);
+    desk.pass(TICK);
+    desk.ready();
+    let before = desk.host.roster.speaker(killed).expect("it joined");
+    assert!(desk.host.is_seated(before));
+    // While its connection stands, another session of the same key is somebody else: a second tab.
+    let second = desk.join_in(77, 1, |_| ());
+    assert!(desk.host.is_seated(before));
+    desk.say(second, Up::Leave { may_return: false });
+    desk.host.handle_closed(desk.now, killed);
+    desk.settle();
+    assert!(desk.host.is_seated(before), "most come back");
+    let started = desk.join_in(78, 1, |_| ());
+    assert_eq!(desk.host.volunteer_count(), 1);
+    desk.pass(TICK);
+    let now = desk.host.roster.speaker(started).expect("it joined");
+    assert_ne!(now, before);
+    assert!(desk.host.is_seated(now));
+}
