@@ -34,7 +34,7 @@ use std::collections::BTreeSet;
 
 pub use costs::{StageCost, StageCosts};
 pub use links::{BYTES_PER_SECOND_ASSUMED, Border, Links, Measured};
-pub use many::{assign_all, repair};
+pub use many::assign_all;
 
 use crate::units::{PeerId, StageId, StageRange};
 use search::{Cover, Effort, LIMIT_MAX, Problem};

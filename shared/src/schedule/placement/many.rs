@@ -27,25 +27,6 @@ const BETTERED_MAX: usize = 16;
 /// Line-ups by pipeline.
 type LineUps = BTreeMap<PipelineId, LineUp>;
 
-/// Places one pipeline from all volunteers but `others`, who have seats elsewhere. `old` is its present line-up.
-///
-/// # Errors
-/// What is waited for, in words.
-pub fn repair(
-    given: &Given<'_>,
-    others: &BTreeSet<PeerId>,
-    old: Option<&LineUp>,
-) -> Result<LineUp, NoPlacement> {
-    let free = given.volunteers.iter();
-    let free = free.filter(|one| !others.contains(&one.peer)).cloned();
-    let volunteers: Vec<Candidate> = free.collect();
-    let given = Given {
-        volunteers: &volunteers,
-        ..*given
-    };
-    assign(&given, old)
-}
-
 /// Places at most `pipelines_max` pipelines; at least one. `old` are the present line-ups.
 ///
 /// A pipeline that keeps most of its volunteers keeps its number; a new one gets the lowest that is free.

@@ -161,35 +161,6 @@ fn who_can_not_be_repaired_makes_room_for_the_others() {
 }
 
 #[test]
-fn a_seat_lost_in_one_pipeline_is_repaired_without_those_who_sit_elsewhere() {
-    let volunteers: Vec<Candidate> = (2..=5).map(|peer| volunteer(peer, 10, 2)).collect();
-    let (costs, links) = (even(4), Links::default());
-    let old = line_up_of(&[(1, 0, 2), (2, 2, 4)]);
-    let repaired = |others: [u64; 2]| {
-        let others = others.map(PeerId).into();
-        match repair(&given(&volunteers, &costs, &links, 1), &others, Some(&old)) {
-            Ok(line_up) => shown(&LineUps::from([(PipelineId(0), line_up)])),
-            Err(reason) => format!("{reason}\n"),
-        }
-    };
-    let none_left = repair(
-        &given(&volunteers[..1], &costs, &links, 1),
-        &BTreeSet::new(),
-        Some(&old),
-    );
-    let none_left = none_left.map_err(|reason| reason.to_string());
-    expect![[r#"
-        pipeline 0 = 5: stages 0-1, 2: stages 2-3
-        pipeline 0 = 3: stages 0-1, 2: stages 2-3
-        Err("waiting for 1 more volunteer (stage 2 needs 1 MB)")"#]]
-    .assert_eq(&format!(
-        "{}{}{none_left:?}",
-        repaired([3, 4]),
-        repaired([4, 5])
-    ));
-}
-
-#[test]
 fn what_is_waited_for_is_what_one_pipeline_waits_for() {
     let small = [volunteer(1, 10, 2)];
     let (costs, links) = (even(4), Links::default());

@@ -61,6 +61,22 @@ fn rate_by_lot(given: &Given<'_>, pipelines_max: u16, words: &mut Words) -> f64 
     rate_of(&placed.collect(), given)
 }
 
+/// Places one pipeline from all volunteers but `others`, who have seats elsewhere. `old` is its present line-up.
+fn repair(
+    given: &Given<'_>,
+    others: &BTreeSet<PeerId>,
+    old: Option<&LineUp>,
+) -> Result<LineUp, NoPlacement> {
+    let free = given.volunteers.iter();
+    let free = free.filter(|one| !others.contains(&one.peer)).cloned();
+    let volunteers: Vec<Candidate> = free.collect();
+    let given = Given {
+        volunteers: &volunteers,
+        ..*given
+    };
+    assign(&given, old)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
