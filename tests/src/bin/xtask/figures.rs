@@ -3,11 +3,12 @@
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
 //! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`],
-//! [`browser`] and [`recovery`]. Begin with [`figures`].
+//! [`browser`], [`outer`] and [`recovery`]. Begin with [`figures`].
 
 mod browser;
 mod cost;
 mod generate;
+mod outer;
 mod recovery;
 mod wire;
 
@@ -70,6 +71,8 @@ enum Name {
     Generate,
     /// A tab beside a headless volunteer: speed, time to join, sizes
     Browser,
+    /// Loss and bytes of pipelines that merge, beside one alone
+    Outer,
     /// What the loss of a volunteer costs, by what happened to it
     Recovery,
 }
@@ -78,6 +81,7 @@ impl Name {
     /// How often a run or fault is repeated where nobody says.
     const fn repeats(self) -> usize {
         match self {
+            Self::Outer => 1,
             Self::Wire | Self::Cost | Self::Generate | Self::Browser => 3,
             Self::Recovery => 20,
         }
@@ -98,7 +102,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
     match asked.name {
         Name::Browser if !browser::IS_RELEASE => return browser::again(),
         Name::Browser => browser::programs()?,
-        Name::Wire | Name::Cost | Name::Generate | Name::Recovery => {
+        Name::Wire | Name::Cost | Name::Generate | Name::Outer | Name::Recovery => {
             programs_and(&["--example", "alone"])?
         }
     }
@@ -115,6 +119,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Cost => cost::cost(asked, &data),
         Name::Generate => generate::generate(asked, &data),
         Name::Browser => browser::browser(asked, &data),
+        Name::Outer => outer::outer(asked, &data),
         Name::Recovery => recovery::recovery(asked),
     }
 }

@@ -226,7 +226,7 @@ fn over_network(trial: &Trial, curve: &[Value], data: &Path) -> anyhow::Result<V
 }
 
 /// What a volunteer says of its frames and sockets when it leaves.
-fn last_word(volunteer: &mut Program) -> anyhow::Result<Value> {
+pub(super) fn last_word(volunteer: &mut Program) -> anyhow::Result<Value> {
     let wait_max = ROUND_WAIT_MAX + LEAVE_WAIT_MAX;
     let said = volunteer.wait_for("its last word", wait_max, |event| event["event"] == "end")?;
     Ok(said["carried"].clone())
