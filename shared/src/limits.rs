@@ -103,6 +103,8 @@ pub const RESTART_CALM: Span = Span::from_secs(60);
 pub const AWAY_MAX: Span = Span::from_secs(8);
 /// How long a line-up may take until all seats are ready.
 pub const READY_MAX: Span = Span::from_secs(60);
+/// How long a round at least waits for a line-up that the one before overtook; else as long again as it took.
+pub const OVERTAKEN_WAIT_MIN: Span = Span::from_secs(10);
 /// How long a pipeline may go without a step before its line-up is renewed, where no step of it was timed yet or its
 /// result is waited for.
 pub const STALL_MAX: Span = Span::from_secs(120);

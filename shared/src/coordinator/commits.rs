@@ -4,7 +4,7 @@
 
 use super::conduct::GO_ON;
 use super::history::{CommitRow, MemberRow, Row};
-use super::pipeline::{Phase, Pipeline};
+use super::pipeline::{Phase, Pipeline, Seat};
 use super::{Awaited, Coordinator};
 use crate::limits::LOSS_WINDOW;
 use crate::units::{Attempt, PeerId, PipelineId, Round, StageRange, Time};
@@ -158,11 +158,11 @@ impl Coordinator {
             let place = it.place;
             commit.member(place.pipeline, place.epoch).is_none()
         });
+        self.awaiting = None;
         for id in &left_out {
-            self.note_overtaken(*id, true);
+            self.note_overtaken(*id);
         }
         for member in &commit.members {
-            self.note_overtaken(member.place.pipeline, false);
             if !self.member_committed(now, commit, member) {
                 left_out.push(member.place.pipeline);
             }
@@ -183,11 +183,16 @@ impl Coordinator {
         self.forget_old_copies();
     }
 
-    fn note_overtaken(&mut self, id: PipelineId, is_overtaken: bool) {
-        let peers = self.pipelines.get(id).into_iter().flat_map(Pipeline::peers);
-        for peer in peers {
+    /// The round is over for whoever of a line-up was still fetching, or waited for the next one.
+    fn note_overtaken(&mut self, id: PipelineId) {
+        let Some(pipeline) = self.pipelines.get(id) else {
+            return;
+        };
+        let is_late = |seat: &&Seat| !seat.ready || pipeline.phase == Phase::Boundary;
+        let late = pipeline.seats.iter().filter(is_late);
+        for peer in late.map(|seat| seat.row.peer).collect::<Vec<PeerId>>() {
             if let Some(volunteer) = self.roster.get_mut(peer) {
-                volunteer.overtaken = is_overtaken;
+                volunteer.overtaken = true;
             }
         }
     }
@@ -217,6 +222,7 @@ impl Coordinator {
         for (peer, stages) in results {
             if let Some(volunteer) = self.roster.get_mut(peer) {
                 volunteer.accepted += microbatches;
+                volunteer.overtaken = false;
             }
             for held in stages {
                 let committed = commit.stages[usize::from(held.stage.0)];

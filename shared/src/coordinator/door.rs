@@ -84,7 +84,8 @@ impl Coordinator {
             None => {
                 let same = self.roster.of_session(&join.key, join.session);
                 // A process that was killed and started again has another session: its old one is no more.
-                same.or_else(|| self.roster.away_of(&join.key))
+                let is_new = join.resume.is_none();
+                same.or_else(|| is_new.then(|| self.away_of(&join.key)).flatten())
             }
         };
         let peer = resume
@@ -140,6 +141,13 @@ impl Coordinator {
         }
         self.links.renumber(before, volunteer.peer);
         self.forget(before);
+    }
+
+    /// A session of that key whose connection broke without a word: one that has a seat, if there is.
+    fn away_of(&self, key: &Digest) -> Option<PeerId> {
+        let mut away: Vec<PeerId> = self.roster.away_of(key).collect();
+        away.sort_by_key(|peer| !self.is_seated(*peer));
+        away.first().copied()
     }
 
     pub(super) fn is_seated(&self, peer: PeerId) -> bool {

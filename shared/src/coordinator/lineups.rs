@@ -256,6 +256,14 @@ impl Coordinator {
         let Some(pipeline) = self.pipelines.remove(id) else {
             return;
         };
+        if pipeline.phase == Phase::Forming && self.awaiting.is_some() {
+            // It was waited for: once is enough.
+            for peer in pipeline.peers() {
+                if let Some(volunteer) = self.roster.get_mut(peer) {
+                    volunteer.overtaken = false;
+                }
+            }
+        }
         self.return_leases(&pipeline.leases);
         self.given_up.insert(id, seats_of(&pipeline));
         for peer in pipeline.peers() {
@@ -491,6 +499,7 @@ impl Coordinator {
         for peer in at_fault.collect::<Vec<PeerId>>() {
             if let Some(volunteer) = self.roster.get_mut(peer) {
                 volunteer.benched_until = Some(now + BENCH);
+                volunteer.overtaken = false;
             }
             self.reason(peer, text.to_owned());
         }

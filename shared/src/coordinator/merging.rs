@@ -4,14 +4,14 @@
 //! replicas of each stage hold the same bits. An attempt that loses a pipeline is void for good; the next one
 //! goes without. Where one pipeline is left, what it trained is the round's result: there is no outer step.
 //!
-//! Invariant: an attempt ends in a commit, or in another one of fewer pipelines, or (once, where replicas disagree one
-//! against one) of the same: so a round has an end.
+//! Invariant: an attempt ends in a commit, or in another one of fewer pipelines, or (once where replicas disagree one
+//! against one, once where it came to nothing at a seat) of the same: so a round has an end.
 
 use std::collections::BTreeMap;
 
 use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
-use crate::limits::{MERGE_BYTES_PER_SECOND_MIN, MERGE_MAX};
+use crate::limits::{MERGE_BYTES_PER_SECOND_MIN, MERGE_MAX, OVERTAKEN_WAIT_MIN};
 use crate::units::{Attempt, Digest, PeerId, PipelineId, Span, StageId, Time};
 use crate::wire::frame::Place;
 use crate::wire::merge::TILE;
@@ -26,8 +26,16 @@ pub(super) struct Merging {
     pub(super) progressed: Time,
     /// How long that may take.
     patience: Span,
-    /// Whether it repeats one of the same members: that failed, or whose replicas disagreed.
-    is_again: bool,
+    repeats: Repeats,
+}
+
+/// Why an attempt was made again with the same members: each once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Repeats {
+    /// Replicas disagreed, one against one.
+    tied: bool,
+    /// It came to nothing at a seat.
+    failed: bool,
 }
 
 /// Whom the replicas of a merge leave the choice of.
@@ -49,6 +57,7 @@ impl Coordinator {
             return self.end_merge(now);
         }
         let mut ended = Vec::new();
+        let mut awaited = Vec::new();
         for pipeline in self.pipelines.iter() {
             match pipeline.phase {
                 // Who comes back may bring what it trained.
@@ -59,7 +68,9 @@ impl Coordinator {
                     ended.push(pipeline.place.pipeline);
                 }
                 Phase::Training => return,
-                Phase::Forming if self.is_overtaken(pipeline.place.pipeline) => return,
+                Phase::Forming if self.is_overtaken(pipeline.place.pipeline) => {
+                    awaited.push(pipeline.place.pipeline);
+                }
                 Phase::Journaling
                 | Phase::Forming
                 | Phase::Merging
@@ -67,15 +78,40 @@ impl Coordinator {
                 | Phase::Boundary => {}
             }
         }
+        if !ended.is_empty() && self.waits_for(now, &ended, &awaited) {
+            return;
+        }
         match ended[..] {
             [] => {}
             [one] => self.commit_alone(now, one),
-            _ => self.begin_merge(now, &ended, false),
+            _ => self.begin_merge(now, &ended, Repeats::default()),
         }
     }
 
+    /// Whether the round, which these have ended, waits for line-ups that were overtaken: as long again as it took. Who is
+    /// not ready by then sits out for a while, so that a slow link costs the others little.
+    fn waits_for(&mut self, now: Time, ended: &[PipelineId], awaited: &[PipelineId]) -> bool {
+        if awaited.is_empty() || self.steps_target() == 0 {
+            return false;
+        }
+        let reports = ended
+            .iter()
+            .filter_map(|id| self.pipelines.get(*id)?.report);
+        let took_us = reports.map(|report| report.elapsed_us).max();
+        let wait = OVERTAKEN_WAIT_MIN.max(Span::from_micros(took_us.unwrap_or(0)));
+        let since = *self.awaiting.get_or_insert(now);
+        if now < since + wait {
+            return true;
+        }
+        for id in awaited {
+            let text = "the others waited for your seat; you get one again in a minute";
+            self.bench(now, *id, |seat| !seat.ready, text);
+        }
+        false
+    }
+
     /// Tells all seats of these pipelines to merge what they hold.
-    fn begin_merge(&mut self, now: Time, ids: &[PipelineId], is_again: bool) {
+    fn begin_merge(&mut self, now: Time, ids: &[PipelineId], repeats: Repeats) {
         let attempt = self.issue();
         let batch = u64::from(self.config().training.batch);
         let mut members = Vec::new();
@@ -97,7 +133,7 @@ impl Coordinator {
             members,
             progressed: now,
             patience: self.merge_patience(ids),
-            is_again,
+            repeats,
         });
         let merging = |it: &Pipeline| it.phase == Phase::Merging;
         let peers: Vec<PeerId> = self
@@ -201,11 +237,14 @@ impl Coordinator {
         if !ids.iter().all(is_here) {
             return;
         }
-        let (attempt, is_again) = (merging.attempt, merging.is_again);
+        let (attempt, repeats) = (merging.attempt, merging.repeats);
         match self.verdict(&ids) {
             // Who holds something else gets what was agreed on once it is committed.
             Verdict::Agreed(stages) => self.commit(now, attempt, &ids, stages),
-            Verdict::Tied if !is_again => self.begin_merge(now, &ids, true),
+            Verdict::Tied if !repeats.tied => {
+                let tied = true;
+                self.begin_merge(now, &ids, Repeats { tied, ..repeats });
+            }
             // The line-up that has agreed with others for a shorter time leaves.
             Verdict::Tied => {
                 let epoch = |id: &PipelineId| self.pipelines.get(*id).map(|it| it.place.epoch);
@@ -252,28 +291,36 @@ impl Coordinator {
         Verdict::Agreed(stages)
     }
 
-    /// Nothing can come of an attempt at that seat: another one follows at once. If that fails, too, it goes on without
-    /// a seat whose own fault it is; else whoever does not answer is found, or who owes most.
-    pub(super) fn merge_failed(
-        &mut self,
-        now: Time,
-        peer: PeerId,
-        place: Place,
-        (attempt, own): (Attempt, bool),
-    ) {
+    /// Nothing can come of an attempt at that seat, by its own fault: another one follows at once, and then one without
+    /// it. Where a link broke whoever does not answer is found, or who owes most.
+    pub(super) fn merge_failed(&mut self, now: Time, peer: PeerId, place: Place, attempt: Attempt) {
         let of_it = self.merging.as_ref().filter(|it| it.attempt == attempt);
         let has_seat = self.pipelines.at(place).and_then(|it| it.seat(peer));
         let (Some(merging), Some(_)) = (of_it, has_seat) else {
             return;
         };
         let ids: Vec<PipelineId> = merging.members.iter().map(|it| it.pipeline).collect();
-        if !merging.is_again {
-            self.begin_merge(now, &ids, true);
-        } else if own {
+        let repeats = merging.repeats;
+        if repeats.failed {
             let text = "your device could not merge, twice; you get a seat again in a minute";
             self.bench(now, place.pipeline, |seat| seat.row.peer == peer, text);
             self.end_round(now);
+        } else {
+            let failed = true;
+            self.begin_merge(now, &ids, Repeats { failed, ..repeats });
         }
+    }
+
+    /// Somebody of the attempt is back at the host without a result: it may have missed what it was told, or lost a link
+    /// meanwhile. Once, all merge anew.
+    pub(super) fn merge_again(&mut self, now: Time) {
+        let Some(merging) = self.merging.as_ref().filter(|it| !it.repeats.failed) else {
+            return;
+        };
+        let ids: Vec<PipelineId> = merging.members.iter().map(|it| it.pipeline).collect();
+        let repeats = merging.repeats;
+        let failed = true;
+        self.begin_merge(now, &ids, Repeats { failed, ..repeats });
     }
 
     /// A merge that does not go on is begun anew without a pipeline that owes a result: one whose seats owe most of it,

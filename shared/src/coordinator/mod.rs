@@ -153,6 +153,8 @@ pub struct Coordinator {
     pipelines: Pipelines,
     /// The merge under way.
     merging: Option<Merging>,
+    /// Since when the round waits for line-ups that were overtaken, if it does.
+    awaiting: Option<Time>,
     /// Whether a round was committed since all line-ups were looked at.
     plan_due: bool,
     links: Links,
@@ -224,6 +226,7 @@ impl Coordinator {
             links: Links::default(),
             link_failures: BTreeMap::new(),
             reunion: None,
+            awaiting: None,
             securing: None,
             manifest_tried: None,
             manifest_failed: None,
@@ -425,11 +428,7 @@ impl Coordinator {
             }
             Up::Ask { place } => self.asked(peer, place),
             Up::NonFinite { place, stage, own } => self.non_finite(peer, place, stage, own),
-            Up::MergeFailed {
-                place,
-                attempt,
-                own,
-            } => self.merge_failed(now, peer, place, (attempt, own)),
+            Up::MergeFailed { place, attempt } => self.merge_failed(now, peer, place, attempt),
             Up::Finish => {
                 if self.roster.finish(peer) {
                     self.incident(peer, What::Finishing);

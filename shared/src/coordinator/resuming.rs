@@ -126,7 +126,7 @@ impl Coordinator {
         }
     }
 
-    /// What somebody who is back has merged. Whoever has not may have missed slices, or lost a link: all merge anew.
+    /// What somebody who is back has merged.
     fn resync_merge(&mut self, now: Time, peer: PeerId, merged: Option<Holds>) {
         let Some(attempt) = self.merging.as_ref().map(|merging| merging.attempt) else {
             return;
@@ -134,10 +134,7 @@ impl Coordinator {
         let is_in_it = |it: &Pipeline| it.phase == Phase::Merging;
         match merged.filter(|merged| merged.attempt == attempt) {
             Some(merged) => self.holds(now, peer, merged),
-            None if self.pipelines.of(peer).is_some_and(is_in_it) => {
-                self.void_merge();
-                self.end_round(now);
-            }
+            None if self.pipelines.of(peer).is_some_and(is_in_it) => self.merge_again(now),
             None => {}
         }
     }

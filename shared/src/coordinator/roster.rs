@@ -87,6 +87,7 @@ impl Volunteer {
     pub fn inherit(&mut self, before: &Self) {
         self.accepted = before.accepted;
         self.benched_until = before.benched_until;
+        self.overtaken = before.overtaken;
         self.delay_us = before.delay_us;
         self.bytes_per_second = before.bytes_per_second;
         if self.capabilities.device == before.capabilities.device {
@@ -271,14 +272,14 @@ impl Roster {
         self.sessions.get(&(*key, session)).copied()
     }
 
-    /// A session of that key whose connection broke without a word.
-    pub fn away_of(&self, key: &Digest) -> Option<PeerId> {
+    /// Sessions of that key whose connection broke without a word.
+    pub fn away_of(&self, key: &Digest) -> impl Iterator<Item = PeerId> {
         let sessions = self.sessions.range((*key, 0)..=(*key, u64::MAX));
         let is_away = |peer: &PeerId| {
             let volunteer = self.get(*peer);
             volunteer.is_some_and(|it| it.connection.is_none() && !it.returning)
         };
-        sessions.map(|(_, peer)| *peer).find(is_away)
+        sessions.map(|(_, peer)| *peer).filter(is_away)
     }
 
     /// A volunteer by its number.

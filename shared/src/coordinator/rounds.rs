@@ -324,18 +324,24 @@ impl Coordinator {
         if !fits {
             return;
         }
-        if Some(holds.attempt) == merge {
+        // Said again, it is no progress: else one that says it again and again holds everybody up.
+        let is_news = if Some(holds.attempt) == merge {
+            let is_news = seat.merged.is_none();
             seat.merged = Some(holds);
-            if let Some(merging) = &mut self.merging {
+            if let Some(merging) = self.merging.as_mut().filter(|_| is_news) {
                 merging.progressed = now;
             }
+            is_news
         } else if own.is_none_or(|own| own == holds.attempt) {
-            seat.holds = Some(holds);
+            let before = seat.holds.replace(holds);
+            before.is_none_or(|before| Some(before.attempt) != own)
         } else {
             // Of an attempt that is void.
             return;
+        };
+        if is_news {
+            pipeline.progressed = now;
         }
-        pipeline.progressed = now;
         self.end_round(now);
     }
 }

@@ -245,6 +245,9 @@ impl Transfer {
             return;
         }
         if self.total != 0 && self.total != total {
+            if self.holders.len() == 1 {
+                return self.handle_lost(now, peer);
+            }
             // One of them lies about the length; which one shows once each is asked alone.
             let again = std::mem::take(&mut self.holders).into_keys().collect();
             return self.ask_alone(now, again);

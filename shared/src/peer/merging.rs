@@ -70,11 +70,8 @@ pub enum MergeOutput {
     Refuse(PeerId, String),
     /// All stages of the seat are merged, in order.
     Merged(Vec<Merged>),
-    /// Nothing can come of it any more; whether nobody else is at fault.
-    Failed {
-        /// Our device refused what others sent soundly.
-        own: bool,
-    },
+    /// Nothing can come of it any more, and nobody else is at fault.
+    Failed,
 }
 
 /// One attempt at one seat.
@@ -182,9 +179,7 @@ impl Merging {
 
     /// The link to `peer` is lost, with what was on its way.
     pub fn handle_lost(&mut self, peer: PeerId) {
-        if self.needs(peer) {
-            self.fail(false);
-        }
+        self.failed |= self.needs(peer);
     }
 
     /// A slice came from `peer`, of this attempt.
@@ -359,6 +354,7 @@ impl Merging {
 
     /// The compute could not use what came: of whom, the numbers themselves may tell.
     fn refused(&mut self, job: &Job) {
+        self.failed = true;
         let (stage, parts) = match job {
             Job::Average { shape, parts, .. }
             | Job::OuterStep { shape, parts, .. }
@@ -369,20 +365,11 @@ impl Merging {
             | Job::Forward { .. }
             | Job::Backward { .. }
             | Job::Apply { .. }
-            | Job::Snapshot { .. } => return self.fail(true),
+            | Job::Snapshot { .. } => return self.outputs.push_back(MergeOutput::Failed),
         };
         let merged = self.stages.iter().find(|it| it.stage() == stage);
-        let senders = merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(parts));
-        self.fail(senders.is_empty());
-        for peer in senders {
+        for peer in merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(parts)) {
             self.refuse(peer, "a part of a merge whose numbers are none");
-        }
-    }
-
-    fn fail(&mut self, own: bool) {
-        if !self.failed {
-            self.failed = true;
-            self.outputs.push_back(MergeOutput::Failed { own });
         }
     }
 

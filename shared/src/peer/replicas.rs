@@ -76,6 +76,7 @@ impl Merge {
     /// The seat is given up.
     pub(super) fn stop(&mut self) {
         self.running = None;
+        self.early_norm = None;
     }
 
     /// What packing lost in the merges that are committed.
@@ -120,6 +121,14 @@ impl Peer {
     /// The host orders a merge of what the round made of our stages. One that is not newer, or not ours, has no effect.
     pub(super) fn merge(&mut self, now: Time, order: &MergeOrder) {
         let Some(merging) = self.merging(order) else {
+            let is_ours = self
+                .work
+                .as_ref()
+                .is_some_and(|it| it.place() == order.place);
+            if is_ours && Some(order.attempt) > self.merge.told {
+                self.merge.told = Some(order.attempt);
+                self.merge_failed(order.attempt);
+            }
             return;
         };
         if let Some(work) = &mut self.work {
@@ -150,6 +159,12 @@ impl Peer {
         }
         if let Some((peer, attempt, norm_squared)) = self.merge.early_norm.take() {
             self.merge_norm(peer, attempt, norm_squared);
+        }
+    }
+
+    fn merge_failed(&mut self, attempt: Attempt) {
+        if let Some(place) = self.work.as_ref().map(Work::place) {
+            self.up(Up::MergeFailed { place, attempt });
         }
     }
 
@@ -236,7 +251,12 @@ impl Peer {
     pub(super) fn merge_norm(&mut self, peer: PeerId, attempt: Attempt, norm_squared: f64) {
         if let Some(running) = self.merge.current(attempt) {
             running.handle_norm(peer, norm_squared);
-        } else if Some(attempt) > self.merge.told && self.is_neighbour(peer) {
+            return;
+        }
+        let next = self.work.as_ref().and_then(|it| it.order().next);
+        let is_next = next.is_some_and(|next| next.peer == peer);
+        let newest = self.merge.early_norm.map(|(_, attempt, _)| attempt);
+        if is_next && Some(attempt) > self.merge.told.max(newest) {
             self.merge.early_norm = Some((peer, attempt, norm_squared));
         }
     }
@@ -270,15 +290,7 @@ impl Peer {
         match output {
             MergeOutput::Frame(peer, frame) => self.send(now, peer, frame),
             MergeOutput::Refuse(peer, what) => self.refuse_link(peer, &what),
-            MergeOutput::Failed { own } => {
-                if let Some(place) = self.work.as_ref().map(Work::place) {
-                    self.up(Up::MergeFailed {
-                        place,
-                        attempt,
-                        own,
-                    });
-                }
-            }
+            MergeOutput::Failed => self.merge_failed(attempt),
             MergeOutput::Merged(stages) => {
                 let residual = |it: &Merged| (it.snapshot.stage, it.residual.clone());
                 let residuals = stages.iter().map(residual);

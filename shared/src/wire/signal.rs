@@ -265,14 +265,12 @@ pub enum Up {
         /// Whether the seat's input was finite.
         own: bool,
     },
-    /// Nothing can come of that attempt at a merge here any more: a link that it needed broke, or my device refused.
+    /// Nothing can come of that attempt at a merge at my seat, and nobody else is at fault.
     MergeFailed {
         /// My seat.
         place: Place,
         /// The attempt.
         attempt: Attempt,
-        /// Whether nobody else is at fault.
-        own: bool,
     },
     /// I leave after this round's commit; please find a replacement.
     Finish,

@@ -3,6 +3,7 @@
 use super::*;
 use crate::coordinator::history::{CommitRow, History};
 use crate::coordinator::pipeline::Phase;
+use crate::limits::OVERTAKEN_WAIT_MIN;
 use crate::units::PipelineId;
 use crate::wire::leases::Leases;
 use crate::wire::signal::{MergeOrder, Resume};
@@ -514,32 +515,74 @@ fn a_merge_that_failed_at_a_seat_is_tried_again_at_once_and_then_goes_on_without
     let [a, b] = ids(&desk)[..] else {
         panic!("two")
     };
-    let fail = |desk: &mut Desk, own: bool| {
+    let fail = |desk: &mut Desk| {
         let attempt = desk.order(b).expect("a merge").attempt;
         let pipeline = desk.host.pipelines.get(b).expect("at work");
         let (place, head) = (pipeline.place, pipeline.head());
         let connection = desk.host.roster.get(head).and_then(|it| it.connection);
         desk.say(
             connection.expect("it is here"),
-            Up::MergeFailed {
-                place,
-                attempt,
-                own,
-            },
+            Up::MergeFailed { place, attempt },
         );
         attempt
     };
     desk.hold_merged(a, "first");
-    let first = fail(&mut desk, true);
+    let first = fail(&mut desk);
     let second = desk.order(a).expect("another merge");
     assert!(second.attempt > first);
     assert_eq!(second.members.len(), 2, "nobody is left out the first time");
     desk.hold_merged(a, "second");
-    // A link that broke is nobody's fault: it is waited for.
-    assert_eq!(fail(&mut desk, false), second.attempt);
     assert_eq!(desk.newest(), round);
-    fail(&mut desk, true);
+    assert_eq!(fail(&mut desk), second.attempt);
     assert_eq!(desk.newest(), round.next());
     assert_eq!(desk.newest_commit().members.len(), 1);
     assert_eq!(desk.newest_commit().members[0].place.pipeline, a);
+}
+
+#[test]
+fn who_says_its_result_again_and_again_holds_nobody_up() {
+    let mut desk = desk_of(3);
+    let round = desk.newest();
+    desk.train_all();
+    let [a, b, _] = ids(&desk)[..] else {
+        panic!("three")
+    };
+    for _ in 0..8 {
+        for id in [a, b] {
+            desk.hold_merged(id, "same");
+        }
+        desk.pass(Span::from_secs(10));
+        if desk.newest() > round {
+            break;
+        }
+    }
+    assert_eq!(desk.newest(), round.next());
+    assert_eq!(desk.newest_commit().members.len(), 2);
+}
+
+#[test]
+fn a_line_up_that_is_never_ready_is_waited_for_once_and_for_seconds() {
+    let mut desk = Desk::new(several(2));
+    desk.join(1);
+    desk.pass(TICK);
+    desk.ready();
+    desk.join(2);
+    let a = ids(&desk)[0];
+    let train_alone = |desk: &mut Desk| {
+        let target = desk.host.pipelines.get(a).expect("at work").steps_target;
+        desk.steps(a, target);
+        desk.hold(a);
+    };
+    train_alone(&mut desk);
+    train_alone(&mut desk);
+    let round = desk.newest();
+    train_alone(&mut desk);
+    assert_eq!(desk.newest(), round, "it is waited for");
+    desk.pass(OVERTAKEN_WAIT_MIN + TICK);
+    assert_eq!(desk.newest(), round.next());
+    // It sits out; who trains goes on at its pace.
+    for more in 1..=4 {
+        train_alone(&mut desk);
+        assert_eq!(desk.newest().0, round.0 + 1 + more);
+    }
 }

@@ -108,7 +108,6 @@ fn messages(desk: &Desk, to: PeerId) -> Vec<Up> {
         Up::MergeFailed {
             place,
             attempt: place.epoch,
-            own: true,
         },
         Up::Finish,
         Up::Leave { may_return: true },

@@ -49,6 +49,8 @@ enum Holds {
     Silent,
     /// It says that the blob is longer.
     Longer,
+    /// It says another length each time.
+    Fickle,
 }
 
 /// A transfer, its holders, and what was asked of whom.
@@ -99,7 +101,8 @@ impl Served {
     }
 
     fn is_lied_to(&self) -> bool {
-        self.holders.values().any(|it| *it == Holds::Longer)
+        let lies = |it: &Holds| matches!(it, Holds::Longer | Holds::Fickle);
+        self.holders.values().any(lies)
     }
 
     /// Answers request `at` of those that wait; time passes where nobody answers.
@@ -107,9 +110,12 @@ impl Served {
         let (peer, offset) = self.waiting.remove(at);
         let first = usize::try_from(offset).unwrap();
         let mut blob = blob.to_vec();
-        if self.holders.get(&peer) == Some(&Holds::Longer) {
-            blob.extend([0; STATE_CHUNK_BYTES]);
-        }
+        let longer = match self.holders.get(&peer) {
+            Some(Holds::Longer) => 1,
+            Some(Holds::Fickle) => 1 + self.asked.len() % 3,
+            Some(Holds::Right | Holds::Wrong | Holds::Leaves(_) | Holds::Silent) | None => 0,
+        };
+        blob.extend(vec![0; longer * STATE_CHUNK_BYTES]);
         let mut piece = blob[first..blob.len().min(first + STATE_CHUNK_BYTES)].to_vec();
         match self.holders.get_mut(&peer) {
             Some(Holds::Silent) => return,
@@ -119,7 +125,7 @@ impl Served {
             }
             Some(Holds::Leaves(left)) => *left -= 1,
             Some(Holds::Wrong) => piece[0] ^= 1,
-            Some(Holds::Right | Holds::Longer) => {}
+            Some(Holds::Right | Holds::Longer | Holds::Fickle) => {}
         }
         self.arrived.insert(offset);
         let total = blob.len() as u64;
@@ -233,12 +239,14 @@ fn a_liar_among_several_costs_no_more_than_asking_each_alone() {
 #[test]
 fn who_lies_about_the_length_drives_no_honest_holder_away() {
     let blob = blob(30);
-    let sources = (1..=3).map(|number| peer(number, &blob)).collect();
-    let holders = [(1, Holds::Longer), (2, Holds::Right), (3, Holds::Silent)];
-    let mut served = Served::new(fetch(&blob, sources), &holders);
-    // The liar answers first.
-    let last = served.serve(&blob, |_| 0);
-    assert_eq!(last, Some(FetchOutput::Complete(Bytes::from(blob))));
+    let sources: Vec<Source> = (1..=3).map(|number| peer(number, &blob)).collect();
+    for liar in [Holds::Longer, Holds::Fickle] {
+        let holders = [(1, liar), (2, Holds::Right), (3, Holds::Silent)];
+        let mut served = Served::new(fetch(&blob, Vec::clone(&sources)), &holders);
+        // The liar answers first.
+        let last = served.serve(&blob, |_| 0);
+        assert_eq!(last, Some(FetchOutput::Complete(Bytes::from(blob.clone()))));
+    }
 }
 
 fn any_holds() -> impl Strategy<Value = Holds> {
@@ -247,6 +255,7 @@ fn any_holds() -> impl Strategy<Value = Holds> {
         Just(Holds::Wrong),
         Just(Holds::Silent),
         Just(Holds::Longer),
+        Just(Holds::Fickle),
         (0..20_usize).prop_map(Holds::Leaves),
     ]
 }

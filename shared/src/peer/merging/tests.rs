@@ -253,5 +253,5 @@ fn who_sent_numbers_that_are_none_is_named() {
     world.settle();
     let whom: Vec<PeerId> = world.refused.iter().map(|(_, whom, _)| *whom).collect();
     assert_eq!(whom, [PeerId(200)]);
-    assert_eq!(world.failed, [(PeerId(100), false)]);
+    assert!(world.failed.is_empty(), "by no fault of its own");
 }

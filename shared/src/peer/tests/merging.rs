@@ -211,7 +211,7 @@ impl Two {
                 MergeOutput::Frame(_, frame) => frames.push(frame),
                 MergeOutput::Refuse(_, what) => panic!("it refuses us: {what}"),
                 // The other one of a test hears of it no other way.
-                MergeOutput::Failed { .. } => {}
+                MergeOutput::Failed => {}
                 MergeOutput::Merged(merged) => {
                     self.merged = merged.into_iter().map(|it| it.snapshot).collect();
                 }

@@ -212,8 +212,8 @@ pub(super) struct World {
     pub(super) sent: BTreeMap<(PeerId, PeerId), (u64, u64)>,
     pub(super) most_ahead: u64,
     pub(super) refused: Vec<(PeerId, PeerId, String)>,
-    /// At whom it failed, and whether by its own fault.
-    pub(super) failed: Vec<(PeerId, bool)>,
+    /// At whom it failed, by its own fault.
+    pub(super) failed: Vec<PeerId>,
     /// Whether what is averaged may be garbage: then no step is made of it.
     pub(super) is_poisoned: bool,
 }
@@ -258,7 +258,7 @@ impl World {
                     }
                     MergeOutput::Refuse(peer, what) => self.refused.push((me, peer, what)),
                     MergeOutput::Merged(merged) => node.merged = Some(merged),
-                    MergeOutput::Failed { own } => self.failed.push((me, own)),
+                    MergeOutput::Failed => self.failed.push(me),
                 }
             }
         }
