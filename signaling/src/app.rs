@@ -126,10 +126,35 @@ impl Tickets {
     }
 }
 
+/// What a volunteer's WebSocket needs, in the host's own process as in a gateway.
+pub struct Entrance {
+    /// To the coordinator's task, or to whatever carries events there.
+    pub inbox: mpsc::Sender<Event>,
+    /// Who may connect.
+    pub door: Arc<Door>,
+    /// Now.
+    pub clock: Clock,
+    /// True once all connections are to end.
+    pub stop: watch::Receiver<bool>,
+    /// Longest message of a volunteer that is read.
+    pub signal_bytes_max: usize,
+    /// Whether `X-Forwarded-For` is believed.
+    pub trust_proxy: bool,
+    /// Connections so far.
+    pub connections: AtomicU64,
+}
+
+impl Entrance {
+    /// A number that no other connection has.
+    pub fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
 /// What all handlers share.
 pub struct App {
-    /// To the coordinator's task.
-    pub inbox: mpsc::Sender<Event>,
+    /// For volunteers.
+    pub entrance: Arc<Entrance>,
     /// The run as it stands.
     pub report: watch::Receiver<Arc<RunReport>>,
     /// Why the host can't do its work, if it can't.
@@ -142,12 +167,8 @@ pub struct App {
     pub data: Data,
     /// Uploads that may come.
     pub tickets: Arc<Tickets>,
-    /// Longest message of a volunteer that is read.
-    pub signal_bytes_max: usize,
     /// Most bytes of one upload.
     pub upload_bytes_max: u64,
-    /// Who may connect.
-    pub door: Door,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
     /// Now.
@@ -156,19 +177,8 @@ pub struct App {
     pub link: String,
     /// The built web client.
     pub web: Web,
-    /// Whether `X-Forwarded-For` is believed.
-    pub trust_proxy: bool,
     /// Pages that may still follow.
     pub followers: Arc<Semaphore>,
     /// Uploads that may still begin.
     pub uploads: Arc<Semaphore>,
-    /// Connections so far.
-    pub connections: AtomicU64,
-}
-
-impl App {
-    /// A number that no other connection has.
-    pub fn next_connection(&self) -> u64 {
-        self.connections.fetch_add(1, Ordering::Relaxed)
-    }
 }

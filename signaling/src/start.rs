@@ -26,11 +26,11 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::announce::{Announce, Opening};
-use crate::app::{App, Clock, Tickets};
+use crate::app::{App, Clock, Entrance, Tickets};
 use crate::args::{Args, PortError};
 use crate::conductor::{Conductor, Parts, Writer};
 use crate::data::{self, Data, DataError, Request};
-use crate::door::{Door, FOLLOWERS_MAX, INBOX_MESSAGES_MAX, UPLOADS_MAX};
+use crate::door::{FOLLOWERS_MAX, INBOX_MESSAGES_MAX, UPLOADS_MAX};
 use crate::http;
 use crate::journal::{Address, Identity, Journal, JournalError, Record};
 use crate::metrics::Metrics;
@@ -268,25 +268,30 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let (report_sender, report) = watch::channel(Arc::new(first));
     let (inbox, events) = mpsc::channel(INBOX_MESSAGES_MAX);
     let opening = opening(&args, &config, &data, &link, &ice);
-    let app = App {
+    let entrance = Arc::new(Entrance {
         inbox,
+        door: Arc::default(),
+        clock,
+        stop: stop.clone(),
+        signal_bytes_max: config.signal_bytes_max(),
+        trust_proxy: args.trust_proxy,
+        connections: AtomicU64::new(0),
+    });
+    let app = App {
+        entrance: entrance.clone(),
         report,
         trouble: trouble.clone(),
         stop: stop.clone(),
         store: store.clone(),
         data: data.clone(),
         tickets: tickets.clone(),
-        signal_bytes_max: config.signal_bytes_max(),
         upload_bytes_max: upload_bytes_max(&config),
-        door: Door::default(),
         metrics: metrics.clone(),
         clock,
         link,
         web,
-        trust_proxy: args.trust_proxy,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
-        connections: AtomicU64::new(0),
     };
     let parts = Parts {
         coordinator,

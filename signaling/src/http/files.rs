@@ -143,7 +143,7 @@ pub(super) async fn upload(
 
 /// Tells the coordinator how an upload ended, then whoever sent it.
 async fn tell(app: &App, event: Event, status: StatusCode, text: &str) -> Response {
-    if app.inbox.send(event).await.is_err() {
+    if app.entrance.inbox.send(event).await.is_err() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the host stops").into_response();
     }
     (status, text.to_owned()).into_response()

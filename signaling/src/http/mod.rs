@@ -6,7 +6,7 @@
 mod files;
 mod page;
 mod range;
-mod socket;
+pub(crate) mod socket;
 mod status;
 mod web;
 
@@ -50,7 +50,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             "/store/upload/{ticket}",
             put(files::upload).layer(DefaultBodyLimit::disable()),
         )
-        .route("/ws", get(socket::open))
+        .route("/ws", get(socket::of_host))
         .layer(middleware::from_fn(harden))
         .with_state(app)
 }
@@ -100,12 +100,12 @@ fn policy(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// Whose request it is: the connection's address, or what a trusted proxy says it is.
-fn client_address(app: &App, socket: SocketAddr, headers: &HeaderMap) -> IpAddr {
+fn client_address(trust_proxy: bool, socket: SocketAddr, headers: &HeaderMap) -> IpAddr {
     let forwarded = || {
         let list = headers.get("x-forwarded-for")?.to_str().ok()?;
         list.rsplit(',').next()?.trim().parse().ok()
     };
-    let forwarded = app.trust_proxy.then(forwarded).flatten();
+    let forwarded = trust_proxy.then(forwarded).flatten();
     forwarded.unwrap_or(socket.ip())
 }
 

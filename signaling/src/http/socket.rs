@@ -1,4 +1,4 @@
-//! One WebSocket to a volunteer: JSON text both ways, within limits.
+//! One WebSocket to a volunteer: JSON text both ways, within limits. The same in the host and in a gateway.
 //!
 //! Reading and writing are two tasks, so that a volunteer that reads slowly is still heard. What is no message is
 //! told to the coordinator, which refuses in words; whoever says nothing at all is closed.
@@ -18,7 +18,7 @@ use shared::wire::signal::{self, Down, SignalError, Up};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::app::{App, Event};
+use crate::app::{App, Entrance, Event};
 use crate::door::{
     Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX,
     SOCKET_BUFFER_BYTES,
@@ -28,32 +28,42 @@ const fn duration(span: Span) -> Duration {
     Duration::from_micros(span.as_micros())
 }
 
-pub(super) async fn open(
+pub(super) async fn of_host(
     State(app): State<Arc<App>>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    let address = super::client_address(&app, address, &headers);
-    if !app.door.admit(app.clock.now(), address) {
+    open(app.entrance.clone(), address, &headers, upgrade)
+}
+
+/// Lets whoever knocks in, or says why not.
+pub(crate) fn open(
+    entrance: Arc<Entrance>,
+    address: SocketAddr,
+    headers: &HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let address = super::client_address(entrance.trust_proxy, address, headers);
+    if !entrance.door.admit(entrance.clock.now(), address) {
         let text = "too many connections from your address: wait a minute and try again";
         return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
     }
     // Messages up to here are refused in words; longer ones are not received at all.
-    let bytes_max = 2 * app.signal_bytes_max;
+    let bytes_max = 2 * entrance.signal_bytes_max;
     upgrade
         .read_buffer_size(SOCKET_BUFFER_BYTES)
         .write_buffer_size(SOCKET_BUFFER_BYTES)
         .max_message_size(bytes_max)
         .max_frame_size(bytes_max)
-        .on_upgrade(move |socket| serve(app, socket))
+        .on_upgrade(move |socket| serve(entrance, socket))
 }
 
-async fn serve(app: Arc<App>, socket: WebSocket) {
-    let connection = app.next_connection();
+async fn serve(entrance: Arc<Entrance>, socket: WebSocket) {
+    let connection = entrance.next_connection();
     let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
     let (sink, stream) = socket.split();
-    if app
+    if entrance
         .inbox
         .send(Event::Connected { connection, outbox })
         .await
@@ -62,16 +72,16 @@ async fn serve(app: Arc<App>, socket: WebSocket) {
         return;
     }
     let mut writer = tokio::spawn(write(sink, messages));
-    let mut stop = app.stop.clone();
+    let mut stop = entrance.stop.clone();
     tokio::select! {
-        () = read(&app, connection, stream) => {}
+        () = read(&entrance, connection, stream) => {}
         // Whatever ended it, the volunteer hears no more.
         _ = &mut writer => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
     // The coordinator's task drops its end of the outbox; the writer sends what is left and closes.
     // If it has ended there is nobody left to tell.
-    let _ = app.inbox.send(Event::Closed { connection }).await;
+    let _ = entrance.inbox.send(Event::Closed { connection }).await;
 }
 
 /// Sends until the outbox is closed and empty, or the other end takes no more.
@@ -88,7 +98,7 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Rece
 }
 
 /// Reads until the other end closes, breaks a limit or says what is no message.
-async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
+async fn read(entrance: &Entrance, connection: u64, mut stream: SplitStream<WebSocket>) {
     let mut rate = Bucket::new(MESSAGES_BURST, MESSAGE_EVERY);
     let mut joined = false;
     loop {
@@ -109,11 +119,11 @@ async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
             Some(Ok(Message::Binary(_))) => {
                 malformed(connection, "binary messages mean nothing here".to_owned())
             }
-            Some(Ok(Message::Text(_))) if !rate.take(app.clock.now()) => malformed(
+            Some(Ok(Message::Text(_))) if !rate.take(entrance.clock.now()) => malformed(
                 connection,
                 "more messages than any volunteer has to send".to_owned(),
             ),
-            Some(Ok(Message::Text(text))) => match decode(app, &text) {
+            Some(Ok(Message::Text(text))) => match decode(entrance, &text) {
                 Ok(message) => Event::Message {
                     connection,
                     message,
@@ -123,15 +133,15 @@ async fn read(app: &App, connection: u64, mut stream: SplitStream<WebSocket>) {
         };
         joined = true;
         let over = matches!(event, Event::Malformed { .. });
-        if app.inbox.send(event).await.is_err() || over {
+        if entrance.inbox.send(event).await.is_err() || over {
             // The refusal is on its way through the outbox; the writer ends when it is sent.
             return std::future::pending().await;
         }
     }
 }
 
-fn decode(app: &App, text: &str) -> Result<Up, SignalError> {
-    signal::decode_within(text, app.signal_bytes_max)
+fn decode(entrance: &Entrance, text: &str) -> Result<Up, SignalError> {
+    signal::decode_within(text, entrance.signal_bytes_max)
 }
 
 fn malformed(connection: u64, reason: String) -> Event {
