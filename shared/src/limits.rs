@@ -121,6 +121,17 @@ pub const UPLOAD_MAX: Span = Span::from_secs(300);
 pub const CHECKPOINT_RETRY: Span = Span::from_secs(5);
 /// Volunteers connected to one host process.
 pub const VOLUNTEERS_MAX: usize = 20_000;
+/// Gateways in front of one host: more than its volunteers need.
+pub const GATEWAYS_MAX: usize = 64;
+/// Silence of a gateway, or of the host to a gateway, before the other end takes it for dead and all its connections for
+/// closed: several keepalives may be late together, and it is less than [`AWAY_MAX`].
+pub const GATEWAY_SILENCE_MAX: Span = Span::from_secs(5);
+/// How long a gateway waits for its session before it asks again.
+pub const GATEWAY_OPEN_MAX: Span = Span::from_secs(2);
+/// Packets between a gateway and the host, each way, that were sent and not yet taken; then sockets are read more slowly.
+pub const GATEWAY_PACKETS_AHEAD: u64 = 1_024;
+/// What a packet between a gateway and the host has beside the message in it.
+pub const GATEWAY_PACKET_BYTES: usize = 1 << 10;
 /// Longest name a volunteer may give itself, in characters.
 pub const NAME_CHARS_MAX: usize = 32;
 /// Candidates kept that came before the description they belong to: a machine has a few interfaces.

@@ -12,6 +12,7 @@ pub mod conductor;
 pub mod data;
 pub mod descriptors;
 pub mod door;
+pub mod gateway;
 mod http;
 pub mod journal;
 pub mod metrics;
