@@ -129,7 +129,7 @@ pub const GATEWAY_SILENCE_MAX: Span = Span::from_secs(5);
 /// How long a gateway waits for its session before it asks again.
 pub const GATEWAY_OPEN_MAX: Span = Span::from_secs(2);
 /// Packets between a gateway and the host, each way, that were sent and not yet taken; then sockets are read more slowly.
-pub const GATEWAY_PACKETS_AHEAD: u64 = 1_024;
+pub const GATEWAY_PACKETS_AHEAD: usize = 1_024;
 /// What a packet between a gateway and the host has beside the message in it.
 pub const GATEWAY_PACKET_BYTES: usize = 1 << 10;
 /// Longest name a volunteer may give itself, in characters.

@@ -61,6 +61,28 @@ impl Announce {
         }
     }
 
+    /// A gateway listens.
+    pub fn gateway_listening(self, url: &str, run: &str) {
+        match self {
+            Self::Json => self.event(json!({ "event": "listening", "url": url })),
+            Self::Text => self.line(&format!("gateway of '{run}' at {url}/ws")),
+        }
+    }
+
+    /// A gateway's way to the host is open, or (with the reason) closed.
+    pub fn way(self, closed: Option<&str>) {
+        match (self, closed) {
+            (Self::Json, closed) => {
+                let event = if closed.is_some() { "away" } else { "open" };
+                self.event(json!({ "event": event, "text": closed }));
+            }
+            (Self::Text, None) => self.line("the host is there: volunteers may come"),
+            (Self::Text, Some(text)) => self.line(&format!(
+                "the host is away: {text}. All volunteers were disconnected; the way is looked for by itself"
+            )),
+        }
+    }
+
     /// A round was committed.
     pub fn commit(
         self,

@@ -90,6 +90,26 @@ pub struct Args {
     #[arg(long, env = "SHOAL_WWW", value_name = "DIR")]
     pub www: Option<PathBuf>,
 
+    /// Let gateways (shoal-gateway) serve volunteers, too, joined by these NATS servers: nats://HOST:4222 or
+    /// tls://HOST:4222; several of one cluster with commas between them.
+    #[arg(
+        long,
+        env = "SHOAL_NATS",
+        value_name = "URL",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub nats: Vec<String>,
+
+    /// Credentials for NATS (.creds), where name and password in the URL are not how it knows us.
+    #[arg(
+        long,
+        env = "SHOAL_NATS_CREDENTIALS",
+        value_name = "FILE",
+        requires = "nats"
+    )]
+    pub nats_credentials: Option<PathBuf>,
+
     /// `bytes`, `bpe:N` (trained on the data) or a tokenizer.json.
     #[arg(
         long,
@@ -158,18 +178,26 @@ pub enum LogFormat {
 pub const PORT_DEFAULT: u16 = 8080;
 
 impl Args {
-    /// The port to listen on: `--port`, `SHOAL_PORT`, `PORT`, then 8080.
+    /// The port to listen on, as [`port`] has it.
     ///
     /// # Errors
     /// `PORT` holds something else than a port.
     pub fn port(&self, port_variable: Option<&str>) -> Result<u16, PortError> {
-        match (self.port, port_variable) {
-            (Some(port), _) => Ok(port),
-            (None, None) => Ok(PORT_DEFAULT),
-            (None, Some(text)) => text.parse().map_err(|_| PortError {
-                text: text.to_owned(),
-            }),
-        }
+        port(self.port, port_variable)
+    }
+}
+
+/// The port to listen on: `--port`, `SHOAL_PORT`, `PORT`, then 8080.
+///
+/// # Errors
+/// `PORT` holds something else than a port.
+pub fn port(named: Option<u16>, port_variable: Option<&str>) -> Result<u16, PortError> {
+    match (named, port_variable) {
+        (Some(port), _) => Ok(port),
+        (None, None) => Ok(PORT_DEFAULT),
+        (None, Some(text)) => text.parse().map_err(|_| PortError {
+            text: text.to_owned(),
+        }),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`start`] puts everything together. [`data`] prepares what is served, [`journal`] keeps rows, [`store`] keeps blobs
 //! and manifests, [`web`] the page's program, [`door`] counts who knocks. [`conductor`] is the one task that owns the coordinator; HTTP handlers
-//! reach it through [`app`]. [`audit`] judges a journal.
+//! reach it through [`app`]. [`gateway`] lets other processes hold volunteers' sockets. [`audit`] judges a journal.
 
 pub mod announce;
 pub mod app;
@@ -12,10 +12,12 @@ pub mod conductor;
 pub mod data;
 pub mod descriptors;
 pub mod door;
+pub mod failure;
 pub mod gateway;
 mod http;
 pub mod journal;
 pub mod metrics;
+pub mod process;
 pub mod report;
 pub mod start;
 pub mod store;

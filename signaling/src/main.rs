@@ -1,14 +1,13 @@
 //! `shoal-host`: hosts a run until it is told to stop.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use signaling::args::{Args, LogFormat};
+use signaling::args::Args;
 use signaling::descriptors;
+use signaling::process::{Asked, log};
 use signaling::start::{HostError, start};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -48,45 +47,23 @@ fn run(args: Args) -> Result<(), HostError> {
 }
 
 async fn host(args: Args) -> Result<(), HostError> {
-    let handler = |kind| {
-        signal(kind).map_err(|error| HostError::System {
-            what: "listening for signals",
-            reason: error.to_string(),
-        })
-    };
-    let mut interrupt = handler(SignalKind::interrupt())?;
-    let mut terminate = handler(SignalKind::terminate())?;
+    let mut asked = Asked::listen().map_err(|error| HostError::System {
+        what: "listening for signals",
+        reason: error.to_string(),
+    })?;
     let port = std::env::var("PORT").ok();
     let mut host = tokio::select! {
         host = start(args, port.as_deref()) => host?,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        () = asked.to_end() => return Ok(()),
     };
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = asked.to_end() => {}
         error = host.failed() => return Err(error),
     }
     tracing::info!("stopping");
     tokio::select! {
         ended = host.stop() => ended,
         // Whoever asks twice does not want to wait. The journal is whole at any moment.
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
-    }
-}
-
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // https://no-color.org
-    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colours = std::io::stderr().is_terminal() && !unwanted;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        () = asked.to_end() => Ok(()),
     }
 }

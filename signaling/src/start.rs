@@ -4,17 +4,15 @@
 //! port), then the store's lock, then data, then the journal, which refuses another run's store.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener, ListenerExt as _};
+use axum::serve::ListenerExt as _;
 
 use shared::config::run::RunConfig;
-use shared::config::written::{self, WrittenError};
-use shared::coordinator::history::{HistoryError, Row, only_stored};
+use shared::config::written;
+use shared::coordinator::history::{Row, only_stored};
 use shared::coordinator::{Coordinator, Start};
 use shared::derive::seed_hash;
 use shared::limits::STATE_BYTES_MAX;
@@ -27,18 +25,21 @@ use tokio::task::JoinHandle;
 
 use crate::announce::{Announce, Opening};
 use crate::app::{App, Clock, Entrance, Tickets};
-use crate::args::{Args, PortError};
+use crate::args::Args;
 use crate::conductor::{Conductor, Parts, Writer};
-use crate::data::{self, Data, DataError, Request};
+use crate::data::{self, Data, Request};
 use crate::door::{FOLLOWERS_MAX, INBOX_MESSAGES_MAX, UPLOADS_MAX};
+pub use crate::failure::HostError;
+use crate::gateway::bridge::Bridge;
+use crate::gateway::nats::{NatsError, Servers};
 use crate::http;
-use crate::journal::{Address, Identity, Journal, JournalError, Record};
+use crate::journal::{Address, Identity, Journal, Record};
 use crate::metrics::Metrics;
 use crate::report;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::tls::{Tls, TlsError, TlsListener};
-use crate::turn::{IceServerError, IceServers};
-use crate::web::{Web, WebError};
+use crate::turn::IceServers;
+use crate::web::Web;
 
 /// The journal's name in the store, where no other place is named.
 pub const JOURNAL_FILE: &str = "journal.sqlite";
@@ -49,130 +50,14 @@ const BLOB_VALUES_A_PARAMETER: u64 = 5;
 /// Room for a blob's header.
 const BLOB_HEADER_BYTES: u64 = 1 << 20;
 
-/// Why the host did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HostError {
-    /// The configuration can't be read.
-    #[error("cannot read {}: {reason}. Name a run's configuration (TOML), or leave it out for the preset tiny", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
-    /// The configuration is not understood.
-    #[error("{}: {source}", path.display())]
-    Written {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: WrittenError,
-    },
-    /// See [`PortError`].
-    #[error(transparent)]
-    Port(#[from] PortError),
-    /// See [`TlsError`].
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// See [`IceServerError`].
-    #[error(transparent)]
-    Ice(#[from] IceServerError),
-    /// The public link is none.
-    #[error("--public-url '{link}' must begin with https:// or http://")]
-    Link {
-        /// What was written.
-        link: String,
-    },
-    /// See [`WebError`].
-    #[error(transparent)]
-    Web(#[from] WebError),
-    /// Somebody else listens there, or the address is not ours.
-    #[error(
-        "cannot listen on {address}: {reason}. Choose another --port (0 takes a free one) or --host"
-    )]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// What the system said.
-        reason: String,
-    },
-    /// See [`DataError`].
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// See [`StoreError`].
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// See [`JournalError`].
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// A row that this build can't read.
-    #[error(
-        "row {row} of the journal can't be read: {reason}. It was written by another version; start that one"
-    )]
-    Row {
-        /// Number of the row.
-        row: usize,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The journal breaks its own rule.
-    #[error(
-        "the journal is not the history of a run: {source}. Do not go on with it; keep the store and look at it with the auditor"
-    )]
-    History {
-        /// What is wrong.
-        source: HistoryError,
-    },
-    /// The system gives no random numbers, or a task failed.
-    #[error("{what} failed: {reason}. Start again")]
-    System {
-        /// What.
-        what: &'static str,
-        /// Why.
-        reason: String,
-    },
-}
-
-impl HostError {
-    /// 2 for what was asked for and can't be done, 1 for what failed.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config { .. }
-            | Self::Written { .. }
-            | Self::Port(_)
-            | Self::Tls(_)
-            | Self::Ice(_)
-            | Self::Link { .. }
-            | Self::Web(_)
-            | Self::Listen { .. }
-            | Self::Data(
-                DataError::Unreadable { .. }
-                | DataError::Empty { .. }
-                | DataError::TooSmall { .. }
-                | DataError::Vocabulary { .. }
-                | DataError::Shard { .. }
-                | DataError::Tokenizer { .. },
-            )
-            | Self::Store(StoreError::InUse { .. })
-            | Self::Journal(JournalError::Foreign { .. } | JournalError::InUse { .. }) => 2,
-            Self::Data(_)
-            | Self::Store(_)
-            | Self::Journal(_)
-            | Self::Row { .. }
-            | Self::History { .. }
-            | Self::System { .. } => 1,
-        }
-    }
-}
-
 /// A host that listens.
 pub struct Host {
     stop: watch::Sender<bool>,
     server: JoinHandle<std::io::Result<()>>,
     conductor: JoinHandle<()>,
     writer: Writer,
+    /// Carries for gateways, where there are any.
+    bridge: Option<JoinHandle<Result<(), NatsError>>>,
 }
 
 impl Host {
@@ -186,6 +71,7 @@ impl Host {
                 Ok(served) => served.err().map(|it| it.to_string()),
                 Err(error) => Some(error.to_string()),
             }),
+            ended = ended(&mut self.bridge) => ("the task for gateways", ended),
         };
         let reason = reason.unwrap_or_else(|| "it ended by itself".to_owned());
         HostError::System { what, reason }
@@ -202,6 +88,10 @@ impl Host {
             .await
             .map_err(|error| failed("the coordinator's task", error.to_string()))?;
         self.writer.finish().await;
+        if let Some(bridge) = self.bridge {
+            // A gateway that hears nothing finds out by itself.
+            let _ = tokio::time::timeout(STOP_MAX, bridge).await;
+        }
         match tokio::time::timeout(STOP_MAX, self.server).await {
             // Whoever still downloads is cut off.
             Err(_) => Ok(()),
@@ -209,6 +99,17 @@ impl Host {
             Ok(Ok(Err(error))) => Err(failed("listening", error.to_string())),
             Ok(Err(error)) => Err(failed("the server's task", error.to_string())),
         }
+    }
+}
+
+/// Waits for the end of the task for gateways, if there is one; why, if it failed.
+async fn ended(bridge: &mut Option<JoinHandle<Result<(), NatsError>>>) -> Option<String> {
+    match bridge {
+        None => std::future::pending().await,
+        Some(bridge) => match bridge.await {
+            Ok(carried) => carried.err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        },
     }
 }
 
@@ -236,6 +137,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
             address,
             reason: error.to_string(),
         })?;
+    let bridge = join_nats(&args, &config).await?;
     let link = link_of(&args, &listener, tls.as_ref())?;
     let store = Arc::new(Store::open(&args.store)?);
     let (data, seed_hash) = prepare_data(&args, &config).await?;
@@ -309,17 +211,19 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let (mut conductor, writer) = Conductor::new(parts, journal, trouble_sender);
     conductor.prepare().await;
     let conductor = tokio::spawn(conductor.run(events, stop.clone()));
+    let bridge = bridge.map(|bridge| tokio::spawn(bridge.run(entrance)));
+    let router = http::router(Arc::new(app));
     let server = match tls {
         None => {
             // A signal is not to wait until the ping before it is acknowledged. What fails here fails again at the first
             // read.
             let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-            tokio::spawn(serve(listener, app, stop))
+            tokio::spawn(http::serve(listener, router, stop))
         }
         Some(tls) => {
             let listener = TlsListener::new(listener, &tls).map_err(listening_failed)?;
             // Nothing is tapped: this is what gives handlers the address, as of a plain listener.
-            tokio::spawn(serve(listener.tap_io(|_| {}), app, stop))
+            tokio::spawn(http::serve(listener.tap_io(|_| {}), router, stop))
         }
     };
     announce.listening(&opening);
@@ -328,21 +232,8 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         server,
         conductor,
         writer,
+        bridge,
     })
-}
-
-async fn serve<L>(listener: L, app: App, mut stop: watch::Receiver<bool>) -> std::io::Result<()>
-where
-    L: Listener<Addr = SocketAddr>,
-    SocketAddr: for<'a> Connected<IncomingStream<'a, L>>,
-{
-    let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service)
-        .with_graceful_shutdown(async move {
-            // The sender gone means the same.
-            let _ = stop.wait_for(|stop| *stop).await;
-        })
-        .await
 }
 
 fn read_config(args: &Args) -> Result<RunConfig, HostError> {
@@ -364,6 +255,15 @@ fn read_config(args: &Args) -> Result<RunConfig, HostError> {
         path: path.clone(),
         source,
     })
+}
+
+async fn join_nats(args: &Args, config: &RunConfig) -> Result<Option<Bridge>, NatsError> {
+    if args.nats.is_empty() {
+        return Ok(None);
+    }
+    let servers = Servers::new(&args.nats, args.nats_credentials.clone())?;
+    let joined = Bridge::join(&servers, &config.name, config.signal_bytes_max()).await;
+    joined.map(Some)
 }
 
 fn read_tls(args: &Args) -> Result<Option<Tls>, TlsError> {
@@ -543,6 +443,7 @@ mod tests {
             server: tokio::spawn(serve),
             conductor: tokio::spawn(coordinate),
             writer: Writer::of(tokio::spawn(task(writer))),
+            bridge: None,
         };
         let failed = tokio::time::timeout(STOP_MAX, host.failed()).await;
         let error = failed.expect("in time");

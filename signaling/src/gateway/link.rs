@@ -8,8 +8,10 @@ use shared::limits::{GATEWAY_PACKETS_AHEAD, GATEWAY_SILENCE_MAX, KEEPALIVE};
 use shared::units::Time;
 use shared::wire::gateway::Stamp;
 
+/// Packets that may be under way.
+const AHEAD: u64 = GATEWAY_PACKETS_AHEAD as u64;
 /// Packets that are taken in silence: then the other end is told.
-const TOLD_EVERY: u64 = GATEWAY_PACKETS_AHEAD / 4;
+const TOLD_EVERY: u64 = AHEAD / 4;
 
 /// Why a session is over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +67,7 @@ impl Link {
     /// Whether one more message may go. Keepalives always may.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.sent - self.acknowledged < GATEWAY_PACKETS_AHEAD
+        self.sent - self.acknowledged < AHEAD
     }
 
     /// The stamp of the packet that goes now.
@@ -179,7 +181,7 @@ mod tests {
                 taker.stamp(at(1));
             }
         }
-        assert_eq!((sent, answers), (GATEWAY_PACKETS_AHEAD, 4));
+        assert_eq!((sent, answers), (AHEAD, 4));
         assert!(!sender.has_room());
         // The answers before this one were lost on the way: that would end the session. With all of them it goes on.
         let lost = taker.stamp(at(1));

@@ -9,9 +9,13 @@
 //! NATS delivers at most once. So what is lost, repeated or exchanged ends the session: the gateway closes its sockets,
 //! the host takes them for closed, and volunteers come again as after any broken connection. Begin with [`link`].
 
+pub mod args;
 pub mod back;
+pub mod bridge;
 pub mod front;
 pub mod link;
+pub mod nats;
+pub mod serve;
 
 #[cfg(test)]
 mod tests;

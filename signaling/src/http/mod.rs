@@ -14,11 +14,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::connect_info::Connected;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, put};
+use axum::serve::{IncomingStream, Listener};
+use tokio::sync::watch;
 
 use crate::app::App;
 
@@ -53,6 +56,25 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/ws", get(socket::of_host))
         .layer(middleware::from_fn(harden))
         .with_state(app)
+}
+
+/// Serves `router` until `stop` is true.
+pub(crate) async fn serve<L>(
+    listener: L,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) -> std::io::Result<()>
+where
+    L: Listener<Addr = SocketAddr>,
+    SocketAddr: for<'a> Connected<IncomingStream<'a, L>>,
+{
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service)
+        .with_graceful_shutdown(async move {
+            // The sender gone means the same.
+            let _ = stop.wait_for(|stop| *stop).await;
+        })
+        .await
 }
 
 async fn harden(request: Request, next: Next) -> Response {

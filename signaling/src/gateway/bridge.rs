@@ -1,0 +1,400 @@
+//! The host's side of its gateways: one task that listens to all of them, and one desk for each.
+//!
+//! A desk is to the coordinator's task what a WebSocket is: it sends events into the inbox, and gives an outbox for each
+//! connection, whose other end a small task carries to the gateway. While the inbox is full a desk takes no packets, and
+//! says that it is there. While NATS is slow outboxes fill, and the coordinator's task disconnects those volunteers, as
+//! any that read nothing.
+//!
+//! Invariant: the coordinator's task is told of each connection that opened, and once that it closed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use async_nats::{Client, Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use shared::limits::{GATEWAY_PACKETS_AHEAD, GATEWAYS_MAX};
+use shared::units::Time;
+use shared::wire::gateway::{Fall, GatewayEvent, GatewayOrder, Rise};
+use shared::wire::signal::{self, Down};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+
+use super::back::{Back, Output, packet_bytes};
+use super::nats::{self, NatsError, Servers, Subjects};
+use crate::app::{Entrance, Event};
+use crate::door::OUTBOX_MESSAGES_MAX;
+
+/// Packets of one gateway that wait for its desk: what it may have under way, and keepalives of minutes.
+const WAITING_MAX: usize = 2 * GATEWAY_PACKETS_AHEAD;
+
+/// A host that is joined to NATS, and listens to nobody yet.
+pub struct Bridge {
+    client: Client,
+    subjects: Subjects,
+    packets: Subscriber,
+    questions: Subscriber,
+}
+
+/// For which connection of which session, and what; `None` closes it.
+type ForSocket = (u64, u64, Option<Down>);
+
+impl Bridge {
+    /// Joins NATS as the host of that run, whose messages have so many bytes at most.
+    ///
+    /// # Errors
+    /// No server is in reach, it does not carry the run's messages, or another host of that name is there.
+    pub async fn join(
+        servers: &Servers,
+        run: &str,
+        signal_bytes_max: usize,
+    ) -> Result<Self, NatsError> {
+        let client = servers
+            .connect("shoal-host", GATEWAYS_MAX * WAITING_MAX)
+            .await?;
+        let (bytes, needed) = (client.max_payload(), packet_bytes(signal_bytes_max));
+        if bytes < needed {
+            return Err(NatsError::Payload { bytes, needed });
+        }
+        let subjects = Subjects::new(run);
+        if nats::is_served(&client, &subjects).await {
+            let run = run.to_owned();
+            return Err(NatsError::Taken { run });
+        }
+        let questions = nats::subscribe(&client, subjects.host()).await?;
+        let packets = nats::subscribe(&client, subjects.all_up()).await?;
+        Ok(Self {
+            client,
+            subjects,
+            packets,
+            questions,
+        })
+    }
+
+    /// Carries between gateways and the coordinator's task until the host stops. Anything else is an error.
+    ///
+    /// # Errors
+    /// The client gave up.
+    pub async fn run(mut self, entrance: Arc<Entrance>) -> Result<(), NatsError> {
+        let mut desks: BTreeMap<u64, mpsc::Sender<Bytes>> = BTreeMap::new();
+        let mut tasks = JoinSet::new();
+        let mut stop = entrance.stop.clone();
+        let ended = loop {
+            tokio::select! {
+                packet = self.packets.next() => match packet {
+                    Some(packet) => self.pass_on(packet, &entrance, &mut desks, &mut tasks),
+                    None => break Err(NatsError::Failed { reason: "the client ended".to_owned() }),
+                },
+                Some(question) = self.questions.next() => self.answer(question).await,
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a gateway's task failed");
+                    }
+                    desks.retain(|_, desk| !desk.is_closed());
+                }
+                () = stopped(&mut stop) => break Ok(()),
+            }
+        };
+        // Desks see the same word, and tell their gateways.
+        drop(desks);
+        while tasks.join_next().await.is_some() {}
+        if let Err(error) = self.client.flush().await {
+            tracing::debug!(%error, "NATS");
+        }
+        ended
+    }
+
+    fn pass_on(
+        &self,
+        packet: Message,
+        entrance: &Arc<Entrance>,
+        desks: &mut BTreeMap<u64, mpsc::Sender<Bytes>>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let Some(gateway) = self.subjects.gateway(&packet.subject) else {
+            return;
+        };
+        let payload = match desks.get(&gateway) {
+            None => packet.payload,
+            Some(desk) => match desk.try_send(packet.payload) {
+                Ok(()) => return,
+                Err(TrySendError::Full(_)) => {
+                    // More than it may have under way: its desk ends without it.
+                    desks.remove(&gateway);
+                    return;
+                }
+                Err(TrySendError::Closed(payload)) => payload,
+            },
+        };
+        self.begin(gateway, payload, entrance, desks, tasks);
+    }
+
+    /// A gateway was heard of for the first time, or again.
+    fn begin(
+        &self,
+        gateway: u64,
+        payload: Bytes,
+        entrance: &Arc<Entrance>,
+        desks: &mut BTreeMap<u64, mpsc::Sender<Bytes>>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        desks.retain(|_, desk| !desk.is_closed());
+        if desks.len() >= GATEWAYS_MAX {
+            tracing::warn!(
+                "more than {GATEWAYS_MAX} gateways want to serve this run; this one waits"
+            );
+            return;
+        }
+        let (sender, packets) = mpsc::channel(WAITING_MAX);
+        sender.try_send(payload).expect("a new channel has room");
+        desks.insert(gateway, sender);
+        let (down_sender, downs) = mpsc::channel(OUTBOX_MESSAGES_MAX);
+        let desk = Desk {
+            entrance: entrance.clone(),
+            client: self.client.clone(),
+            gateway: format!("{gateway:016x}"),
+            subject: self.subjects.down(gateway),
+            back: Back::new(entrance.clock.now(), entrance.signal_bytes_max),
+            connections: BTreeMap::new(),
+            pending: VecDeque::new(),
+            down_sender,
+            carriers: JoinSet::new(),
+        };
+        tasks.spawn(desk.run(packets, downs));
+    }
+
+    async fn answer(&self, question: Message) {
+        if let Some(reply) = question.reply {
+            // Who asked finds out for itself, or asks again.
+            let _ = self
+                .client
+                .publish(reply, Bytes::from_static(b"here"))
+                .await;
+        }
+    }
+}
+
+/// One gateway at the host.
+struct Desk {
+    entrance: Arc<Entrance>,
+    client: Client,
+    gateway: String,
+    subject: String,
+    back: Back,
+    /// Numbers of the session's connections: the gateway's, and the host's.
+    connections: BTreeMap<u64, u64>,
+    /// What the coordinator's task is to be told next.
+    pending: VecDeque<Event>,
+    down_sender: mpsc::Sender<ForSocket>,
+    /// A task for each outbox.
+    carriers: JoinSet<()>,
+}
+
+impl Desk {
+    fn now(&self) -> Time {
+        self.entrance.clock.now()
+    }
+
+    /// Runs until the gateway is forgotten, or the host stops.
+    async fn run(
+        mut self,
+        mut packets: mpsc::Receiver<Bytes>,
+        mut downs: mpsc::Receiver<ForSocket>,
+    ) {
+        let inbox = self.entrance.inbox.clone();
+        let mut stop = self.entrance.stop.clone();
+        let mut is_cut_off = false;
+        loop {
+            let all_read = self.pending.is_empty() && packets.is_empty();
+            let wake = self.back.poll_timeout(all_read);
+            let wake = self.entrance.clock.instant(wake);
+            tokio::select! {
+                permit = inbox.reserve(), if !self.pending.is_empty() => {
+                    // The coordinator's task has ended: so does the host.
+                    let Ok(permit) = permit else { return };
+                    permit.send(self.pending.pop_front().expect("it is not empty"));
+                }
+                packet = packets.recv(), if self.pending.is_empty() && !is_cut_off => match packet {
+                    Some(packet) => self.take(&packet),
+                    None => {
+                        is_cut_off = true;
+                        self.back.end(self.now(), "it sends more than it may".to_owned());
+                    }
+                },
+                Some(down) = downs.recv(), if self.back.has_room() => self.pass_down(down),
+                Some(_) = self.carriers.join_next(), if !self.carriers.is_empty() => {}
+                () = sleep_until(wake), if self.back.session().is_some() || self.pending.is_empty() => {
+                    let all_read = self.pending.is_empty() && packets.is_empty();
+                    self.back.handle_timeout(self.now(), all_read);
+                }
+                () = stopped(&mut stop) => {
+                    self.back.end(self.now(), "the host stops".to_owned());
+                    self.carry_out().await;
+                    return;
+                }
+            }
+            self.carry_out().await;
+            if self.pending.is_empty() && (is_cut_off || self.back.is_gone(self.now())) {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, packet: &Bytes) {
+        let now = self.now();
+        let len_max = packet_bytes(self.entrance.signal_bytes_max);
+        let rise: Rise = match serde_json::from_slice(packet) {
+            Ok(rise) if packet.len() <= len_max => rise,
+            Ok(_) => return self.back.end(now, "a packet of it is too long".to_owned()),
+            Err(error) => return self.back.end(now, format!("no packet of it: {error}")),
+        };
+        match getrandom::u64() {
+            Ok(fresh) => self.back.handle_rise(now, rise, fresh),
+            Err(error) => tracing::error!(%error, "the system gives no random numbers"),
+        }
+    }
+
+    fn pass_down(&mut self, (session, connection, message): ForSocket) {
+        if self.back.session() != Some(session) {
+            return;
+        }
+        let order = match message {
+            Some(message) if self.connections.contains_key(&connection) => GatewayOrder::Message {
+                connection,
+                message,
+            },
+            Some(_) => return,
+            None => {
+                let Some(own) = self.connections.remove(&connection) else {
+                    return;
+                };
+                self.pending.push_back(Event::Closed { connection: own });
+                GatewayOrder::Close { connection }
+            }
+        };
+        self.back.say(self.now(), order);
+    }
+
+    async fn carry_out(&mut self) {
+        while let Some(output) = self.back.poll_output() {
+            match output {
+                Output::Send(fall) => {
+                    let packet = encode(&fall, packet_bytes(self.entrance.signal_bytes_max));
+                    let subject = self.subject.clone();
+                    if let Err(reason) = nats::publish(&self.client, subject, packet).await {
+                        self.back.end(self.now(), reason);
+                    }
+                }
+                Output::Event(event) => self.happened(event),
+                Output::Over { reason } => {
+                    let (gateway, volunteers) = (&self.gateway, self.connections.len());
+                    tracing::warn!(gateway, volunteers, "a gateway's session is over: {reason}");
+                    let closed = std::mem::take(&mut self.connections).into_values();
+                    self.pending
+                        .extend(closed.map(|connection| Event::Closed { connection }));
+                    self.carriers.abort_all();
+                }
+            }
+        }
+    }
+
+    fn happened(&mut self, event: GatewayEvent) {
+        let own =
+            |connections: &BTreeMap<u64, u64>, connection| connections.get(connection).copied();
+        match event {
+            GatewayEvent::Connected { connection } => {
+                let Some(session) = self.back.session() else {
+                    return;
+                };
+                let own = self.entrance.next_connection();
+                if self.connections.insert(connection, own).is_some() {
+                    self.connections.remove(&connection);
+                    return self
+                        .back
+                        .end(self.now(), "it opened a socket twice".to_owned());
+                }
+                let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
+                let down = self.down_sender.clone();
+                self.carriers
+                    .spawn(carry(session, connection, messages, down));
+                self.pending.push_back(Event::Connected {
+                    connection: own,
+                    outbox,
+                });
+            }
+            GatewayEvent::Message {
+                connection,
+                message,
+            } => self
+                .pending
+                .extend(
+                    own(&self.connections, &connection).map(|connection| Event::Message {
+                        connection,
+                        message,
+                    }),
+                ),
+            GatewayEvent::Malformed { connection, reason } => {
+                let own = own(&self.connections, &connection);
+                self.pending
+                    .extend(own.map(|connection| Event::Malformed { connection, reason }));
+            }
+            GatewayEvent::Closed { connection } => {
+                let own = self.connections.remove(&connection);
+                self.pending
+                    .extend(own.map(|connection| Event::Closed { connection }));
+            }
+        }
+    }
+}
+
+/// From an outbox to the desk, until the coordinator's task lets go of it.
+async fn carry(
+    session: u64,
+    connection: u64,
+    mut messages: mpsc::Receiver<Down>,
+    down: mpsc::Sender<ForSocket>,
+) {
+    while let Some(message) = messages.recv().await {
+        if down
+            .send((session, connection, Some(message)))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+    // Nobody left to tell means that the desk has ended.
+    let _ = down.send((session, connection, None)).await;
+}
+
+/// A packet as it is sent. What is too long for it closes the connection: no correct host says so much.
+fn encode(fall: &Fall, len_max: usize) -> Bytes {
+    let text = signal::encode(fall);
+    let Fall::Packet {
+        session,
+        stamp,
+        order: Some(GatewayOrder::Message { connection, .. }),
+    } = fall
+    else {
+        return text.into();
+    };
+    if text.len() <= len_max {
+        return text.into();
+    }
+    tracing::error!(len_bytes = text.len(), len_max, "a message does not fit");
+    let close = Fall::Packet {
+        session: *session,
+        stamp: *stamp,
+        order: Some(GatewayOrder::Close {
+            connection: *connection,
+        }),
+    };
+    signal::encode(&close).into()
+}
+
+/// Waits until the host is to stop, or whoever would say so is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
