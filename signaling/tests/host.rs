@@ -9,6 +9,7 @@
 )]
 
 mod uploads;
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod volunteer;
 
 use std::io::Write as _;

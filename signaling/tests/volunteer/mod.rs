@@ -9,7 +9,7 @@ use shared::units::{Digest, Round, StageId};
 use shared::wire::frame::{Mode, Place, VERSION};
 use shared::wire::signal::{
     self, Capabilities, Down, Held, Holds, Join, Lease, RefuseCode, Report, Up, VolunteerKind,
-    join_message,
+    Welcome, join_message,
 };
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -32,11 +32,18 @@ pub(crate) struct Volunteer {
     pub(crate) spoiled_uploads: u32,
     /// Uploads that a test sends itself: what, and with which ticket.
     pub(crate) kept_uploads: Option<Vec<(Held, String)>>,
+    /// The stages of the newest commit that it was told.
+    pub(crate) committed: Vec<Held>,
 }
 
 impl Volunteer {
     pub(crate) async fn try_connect(url: &str) -> Result<Self, Error> {
-        let address = format!("{}/ws", url.replace("http://", "ws://"));
+        Self::through(url, url).await
+    }
+
+    /// Connects to the gateway at `entrance`, and for all else to the host at `url`.
+    pub(crate) async fn through(entrance: &str, url: &str) -> Result<Self, Error> {
+        let address = format!("{}/ws", entrance.replace("http://", "ws://"));
         let (socket, _) = tokio_tungstenite::connect_async(address).await?;
         let url = url.to_owned();
         Ok(Self {
@@ -44,6 +51,7 @@ impl Volunteer {
             socket,
             spoiled_uploads: 0,
             kept_uploads: None,
+            committed: Vec::new(),
         })
     }
 
@@ -64,7 +72,7 @@ impl Volunteer {
     }
 
     /// The next message; `None` once the host has closed.
-    async fn next(&mut self) -> Option<Down> {
+    pub(crate) async fn next(&mut self) -> Option<Down> {
         loop {
             match timeout(LIMIT, self.socket.next()).await.expect("a message") {
                 Some(Ok(Message::Text(text))) => return Some(signal::decode(&text).unwrap()),
@@ -123,10 +131,19 @@ impl Volunteer {
     }
 
     pub(crate) async fn join(&mut self, name: &str) {
-        let join = self.join_after_hello(name).await;
+        self.join_as(name, |_| {}).await;
+    }
+
+    /// Joins with something else than what a newcomer says.
+    pub(crate) async fn join_as(&mut self, name: &str, alter: impl FnOnce(&mut Join)) -> Welcome {
+        let mut join = self.join_after_hello(name).await;
+        alter(&mut join);
         self.send(&Up::Join(join)).await;
-        self.wait_for(|message| matches!(message, Down::Welcome(_)).then_some(()))
-            .await;
+        let welcome = |message| match message {
+            Down::Welcome(welcome) => Some(*welcome),
+            _ => None,
+        };
+        self.wait_for(welcome).await
     }
 
     /// The host refuses with that code, then closes.
@@ -177,6 +194,7 @@ impl Volunteer {
                     ..
                 } => {
                     committed |= newest.0 >= round;
+                    self.committed.clone_from(&stages);
                     let place = Place {
                         round: newest,
                         ..place
