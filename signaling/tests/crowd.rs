@@ -12,6 +12,8 @@
 mod clients;
 #[path = "../examples/crowd/drive.rs"]
 mod drive;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod nats;
 #[path = "../examples/crowd/process.rs"]
 mod process;
 
@@ -19,7 +21,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use drive::{Plan, drive};
-use process::Host;
+use nats::Nats;
+use process::{Gateway, Host};
 use signaling::descriptors;
 
 /// Clients.
@@ -38,7 +41,7 @@ async fn a_thousand_volunteers_join_fast_stay_connected_and_hear_each_other_at_o
     // Each client is a file of this process, too.
     descriptors::raise_to(u64::from(VOLUNTEERS) + 512).unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_shoal-host"));
-    let host = Host::start(program, Some(FILES)).await.unwrap();
+    let host = Host::start(program, Some(FILES), None).await.unwrap();
     let before = host.resident_bytes().unwrap();
     let plan = Plan {
         volunteers: VOLUNTEERS,
@@ -58,4 +61,26 @@ async fn a_thousand_volunteers_join_fast_stay_connected_and_hear_each_other_at_o
     // Everybody was asked and answered, about each second.
     assert!(found.pings_a_second_each > 0.8, "{found:?}");
     assert!(megabytes < MEGABYTES_MAX, "{megabytes} MB: {found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_join_through_a_gateway_and_hear_each_other_at_once() {
+    let volunteers = 300;
+    let nats = Nats::start("").await;
+    let program = Path::new(env!("CARGO_BIN_EXE_shoal-host"));
+    let host = Host::start(program, None, Some(&nats.url())).await.unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_shoal-gateway"));
+    let gateway = Gateway::start(program, &nats.url()).await.unwrap();
+    let plan = Plan {
+        volunteers,
+        relays: 500,
+        relays_a_second: 100,
+        time_max: Duration::from_secs(40),
+    };
+    let driven = drive(gateway.address, plan, || host.cpu_seconds()).await;
+    let standing = driven.unwrap();
+    let found = &standing.measured;
+    assert_eq!((found.joined, found.ended), (volunteers, 0), "{found:?}");
+    assert_eq!(found.relays_arrived, 500, "{found:?}");
+    assert!(found.relay_ms.p99 < RELAY_MS_MAX, "{found:?}");
 }

@@ -23,7 +23,7 @@ use serde_json::json;
 use signaling::descriptors;
 
 use drive::{Plan, drive};
-use process::Host;
+use process::{Gateway, Host};
 
 /// Measures one host under a crowd of volunteers.
 #[derive(Debug, Parser)]
@@ -40,6 +40,9 @@ struct Args {
     /// Most seconds that all of it may take.
     #[arg(long, default_value_t = 300)]
     seconds: u64,
+    /// Go through a gateway, joined to the host by the NATS server at this URL.
+    #[arg(long, value_name = "URL")]
+    through: Option<String>,
     /// The host's program; by default the one that was built beside this.
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
@@ -81,7 +84,18 @@ fn beside() -> Option<PathBuf> {
 }
 
 async fn measure(args: &Args, program: PathBuf) -> Result<String, String> {
-    let host = Host::start(&program, None).await?;
+    let nats = args.through.as_deref();
+    let host = Host::start(&program, None, nats).await?;
+    let gateway = match nats {
+        None => None,
+        Some(nats) => {
+            let program = program.with_file_name("shoal-gateway");
+            Some(Gateway::start(&program, nats).await?)
+        }
+    };
+    let entrance = gateway
+        .as_ref()
+        .map_or(host.address, |gateway| gateway.address);
     let bytes_before = host.resident_bytes()?;
     let plan = Plan {
         volunteers: args.volunteers,
@@ -89,12 +103,13 @@ async fn measure(args: &Args, program: PathBuf) -> Result<String, String> {
         relays_a_second: args.relays_a_second,
         time_max: Duration::from_secs(args.seconds),
     };
-    let standing = drive(host.address, plan, || host.cpu_seconds()).await?;
+    let standing = drive(entrance, plan, || host.cpu_seconds()).await?;
     let bytes_after = host.resident_bytes()?;
     let measured = &standing.measured;
     let grown = bytes_after.saturating_sub(bytes_before) as f64;
     let megabytes = |bytes: f64| (bytes / 1e5).round() / 10.0;
     let found = json!({
+        "through_a_gateway": gateway.is_some(),
         "volunteers": args.volunteers,
         "measured": measured,
         "host_mb_before": megabytes(bytes_before as f64),

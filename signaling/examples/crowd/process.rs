@@ -1,4 +1,4 @@
-//! A `shoal-host` as a child process over a made-up text, and what it costs the machine.
+//! A `shoal-host` as a child process over a made-up text, what it costs the machine, and a gateway in front of it.
 //!
 //! Linux alone: memory and CPU come from `/proc`.
 
@@ -13,12 +13,67 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// How long the host may take until it listens.
+/// How long a program may take until it listens.
 const START_MAX: Duration = Duration::from_secs(60);
 /// `/proc` counts CPU in these.
 const TICKS_A_SECOND: f64 = 100.0;
 const CONFIG: &str = "[run]\nname = \"crowd\"\n[model]\nblocks = 2\ncontext = 16\n[training]\nbatch = 8\n\
                       microbatches = 2\n[schedule]\nround_steps = 16\neval_rounds = 0\ncheckpoint_minutes = 60\n";
+
+/// A gateway in front of the host; it ends with this value.
+pub(crate) struct Gateway {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    _child: Child,
+}
+
+impl Gateway {
+    /// Starts `program` at that NATS server, and waits until it lets volunteers in.
+    pub(crate) async fn start(program: &Path, nats: &str) -> Result<Self, String> {
+        let mut command = Command::new(program);
+        command.args(["--run", "crowd", "--nats", nats]);
+        let (child, address) = listen(&mut command, "open").await?;
+        Ok(Self {
+            address,
+            _child: child,
+        })
+    }
+}
+
+/// Starts a program; it and where it listens, once it has said both that and `event`.
+async fn listen(command: &mut Command, event: &str) -> Result<(Child, SocketAddr), String> {
+    let mut child = command
+        .args(["--json", "--port", "0"])
+        .env("RUST_LOG", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    let stdout = child.stdout.take().ok_or("the program has no output")?;
+    let mut lines = BufReader::new(stdout).lines();
+    let said = async {
+        let mut url = String::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let said: Value = serde_json::from_str(&line).map_err(|error| error.to_string())?;
+            if let Some(text) = said["url"].as_str() {
+                text.clone_into(&mut url);
+            }
+            if said["event"] == event {
+                return Ok(url);
+            }
+        }
+        Err("the program ended".to_owned())
+    };
+    let url = timeout(START_MAX, said)
+        .await
+        .map_err(|_| format!("the program does not say '{event}'"))??;
+    // It goes on to say what happens; somebody must read it.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    let address = url.trim_start_matches("http://").parse();
+    let address = address.map_err(|_| format!("'{url}' is no address"))?;
+    Ok((child, address))
+}
 
 /// A host; it ends with this value.
 pub(crate) struct Host {
@@ -30,8 +85,12 @@ pub(crate) struct Host {
 
 impl Host {
     /// Starts `program` over data and a store of its own, and waits until it listens. It may have `files` open at first, if
-    /// that is named, until it asks for more.
-    pub(crate) async fn start(program: &Path, files: Option<u32>) -> Result<Self, String> {
+    /// that is named, until it asks for more, and takes gateways at that NATS server, if one is.
+    pub(crate) async fn start(
+        program: &Path,
+        files: Option<u32>,
+        nats: Option<&str>,
+    ) -> Result<Self, String> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -43,7 +102,8 @@ impl Host {
         std::fs::write(path("text/a.txt"), text).map_err(failed("the text"))?;
         std::fs::write(path("run.toml"), CONFIG).map_err(failed("the configuration"))?;
         let limit = files.map_or_else(String::new, |files| format!("ulimit -Sn {files} && "));
-        let mut child = Command::new("sh")
+        let mut command = Command::new("sh");
+        command
             .args(["-c", &format!("{limit}exec \"$0\" \"$@\"")])
             .arg(program)
             .arg(path("run.toml"))
@@ -51,27 +111,10 @@ impl Host {
             .arg(path("text"))
             .arg("--store")
             .arg(path("store"))
-            .args(["--json", "--port", "0"])
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed(&program.display().to_string()))?;
-        let stdout = child.stdout.take().ok_or("the host has no output")?;
-        let mut lines = BufReader::new(stdout).lines();
-        let line = timeout(START_MAX, lines.next_line())
-            .await
-            .map_err(|_| "the host does not listen")?
-            .map_err(failed("the host's output"))?
-            .ok_or("the host ended")?;
-        // It goes on to say what happens; somebody must read it.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let listening: Value = serde_json::from_str(&line).map_err(|error| error.to_string())?;
-        let url = listening["url"].as_str().unwrap_or_default();
-        let address = url.trim_start_matches("http://").parse();
+            .envs(nats.map(|url| ("SHOAL_NATS", url)));
+        let (child, address) = listen(&mut command, "listening").await?;
         Ok(Self {
-            address: address.map_err(|_| format!("'{url}' is no address"))?,
+            address,
             child,
             _folder: folder,
         })
