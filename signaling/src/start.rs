@@ -1,7 +1,7 @@
 //! From the command line to a host that listens, and to its end in good order.
 //!
 //! Begin with [`start`]. The order matters: what can be refused without touching anything comes first (configuration,
-//! port), then the store's lock, then data, then the journal, which refuses another run's store.
+//! port, NATS), then the store's lock, then data, then the journal, which refuses another run's store.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -430,3 +430,17 @@ async fn what_can_not_be_is_refused_in_words() {
         );
     }
 }
+
+#[tokio::test]
+async fn name_and_password_are_those_in_the_address() {
+    let user = "authorization { user: fish, password: \"s@fe\" }\n";
+    let nats = Nats::start(user).await;
+    let mut bench = Bench::new(&nats, None);
+    let (code, text) = refusal(&mut bench.host_command()).await;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("authorization violation"), "{text}");
+    bench.nats = nats.url().replace("//", "//fish:s%40fe@");
+    let host = bench.host().await;
+    let gateway = bench.gateway().await;
+    Resting::join(&gateway, &host, "sprat", None).await;
+}

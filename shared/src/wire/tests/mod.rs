@@ -3,4 +3,5 @@
 //! Where a text here has to change, [`super::frame::VERSION`] has to change with it.
 
 mod frame;
+mod gateway;
 mod signal;

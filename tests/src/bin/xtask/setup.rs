@@ -38,7 +38,7 @@ struct Item {
     found: fn() -> Option<String>,
 }
 
-const ITEMS: [Item; 6] = [
+const ITEMS: [Item; 7] = [
     Item {
         name: "chromium",
         packages: &["chromium"],
@@ -63,6 +63,11 @@ const ITEMS: [Item; 6] = [
         name: "postgres",
         packages: &["postgresql"],
         found: find_postgres,
+    },
+    Item {
+        name: "nats",
+        packages: &["nats-server"],
+        found: find_nats,
     },
     Item {
         name: "npm",
@@ -223,9 +228,17 @@ fn find_postgres() -> Option<String> {
     found.next().map(|file| file.display().to_string())
 }
 
+fn find_nats() -> Option<String> {
+    find_program("nats-server")
+}
+
 fn find_npm() -> Option<String> {
+    find_program("npm")
+}
+
+fn find_program(name: &str) -> Option<String> {
     let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).map(|folder| folder.join("npm"));
+    let found = std::env::split_paths(&path).map(|folder| folder.join(name));
     let mut found = found.filter(|file| file.is_file());
     found.next().map(|file| file.display().to_string())
 }
