@@ -362,6 +362,32 @@ async fn everybody_is_back_after_nats_was_killed_and_started_again() {
 }
 
 #[tokio::test]
+async fn nats_that_froze_and_thaws_brings_nothing_back_of_what_is_over() {
+    let nats = Nats::start("").await;
+    let bench = Bench::new(&nats, None);
+    let host = bench.host().await;
+    let mut a = bench.gateway().await;
+    let mut sprat = Resting::join(&a, &host, "sprat", None).await;
+    let mut herring = Resting::join(&host, &host, "herring", None).await;
+    sprat.reaches(&mut herring, "before").await;
+    nats.signal("STOP").await;
+    let (generation, to) = (1, herring.peer);
+    let sdp = "stale".to_owned();
+    let signal = LinkSignal::Offer { generation, sdp };
+    sprat.orders.send(Up::Signal { to, signal }).await.unwrap();
+    sprat.closed().await;
+    a.event("away").await;
+    // The host, too, has taken the gateway for dead by its own clock.
+    let is_gone = |run: &RunReport| state_of(run, "sprat") != Some(VolunteerState::Paused);
+    host.run_when(is_gone).await;
+    nats.signal("CONT").await;
+    a.event("open").await;
+    let sprat = Resting::join(&a, &host, "sprat", None).await;
+    // The first that is heard is this one.
+    sprat.reaches(&mut herring, "after").await;
+}
+
+#[tokio::test]
 async fn the_door_and_what_is_no_message_are_the_same_at_a_gateway() {
     let nats = Nats::start("").await;
     let bench = Bench::new(&nats, None);

@@ -70,6 +70,15 @@ impl Nats {
         self.server = Some(server);
     }
 
+    /// Stops it from running (`STOP`), or lets it go on (`CONT`): its connections stay open, and what came waits.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.server.as_ref().and_then(Child::id).unwrap();
+        let told = Command::new("kill")
+            .args([&format!("-{name}"), &pid.to_string()])
+            .status();
+        assert!(told.await.unwrap().success());
+    }
+
     /// Ends it at once, as a crash does.
     pub(crate) async fn kill(&mut self) {
         let mut server = self.server.take().unwrap();
