@@ -19,7 +19,7 @@ use crate::args::LogFormat;
 Exit codes: 0 stopped in good order, 1 something failed while it ran, 2 what was asked for can't be done."
 )]
 pub struct GatewayArgs {
-    /// The run's name, as its configuration has it ([run] name).
+    /// The run's name: `name` under `[run]` in its configuration.
     #[arg(long, env = "SHOAL_RUN", value_name = "NAME")]
     pub run: String,
 

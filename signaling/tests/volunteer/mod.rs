@@ -139,11 +139,13 @@ impl Volunteer {
         let mut join = self.join_after_hello(name).await;
         alter(&mut join);
         self.send(&Up::Join(join)).await;
-        let welcome = |message| match message {
-            Down::Welcome(welcome) => Some(*welcome),
-            _ => None,
-        };
-        self.wait_for(welcome).await
+        self.wait_for(|message| {
+            let Down::Welcome(welcome) = message else {
+                return None;
+            };
+            Some(*welcome)
+        })
+        .await
     }
 
     /// The host refuses with that code, then closes.
