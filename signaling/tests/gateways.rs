@@ -83,6 +83,15 @@ impl Process {
         timeout(LIMIT, next).await.expect(name)
     }
 
+    /// Asks it to end; its exit code.
+    async fn terminate(&mut self) -> i32 {
+        let pid = self.child.id().unwrap().to_string();
+        let kill = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(kill.await.unwrap().success());
+        let status = timeout(LIMIT, self.child.wait()).await.unwrap().unwrap();
+        status.code().unwrap()
+    }
+
     async fn get(&self, path: &str) -> reqwest::Response {
         let url = format!("{}{path}", self.url);
         http().get(url).send().await.unwrap()
@@ -469,4 +478,28 @@ async fn name_and_password_are_those_in_the_address() {
     let host = bench.host().await;
     let gateway = bench.gateway().await;
     Resting::join(&gateway, &host, "sprat", None).await;
+}
+
+#[tokio::test]
+async fn who_ends_in_good_order_says_so_at_once() {
+    let nats = Nats::start("").await;
+    let bench = Bench::new(&nats, None);
+    let mut host = bench.host().await;
+    let (mut a, mut b) = (bench.gateway().await, bench.gateway().await);
+    let mut sprat = Resting::join(&a, &host, "sprat", None).await;
+    let mut herring = Resting::join(&b, &host, "herring", None).await;
+    let began = Instant::now();
+    assert_eq!(a.terminate().await, 0);
+    sprat.closed().await;
+    let is_away = |run: &RunReport| state_of(run, "sprat") == Some(VolunteerState::Away);
+    host.run_when(is_away).await;
+    assert_eq!(host.terminate().await, 0);
+    herring.closed().await;
+    let away = b.event("away").await;
+    assert!(
+        away["text"].as_str().unwrap().contains("knows nothing"),
+        "{away}"
+    );
+    // Nobody had to be silent for so long.
+    assert!(began.elapsed() < seconds(GATEWAY_SILENCE_MAX));
 }
