@@ -4,6 +4,9 @@
 //! input and what came back, its update a hash of weights, gradients, clip scale and samples done. So two runs end with
 //! equal weights exactly when they did the same work in the same order, wherever the model was cut, and a frame of an
 //! older line-up leaves a trace even if it holds the right numbers; [`Fold`] says what that is for a journal.
+//!
+//! Boundaries, gradients and parts of a merge are as long as the model's, and where it is asked for states, too
+//! ([`FakeCompute::at_length`]): then it also takes a device's place where only what moves between machines is looked at.
 
 use std::collections::BTreeMap;
 
@@ -49,10 +52,9 @@ impl Stage {
     }
 
     fn of_blob(blob: &[u8]) -> Option<Self> {
-        let (weights, carried) = blob.split_at_checked(32)?;
         Some(Self {
-            weights: weights.try_into().ok()?,
-            carried: carried.try_into().ok()?,
+            weights: blob.get(..32)?.try_into().ok()?,
+            carried: blob.get(32..64)?.try_into().ok()?,
             gradients: [0; 32],
             last: [0; 32],
         })
@@ -65,20 +67,11 @@ impl Stage {
         }
     }
 
-    fn blob(&self) -> Bytes {
-        [self.weights, self.carried].concat().into()
-    }
-
-    fn snapshot(&self, stage: StageId, kind: MergeKind) -> Snapshot {
-        Snapshot {
-            stage,
-            agreed: self.agreed(kind),
-            blob: self.blob(),
-            gradient: match kind {
-                MergeKind::Outer => Bytes::new(),
-                MergeKind::Gradient => Bytes::copy_from_slice(&self.last),
-            },
-        }
+    /// With zeros behind it up to that length.
+    fn blob(&self, bytes: usize) -> Bytes {
+        let mut blob = [self.weights, self.carried].concat();
+        blob.resize(bytes.max(blob.len()), 0);
+        blob.into()
     }
 
     /// The weights that a round's merge makes of these.
@@ -115,7 +108,7 @@ impl Stage {
     fn agreed(&self, kind: MergeKind) -> Digest {
         match kind {
             MergeKind::Outer => Digest::of(&self.weights),
-            MergeKind::Gradient => Digest::of(&self.blob()),
+            MergeKind::Gradient => Digest::of(&self.blob(0)),
         }
     }
 }
@@ -152,6 +145,8 @@ pub struct FakeCompute {
     kept: BTreeMap<Slot, [u8; 32]>,
     /// Whether its next outer step is a wrong one.
     slips: bool,
+    /// Whether states are as long as the model's.
+    at_length: bool,
 }
 
 impl FakeCompute {
@@ -163,6 +158,31 @@ impl FakeCompute {
             stages: Vec::new(),
             kept: BTreeMap::new(),
             slips: false,
+            at_length: false,
+        }
+    }
+
+    /// The same, with states as long as the model's instead of 64 bytes.
+    pub fn at_length(config: RunConfig) -> Self {
+        Self {
+            at_length: true,
+            ..Self::new(config)
+        }
+    }
+
+    fn snapshot(&self, stage: StageId, state: &Stage) -> Snapshot {
+        let bytes = match self.at_length {
+            true => self.config.stage_state_bytes(usize::from(stage.0)),
+            false => 0,
+        };
+        Snapshot {
+            stage,
+            agreed: state.agreed(self.kind()),
+            blob: state.blob(usize::try_from(bytes).expect("a stage's state fits memory")),
+            gradient: match self.kind() {
+                MergeKind::Outer => Bytes::new(),
+                MergeKind::Gradient => Bytes::copy_from_slice(&state.last),
+            },
         }
     }
 
@@ -194,11 +214,10 @@ impl FakeCompute {
             }
             Job::Snapshot { round } => {
                 let stages = (self.first..).zip(&self.stages);
-                let stages =
-                    stages.map(|(stage, state)| state.snapshot(StageId(stage), self.kind()));
+                let snapshot = |(stage, state)| self.snapshot(StageId(stage), state);
                 Done::Snapshot {
                     round: *round,
-                    stages: stages.collect(),
+                    stages: stages.map(snapshot).collect(),
                 }
             }
             Job::Contribute { shape, change, .. } => self.contribute(shape, change),
@@ -295,7 +314,7 @@ impl FakeCompute {
         }
         Done::Merged {
             round,
-            snapshot: merged.snapshot(shape.stage, self.kind()),
+            snapshot: self.snapshot(shape.stage, &merged),
         }
     }
 
@@ -305,7 +324,7 @@ impl FakeCompute {
         self.stages.clear();
         for (stage, state) in stages.iter().zip(states) {
             let Some(state) = Stage::of_state(self.config.seed, stage, state) else {
-                return refused("not 64 bytes");
+                return refused("less than 64 bytes");
             };
             self.stages.push(state);
         }
@@ -331,10 +350,7 @@ impl FakeCompute {
 
     /// A value in the form of a boundary of the right length.
     fn leaving(&self, value: [u8; 32]) -> Bytes {
-        let numbers = usize::from(self.config.microbatch_sequences())
-            * self.config.model.context
-            * self.config.model.boundary_width();
-        value.iter().copied().cycle().take(4 * numbers).collect()
+        repeated(&value, self.config.boundary_bytes())
     }
 
     fn forward(&mut self, slot: Slot, mode: Mode, input: &Input) -> Done {
@@ -416,7 +432,9 @@ fn refused(reason: &str) -> Done {
 }
 
 fn repeated(value: &[u8; 32], bytes: usize) -> Bytes {
-    value.iter().copied().cycle().take(bytes).collect()
+    let mut repeated = value.repeat(bytes.div_ceil(value.len()));
+    repeated.truncate(bytes);
+    repeated.into()
 }
 
 /// What a part repeats; an empty one nothing.

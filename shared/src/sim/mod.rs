@@ -14,13 +14,13 @@
 //! twice or late ([`echoes`]), and devices that now and then merge wrongly.
 
 pub mod compute;
+pub mod scaling;
 
 mod audit;
 mod echoes;
 mod faults;
 mod network;
 mod processes;
-#[cfg(test)]
 mod quiet;
 mod setup;
 mod store;

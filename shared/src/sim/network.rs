@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Dice;
 use crate::transport::Channel;
 use crate::units::{Span, Time};
-use crate::wire::frame::Header;
+use crate::wire::frame::{Frame, Header};
 
 /// A volunteer's process: never used again after its death.
 pub(super) type ProcessId = usize;
@@ -19,8 +19,12 @@ pub(super) struct Network {
     ordered: BTreeMap<(ProcessId, ProcessId), Time>,
     /// Delay and bytes a second of every link, each way, where they do not come from the dice.
     wire: Option<(Span, u64)>,
+    /// Whether those bytes a second are what each sends to all together.
+    shares_uplink: bool,
     /// When a link has carried what was sent over it, by direction.
     busy: BTreeMap<(ProcessId, ProcessId), Time>,
+    /// When an uplink has carried microbatches, and when all else, which goes after them.
+    uplinks: BTreeMap<ProcessId, (Time, Time)>,
     /// Pairs that can never connect.
     apart: BTreeSet<(ProcessId, ProcessId)>,
 }
@@ -39,6 +43,12 @@ impl Network {
     /// From now on all links have this delay one way, and carry so many bytes a second each way.
     pub(super) fn set_wire(&mut self, delay: Span, bytes_per_second: u64) {
         self.wire = Some((delay, bytes_per_second));
+    }
+
+    /// From now on all links have this delay one way, and each volunteer sends so many bytes a second, to whomever.
+    pub(super) fn set_uplinks(&mut self, delay: Span, bytes_per_second: u64) {
+        self.wire = Some((delay, bytes_per_second));
+        self.shares_uplink = true;
     }
 
     /// These two can never connect.
@@ -70,22 +80,32 @@ impl Network {
         &mut self,
         now: Time,
         dice: &mut Dice,
-        from: ProcessId,
-        to: ProcessId,
-        channel: Channel,
-        bytes: usize,
+        (from, to): (ProcessId, ProcessId),
+        frame: &Frame,
     ) -> Time {
+        let channel = channel(&frame.header);
         if let Some((delay, bytes_per_second)) = self.wire {
-            let busy = self.busy.entry((from, to)).or_default();
-            let transfer = Span::from_micros(bytes as u64 * 1_000_000 / bytes_per_second);
+            let transfer =
+                Span::from_micros(frame.payload.len() as u64 * 1_000_000 / bytes_per_second);
             // What is small and urgent does not wait for tensors.
-            return match channel {
-                Channel::Tensors => {
-                    *busy = (*busy).max(now) + transfer;
-                    *busy + delay
+            if channel == Channel::Control {
+                return now + delay;
+            }
+            if !self.shares_uplink {
+                let busy = self.busy.entry((from, to)).or_default();
+                *busy = (*busy).max(now) + transfer;
+                return *busy + delay;
+            }
+            let uplink = self.uplinks.entry(from).or_default();
+            let busy = match is_bulk(&frame.header) {
+                false => &mut uplink.0,
+                true => {
+                    uplink.1 = uplink.1.max(uplink.0);
+                    &mut uplink.1
                 }
-                Channel::Control => now + delay,
             };
+            *busy = (*busy).max(now) + transfer;
+            return *busy + delay;
         }
         let at = now + dice.millis(10, 60);
         match channel {
@@ -101,8 +121,13 @@ impl Network {
     }
 }
 
+/// Whether a frame waits in its sender's outbox while there are microbatches.
+fn is_bulk(header: &Header) -> bool {
+    matches!(header, Header::Merge { .. } | Header::StateChunk { .. })
+}
+
 /// Which channel carries a frame: as in the driver.
-pub(super) fn channel(header: &Header) -> Channel {
+fn channel(header: &Header) -> Channel {
     match header {
         Header::Forward { .. }
         | Header::Backward { .. }

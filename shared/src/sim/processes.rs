@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::compute::{FakeCompute, tokens};
-use super::network::{ProcessId, channel};
+use super::network::ProcessId;
 use super::summary::Failure;
 use super::volunteer::LinkEnd;
 use super::world::{Event, World};
@@ -62,7 +62,11 @@ impl World {
                 let shelf = self.shelves.entry(process.session).or_default();
                 let states = shelf.iter().map(|(held, blob)| (*held, blob.clone()));
                 process.peer.handle_kept(states.collect());
-                process.compute = Some(FakeCompute::new(self.config.clone()));
+                let config = self.config.clone();
+                process.compute = Some(match self.states_at_length {
+                    true => FakeCompute::at_length(config),
+                    false => FakeCompute::new(config),
+                });
                 let block_us = process.block_us() * process.busy_times;
                 process
                     .peer
@@ -376,15 +380,9 @@ impl World {
         let Some(leaves) = self.network.passes_at(self.now, from, receiver) else {
             return;
         };
-        let channel = channel(&frame.header);
-        let at = self.network.arrival(
-            leaves,
-            &mut self.dice,
-            from,
-            receiver,
-            channel,
-            frame.payload.len(),
-        );
+        let at = self
+            .network
+            .arrival(leaves, &mut self.dice, (from, receiver), &frame);
         // What was sent is what arrives, byte for byte: through the real codec.
         let frame = Box::new(Frame::decode(&frame.encode()).expect("a peer sends valid frames"));
         self.at(

@@ -1,6 +1,7 @@
-//! Worlds without faults, for tests that bring their own.
+//! Worlds without faults, for whoever measures, and for tests that bring their own.
 
 use super::audit::Auditor;
+#[cfg(test)]
 use super::network::ProcessId;
 use super::summary::Failure;
 use super::world::{Sabotage, World};
@@ -8,12 +9,13 @@ use crate::config::run::RunConfig;
 use crate::units::{Span, Time};
 
 impl World {
-    /// A world without faults, whose host stores only its first rounds.
+    #[cfg(test)]
+    /// A world without faults, as it is drawn but for pipelines: one.
     pub(super) fn quiet(seed: u64) -> Self {
         Self::quiet_with(seed, Sabotage::default(), |_| ())
     }
 
-    /// ... whose configuration is another one: a single pipeline, unless `edit` says otherwise.
+    /// A world without faults, whose host stores only its first rounds: of a single pipeline, unless `edit` says otherwise.
     pub(super) fn quiet_with(
         seed: u64,
         sabotage: Sabotage,
@@ -28,6 +30,7 @@ impl World {
         world
     }
 
+    #[cfg(test)]
     /// Who sits at a seat, the head being the first.
     pub(super) fn seated(&self, seat: usize) -> Option<ProcessId> {
         let (_, seats) = self.host.as_ref()?.history().line_ups().values().next()?;

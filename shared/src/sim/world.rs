@@ -179,6 +179,8 @@ pub struct World {
     #[cfg(test)]
     pub(super) links_told: BTreeMap<ProcessId, (u32, Vec<crate::wire::signal::LinkFigures>)>,
     pub(super) faults_until: Time,
+    /// Whether states are as long as the model's, and so take their time on a wire.
+    pub(super) states_at_length: bool,
     pub(super) summary: Summary,
 }
 
@@ -213,6 +215,7 @@ impl World {
             #[cfg(test)]
             links_told: BTreeMap::new(),
             faults_until: Time::ZERO + Span::from_secs(dice.between(120, 300)),
+            states_at_length: false,
             summary: Summary::default(),
             dice,
         };
