@@ -75,9 +75,12 @@ impl Coordinator {
             key.is_some_and(|key| self.missing.has_failed((round, stage), *source, &key))
         };
         let holders = self.roster.holders(&held).map(|volunteer| volunteer.peer);
-        let (failed, others): (Vec<PeerId>, Vec<PeerId>) = holders
+        let (failed, mut others): (Vec<PeerId>, Vec<PeerId>) = holders
             .filter(|source| *source != peer)
             .partition(has_failed);
+        // Whoever comes at the same time begins with another one: the first alone could not serve them all within a round.
+        let turn = peer.0.checked_rem(others.len() as u64).unwrap_or(0);
+        others.rotate_left(usize::try_from(turn).expect("below a length"));
         let failed = failed
             .into_iter()
             .take(SOURCES_MAX.saturating_sub(others.len()));

@@ -130,6 +130,7 @@ fn world(pipelines: u16, setting: Setting) -> World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MERGE_GROUP_MAX;
 
     const SETTING: Setting = Setting {
         round_steps: 75,
@@ -159,5 +160,13 @@ mod tests {
             between(one),
             between(four)
         );
+    }
+
+    #[test]
+    fn volunteers_for_sixteen_pipelines_that_come_at_once_get_their_states_of_different_others() {
+        // Of one alone all would wait for longer than a round, and with the next one begin again, for ever.
+        let rounds = 1;
+        let brought = measure(MERGE_GROUP_MAX, rounds, SETTING).expect("all take part");
+        assert_eq!(brought.samples, 16 * 75 * 32);
     }
 }
