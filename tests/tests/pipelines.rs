@@ -81,6 +81,35 @@ fn two_pipelines_of_two_seats_merge_their_gradients_and_one_that_is_killed_costs
 }
 
 #[test]
+fn pipelines_whose_devices_only_wait_merge_as_others_do() {
+    let small = Small {
+        seats_min: 2,
+        pipelines_max: 2,
+        ..Small::default()
+    };
+    let mut community = Community::gather(&small, &[]).expect("a host starts");
+    for name in ["anchovy", "herring", "sardine", "sprat"] {
+        // A millisecond a microbatch and block: `cargo xtask figures scaling` measures with such devices.
+        let pretend = [("SHOAL_PRETEND_US", "1000".as_ref())];
+        let volunteer = community.host.volunteer_among(name, &[], pretend);
+        community.volunteers.push(volunteer.expect("it starts"));
+    }
+    community
+        .host
+        .wait_until("four merged rounds", GATHER_MAX, |run| merged(run) > 3)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", community.said()));
+    let run = community.host.api().expect("the host answers");
+    // They learn nothing: a nat a token is what they say of each.
+    assert!(
+        losses(&run)
+            .expect("losses")
+            .iter()
+            .all(|(_, loss)| *loss == 1.0)
+    );
+    judge::audit(&community).expect("the journal tells a true story");
+}
+
+#[test]
 fn a_pipeline_that_is_killed_costs_the_other_nothing_and_comes_back() {
     let mut community = gather(1, &["anchovy", "herring"]);
     community

@@ -17,6 +17,8 @@ use shared::model::engine::Engine;
 use shared::units::Digest;
 use tokio::sync::{mpsc, oneshot};
 
+#[cfg(feature = "faults")]
+use super::pretend::Pretend;
 use super::{Notes, ProcessClock};
 use crate::report::Note;
 
@@ -47,21 +49,19 @@ impl Workshop for NativeWorkshop {
         std::thread::Builder::new()
             .name("compute".to_owned())
             .spawn(move || {
-                let made = catch_unwind(AssertUnwindSafe(|| prepare(&config, &device)));
-                match made {
-                    Ok((engine, seed_hash, Ok(block_us))) => {
-                        if ready.send(Ok((seed_hash, block_us))).is_ok() {
-                            work(engine, inbox);
-                        }
+                #[cfg(feature = "faults")]
+                match Pretend::asked(&config) {
+                    Ok(None) => {}
+                    Ok(Some(pretend)) => {
+                        return serve(|| pretend, |_, _| (), &config, ready, inbox);
                     }
-                    Ok((_, _, Err(reason))) => {
-                        // Nobody who waits is nobody to tell.
+                    Err(reason) => {
                         let _ = ready.send(Err(reason));
-                    }
-                    Err(panic) => {
-                        let _ = ready.send(Err(words(panic.as_ref())));
+                        return;
                     }
                 }
+                let engine = || Engine::new(config.clone(), device);
+                serve(engine, before, &config, ready, inbox);
             })
             .map_err(|error| format!("no thread for the device: {error}"))?;
         let outcome = prepared.await;
@@ -92,25 +92,48 @@ impl Compute for ThreadCompute {
     }
 }
 
-/// What the driver waits for before it joins.
-fn prepare(config: &RunConfig, device: &Device) -> (Engine, Digest, Result<u64, String>) {
-    let seed_hash = Digest(shared::derive::seed_hash(&config.model, config.seed));
-    #[cfg(feature = "faults")]
-    let seed_hash = another_as_asked(seed_hash);
-    let mut engine = Engine::new(config.clone(), device.clone());
-    let block_us = measure_block(&mut engine, config);
-    (engine, seed_hash, block_us)
+/// Makes a compute, tells what the driver waits for before it joins, then does jobs until the owner is gone.
+fn serve<C: Compute>(
+    make: impl FnOnce() -> C,
+    before: fn(&mut C, &Job),
+    config: &RunConfig,
+    ready: oneshot::Sender<Result<(Digest, u64), String>>,
+    inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>,
+) {
+    let made = catch_unwind(AssertUnwindSafe(|| {
+        let seed_hash = Digest(shared::derive::seed_hash(&config.model, config.seed));
+        #[cfg(feature = "faults")]
+        let seed_hash = another_as_asked(seed_hash);
+        let mut compute = make();
+        let block_us = measure_block(&mut compute, config);
+        (compute, seed_hash, block_us)
+    }));
+    match made {
+        Ok((compute, seed_hash, Ok(block_us))) => {
+            if ready.send(Ok((seed_hash, block_us))).is_ok() {
+                work(compute, before, inbox);
+            }
+        }
+        Ok((_, _, Err(reason))) => {
+            // Nobody who waits is nobody to tell.
+            let _ = ready.send(Err(reason));
+        }
+        Err(panic) => {
+            let _ = ready.send(Err(words(panic.as_ref())));
+        }
+    }
 }
 
 /// Does jobs until the owner is gone.
-fn work(mut engine: Engine, mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>) {
+fn work<C: Compute>(
+    mut compute: C,
+    before: fn(&mut C, &Job),
+    mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>,
+) {
     while let Some((job, reply)) = inbox.blocking_recv() {
-        #[cfg(feature = "faults")]
-        fail_as_asked(&mut engine, &job);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            #[cfg(feature = "faults")]
-            panic_as_asked(&job);
-            block_on(engine.run(job))
+            before(&mut compute, &job);
+            block_on(compute.run(job))
         }));
         match outcome {
             Ok(done) => {
@@ -125,6 +148,16 @@ fn work(mut engine: Engine, mut inbox: mpsc::Receiver<(Job, oneshot::Sender<Done
         }
     }
 }
+
+/// What goes before each of the engine's jobs: what a test asks to go wrong, see [`shared::faults`].
+#[cfg(feature = "faults")]
+fn before(engine: &mut Engine, job: &Job) {
+    fail_as_asked(engine, job);
+    panic_as_asked(job);
+}
+
+#[cfg(not(feature = "faults"))]
+fn before(_engine: &mut Engine, _job: &Job) {}
 
 /// Another hash where a test asks for it; see [`shared::faults`].
 #[cfg(feature = "faults")]
@@ -173,15 +206,15 @@ fn panic_as_asked(job: &Job) {
 ///
 /// # Errors
 /// The device does not compute this model: why, in words.
-pub fn measure_block(engine: &mut Engine, config: &RunConfig) -> Result<u64, String> {
+pub fn measure_block(compute: &mut impl Compute, config: &RunConfig) -> Result<u64, String> {
     block_on(measure::block_us(
-        engine,
+        compute,
         &ProcessClock(Instant::now()),
         config,
     ))
 }
 
-/// Drives a future of the engine, which yields only where it waits for the device.
+/// Drives a future of a compute, which yields only where it waits for the device.
 fn block_on<F: Future>(future: F) -> F::Output {
     pollster::block_on(future)
 }

@@ -5,6 +5,8 @@
 
 pub mod compute;
 mod host;
+#[cfg(feature = "faults")]
+mod pretend;
 mod signals;
 
 use std::process::ExitCode;
