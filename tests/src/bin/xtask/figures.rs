@@ -3,13 +3,14 @@
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
 //! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`],
-//! [`browser`], [`outer`] and [`recovery`]. Begin with [`figures`].
+//! [`browser`], [`outer`], [`recovery`] and [`scaling`]. Begin with [`figures`].
 
 mod browser;
 mod cost;
 mod generate;
 mod outer;
 mod recovery;
+mod scaling;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -53,12 +54,15 @@ pub(crate) struct Figures {
     /// Rounds over which the learning rate falls, if more than are run (`wire`)
     #[arg(long, value_name = "ROUNDS")]
     length: Option<u64>,
-    /// How often each run or fault is repeated, interleaved with the others (`cost`, `browser`: 3; `recovery`: 20)
+    /// How often each run or fault is repeated, interleaved with the others (3; `recovery`: 20)
     #[arg(long, value_name = "TIMES")]
     repeats: Option<usize>,
     /// Keep the runs that an interrupted command has measured already (`wire`)
     #[arg(long)]
     resume: bool,
+    /// Rounds of seconds, to see that it works (`scaling`)
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -75,6 +79,8 @@ enum Name {
     Outer,
     /// What the loss of a volunteer costs, by what happened to it
     Recovery,
+    /// Speed by number of pipelines, with devices that only wait
+    Scaling,
 }
 
 impl Name {
@@ -82,7 +88,7 @@ impl Name {
     const fn repeats(self) -> usize {
         match self {
             Self::Outer => 1,
-            Self::Wire | Self::Cost | Self::Generate | Self::Browser => 3,
+            Self::Wire | Self::Cost | Self::Generate | Self::Browser | Self::Scaling => 3,
             Self::Recovery => 20,
         }
     }
@@ -105,6 +111,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Wire | Name::Cost | Name::Generate | Name::Outer | Name::Recovery => {
             programs_and(&["--example", "alone"])?
         }
+        Name::Scaling => programs_and(&["--example", "scaling"])?,
     }
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let data = match &asked.data {
@@ -121,6 +128,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Browser => browser::browser(asked, &data),
         Name::Outer => outer::outer(asked, &data),
         Name::Recovery => recovery::recovery(asked),
+        Name::Scaling => scaling::scaling(asked, &data),
     }
 }
 

@@ -202,7 +202,9 @@ impl Span {
     }
 }
 
-fn cpu_seconds<'a>(programs: impl IntoIterator<Item = &'a Program>) -> anyhow::Result<f64> {
+pub(super) fn cpu_seconds<'a>(
+    programs: impl IntoIterator<Item = &'a Program>,
+) -> anyhow::Result<f64> {
     programs.into_iter().map(Program::cpu_seconds).sum()
 }
 
