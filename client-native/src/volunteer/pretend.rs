@@ -69,7 +69,9 @@ impl Pretend {
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }
-            | Job::OuterStep { .. } => Duration::ZERO,
+            | Job::OuterStep { .. }
+            | Job::Norm { .. }
+            | Job::GradientStep { .. } => Duration::ZERO,
         }
     }
 }
