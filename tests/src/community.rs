@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shared::config::run::MergeKind;
 use tempfile::TempDir;
 
 use crate::process::{Program, Signal};
@@ -54,8 +53,8 @@ pub struct Small {
     pub blocks: u16,
     /// Pipelines at most.
     pub pipelines_max: u16,
-    /// What they merge.
-    pub merge_kind: MergeKind,
+    /// What they merge: "outer" or "gradient".
+    pub merge_kind: &'static str,
 }
 
 impl Default for Small {
@@ -70,7 +69,7 @@ impl Default for Small {
             rewind_wait_seconds: 3,
             blocks: 4,
             pipelines_max: 1,
-            merge_kind: MergeKind::Outer,
+            merge_kind: "outer",
         }
     }
 }
@@ -126,10 +125,7 @@ kind = "{}"
             self.checkpoint_minutes,
             self.rewind_wait_seconds,
             self.pipelines_max,
-            match self.merge_kind {
-                MergeKind::Outer => "outer",
-                MergeKind::Gradient => "gradient",
-            },
+            self.merge_kind,
         )
     }
 }

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use shared::config::run::MergeKind;
 use tests::community::{Community, Small, losses};
 use tests::judge;
 use tests::process::Signal;
@@ -62,7 +61,7 @@ fn two_pipelines_of_two_seats_merge_their_gradients_and_one_that_is_killed_costs
     let small = Small {
         seats_min: 2,
         pipelines_max: 2,
-        merge_kind: MergeKind::Gradient,
+        merge_kind: "gradient",
         round_steps: 1,
         ..Small::default()
     };

@@ -194,9 +194,10 @@ impl Back {
             return;
         };
         self.heard = now;
+        // First what is done here: saying it may take its time.
+        self.outputs.push_back(Output::Over { reason });
         if tell {
             self.outputs.push_back(Output::Send(Fall::Over { session }));
         }
-        self.outputs.push_back(Output::Over { reason });
     }
 }

@@ -213,7 +213,7 @@ impl Desk {
             tokio::select! {
                 permit = inbox.reserve(), if !self.pending.is_empty() => {
                     // The coordinator's task has ended: so does the host.
-                    let Ok(permit) = permit else { return };
+                    let Ok(permit) = permit else { return self.host_stops().await };
                     permit.send(self.pending.pop_front().expect("it is not empty"));
                 }
                 packet = packets.recv(), if self.pending.is_empty() && !is_cut_off => match packet {
@@ -229,17 +229,19 @@ impl Desk {
                     let all_read = self.pending.is_empty() && packets.is_empty();
                     self.back.handle_timeout(self.now(), all_read);
                 }
-                () = stopped(&mut stop) => {
-                    self.back.end(self.now(), "the host stops".to_owned());
-                    self.carry_out().await;
-                    return;
-                }
+                () = stopped(&mut stop) => return self.host_stops().await,
             }
             self.carry_out().await;
             if self.pending.is_empty() && (is_cut_off || self.back.is_gone(self.now())) {
                 return;
             }
         }
+    }
+
+    /// The gateway hears of it at once.
+    async fn host_stops(&mut self) {
+        self.back.end(self.now(), "the host stops".to_owned());
+        self.carry_out().await;
     }
 
     fn take(&mut self, packet: &Bytes) {
@@ -308,13 +310,12 @@ impl Desk {
                 let Some(session) = self.back.session() else {
                     return;
                 };
-                let own = self.entrance.next_connection();
-                if self.connections.insert(connection, own).is_some() {
-                    self.connections.remove(&connection);
-                    return self
-                        .back
-                        .end(self.now(), "it opened a socket twice".to_owned());
+                if self.connections.contains_key(&connection) {
+                    let reason = "it opened a socket twice".to_owned();
+                    return self.back.end(self.now(), reason);
                 }
+                let own = self.entrance.next_connection();
+                self.connections.insert(connection, own);
                 let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
                 let down = self.down_sender.clone();
                 self.carriers

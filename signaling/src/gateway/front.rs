@@ -219,9 +219,10 @@ impl Front {
         self.state = State::Away {
             again: if is_short { now + KEEPALIVE } else { now },
         };
+        // First what is done here: saying it may take its time.
+        self.outputs.push_back(Output::Over { reason });
         if tell {
             self.outputs.push_back(Output::Send(Rise::Over { session }));
         }
-        self.outputs.push_back(Output::Over { reason });
     }
 }

@@ -4,6 +4,7 @@
 //! published meanwhile waits, within bounds, and the sessions above notice what is lost. Whoever starts without any
 //! server in reach is told so and ends: a wrong address does not heal.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -97,10 +98,16 @@ impl NatsError {
 }
 
 /// Where the servers are, and who we are to them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Servers {
     addresses: Vec<ServerAddr>,
     credentials: Option<PathBuf>,
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Servers").field(&self.places()).finish()
+    }
 }
 
 impl Servers {
@@ -159,7 +166,9 @@ impl Servers {
                 reason: error.to_string(),
             })?;
         }
-        let connected = options.connect(self.addresses.as_slice()).await;
+        // Without name and password: the client writes addresses into its log.
+        let addresses: Vec<ServerAddr> = self.addresses.iter().filter_map(bare).collect();
+        let connected = options.connect(addresses.as_slice()).await;
         connected.map_err(|error| NatsError::Unreachable {
             servers: self.places(),
             reason: error.to_string(),
@@ -172,6 +181,13 @@ fn user(address: &ServerAddr) -> Option<(String, Option<String>)> {
     let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let password = address.password().map(decode);
     address.username().map(|user| (decode(user), password))
+}
+
+/// The address alone.
+fn bare(address: &ServerAddr) -> Option<ServerAddr> {
+    let (scheme, rest) = address.as_url_str().split_once("://")?;
+    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    format!("{scheme}://{place}").parse().ok()
 }
 
 fn pause(tries: usize) -> Duration {
@@ -303,6 +319,14 @@ mod tests {
     fn addresses_are_read_and_told_without_their_passwords() {
         let servers = servers(&["nats://fish:s%40fe@one:1234", "tls://two", "three"]).unwrap();
         assert_eq!(servers.places(), "one:1234, two:4222, three:4222");
+        let bare: Vec<String> = servers
+            .addresses
+            .iter()
+            .filter_map(bare)
+            .map(|it| it.as_url_str().to_owned())
+            .collect();
+        assert_eq!(bare, ["nats://one:1234", "tls://two", "nats://three"]);
+        assert!(!format!("{servers:?}").contains("fe@"));
         let known: Vec<_> = servers.addresses.iter().map(user).collect();
         let fish = Some(("fish".to_owned(), Some("s@fe".to_owned())));
         assert_eq!(known, [fish, None, None]);

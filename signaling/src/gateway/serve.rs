@@ -265,6 +265,8 @@ impl Runner {
                 }
             };
             tokio::select! {
+                // Nobody is taken for dead whose packets were not all read.
+                biased;
                 fall = falls.next() => match fall {
                     Some(fall) => self.take(&fall.payload),
                     None => return Err(NatsError::Failed { reason: "the client ended".into() }.into()),
