@@ -118,11 +118,35 @@ impl Desk {
     /// Everybody trains its round to its end and holds it.
     fn train_all(&mut self) {
         for id in ids(self) {
-            let target = self.host.pipelines.get(id).expect("at work").steps_target;
-            self.steps(id, target);
-            self.hold(id);
+            self.train_pipeline(id);
         }
     }
+
+    /// One pipeline trains its round to its end and holds it.
+    fn train_pipeline(&mut self, id: PipelineId) {
+        let target = self.host.pipelines.get(id).expect("at work").steps_target;
+        self.steps(id, target);
+        self.hold(id);
+    }
+
+    /// The connection of a pipeline's head.
+    fn head_connection(&self, id: PipelineId) -> ConnectionId {
+        let head = self.host.pipelines.get(id).expect("at work").head();
+        let connection = self.host.roster.get(head).and_then(|it| it.connection);
+        connection.expect("it is here")
+    }
+}
+
+/// A host with one pipeline at work, and a newcomer's, whose seats are still fetching.
+fn one_and_a_newcomer() -> Desk {
+    let mut desk = Desk::new(several(2));
+    desk.join(1);
+    desk.pass(TICK);
+    desk.ready();
+    desk.join(2);
+    let first = ids(&desk)[0];
+    desk.train_pipeline(first);
+    desk
 }
 
 #[test]
@@ -464,18 +488,7 @@ fn after_a_restart_nobody_is_leased_what_another_pipeline_may_bring_back() {
 
 #[test]
 fn a_line_up_that_fetches_for_longer_than_a_round_takes_is_waited_for_at_the_next() {
-    let mut desk = Desk::new(several(2));
-    desk.join(1);
-    desk.pass(TICK);
-    desk.ready();
-    desk.join(2);
-    let a = ids(&desk)[0];
-    let train_alone = |desk: &mut Desk| {
-        let target = desk.host.pipelines.get(a).expect("at work").steps_target;
-        desk.steps(a, target);
-        desk.hold(a);
-    };
-    train_alone(&mut desk);
+    let mut desk = one_and_a_newcomer();
     let round = desk.newest();
     let [a, b] = ids(&desk)[..] else {
         panic!("the newcomer has a line-up")
@@ -483,9 +496,9 @@ fn a_line_up_that_fetches_for_longer_than_a_round_takes_is_waited_for_at_the_nex
     let phase = |desk: &Desk, id| desk.host.pipelines.get(id).expect("there").phase;
     assert_eq!(phase(&desk, b), Phase::Forming);
     // It is still fetching when the round is over: the first time nobody waits.
-    train_alone(&mut desk);
+    desk.train_pipeline(a);
     assert_eq!(desk.newest(), round.next());
-    train_alone(&mut desk);
+    desk.train_pipeline(a);
     assert_eq!(
         desk.newest(),
         round.next(),
@@ -517,13 +530,9 @@ fn a_merge_that_failed_at_a_seat_is_tried_again_at_once_and_then_goes_on_without
     };
     let fail = |desk: &mut Desk| {
         let attempt = desk.order(b).expect("a merge").attempt;
-        let pipeline = desk.host.pipelines.get(b).expect("at work");
-        let (place, head) = (pipeline.place, pipeline.head());
-        let connection = desk.host.roster.get(head).and_then(|it| it.connection);
-        desk.say(
-            connection.expect("it is here"),
-            Up::MergeFailed { place, attempt },
-        );
+        let place = desk.host.pipelines.get(b).expect("at work").place;
+        let connection = desk.head_connection(b);
+        desk.say(connection, Up::MergeFailed { place, attempt });
         attempt
     };
     desk.hold_merged(a, "first");
@@ -562,27 +571,17 @@ fn who_says_its_result_again_and_again_holds_nobody_up() {
 
 #[test]
 fn a_line_up_that_is_never_ready_is_waited_for_once_and_for_seconds() {
-    let mut desk = Desk::new(several(2));
-    desk.join(1);
-    desk.pass(TICK);
-    desk.ready();
-    desk.join(2);
+    let mut desk = one_and_a_newcomer();
     let a = ids(&desk)[0];
-    let train_alone = |desk: &mut Desk| {
-        let target = desk.host.pipelines.get(a).expect("at work").steps_target;
-        desk.steps(a, target);
-        desk.hold(a);
-    };
-    train_alone(&mut desk);
-    train_alone(&mut desk);
+    desk.train_pipeline(a);
     let round = desk.newest();
-    train_alone(&mut desk);
+    desk.train_pipeline(a);
     assert_eq!(desk.newest(), round, "it is waited for");
     desk.pass(OVERTAKEN_WAIT_MIN + TICK);
     assert_eq!(desk.newest(), round.next());
     // It sits out; who trains goes on at its pace.
     for more in 1..=4 {
-        train_alone(&mut desk);
+        desk.train_pipeline(a);
         assert_eq!(desk.newest().0, round.0 + 1 + more);
     }
 }
