@@ -467,6 +467,25 @@ async fn what_can_not_be_is_refused_in_words() {
 }
 
 #[tokio::test]
+async fn of_two_hosts_that_came_at_once_the_later_one_ends() {
+    let nats = Nats::start("").await;
+    let bench = Bench::new(&nats, None);
+    let mut host = bench.host().await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let subject = "shoal.school%20%3Cof%3E%20fish.host";
+    let said = |since: u64| format!("{since:032x}{:016x}", 0).into();
+    // One that came later hears from this one, and ends by itself.
+    client.publish(subject, said(u64::MAX)).await.unwrap();
+    client.flush().await.unwrap();
+    let gateway = bench.gateway().await;
+    Resting::join(&gateway, &host, "sprat", None).await;
+    client.publish(subject, said(1)).await.unwrap();
+    client.flush().await.unwrap();
+    let ended = timeout(LIMIT, host.child.wait()).await.unwrap().unwrap();
+    assert!(!ended.success(), "{ended}");
+}
+
+#[tokio::test]
 async fn name_and_password_are_those_in_the_address() {
     let user = "authorization { user: fish, password: \"s@fe\" }\n";
     let nats = Nats::start(user).await;

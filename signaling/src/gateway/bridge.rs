@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
@@ -20,13 +21,15 @@ use shared::wire::signal::{self, Down};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep_until;
+use tokio::time::{interval, sleep_until};
 
 use super::back::{Back, Output, packet_bytes};
 use super::nats::{self, NatsError, Servers, Subjects};
 use crate::app::{Entrance, Event};
 use crate::door::OUTBOX_MESSAGES_MAX;
 
+/// How often a host says that it is there.
+const CLAIM_EVERY: Duration = Duration::from_secs(5);
 /// Packets of one gateway that wait for its desk: what it may have under way, and keepalives of minutes.
 const WAITING_MAX: usize = 2 * GATEWAY_PACKETS_AHEAD;
 
@@ -36,6 +39,9 @@ pub struct Bridge {
     subjects: Subjects,
     packets: Subscriber,
     questions: Subscriber,
+    run: String,
+    /// When this host came, and a number of its own: of two that came at once the later one ends.
+    claim: Bytes,
 }
 
 /// For which connection of which session, and what; `None` closes it.
@@ -70,6 +76,8 @@ impl Bridge {
             subjects,
             packets,
             questions,
+            run: run.to_owned(),
+            claim: claim(),
         })
     }
 
@@ -81,13 +89,23 @@ impl Bridge {
         let mut desks: BTreeMap<u64, mpsc::Sender<Bytes>> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         let mut stop = entrance.stop.clone();
+        let mut claims = interval(CLAIM_EVERY);
         let ended = loop {
             tokio::select! {
                 packet = self.packets.next() => match packet {
                     Some(packet) => self.pass_on(packet, &entrance, &mut desks, &mut tasks),
                     None => break Err(NatsError::Failed { reason: "the client ended".to_owned() }),
                 },
-                Some(question) = self.questions.next() => self.answer(question).await,
+                Some(heard) = self.questions.next() => if !self.answer(heard).await {
+                    break Err(NatsError::Taken { run: self.run.clone() });
+                },
+                // Whoever asked while nobody answered, or NATS was away, finds out so.
+                _ = claims.tick() => {
+                    let (subject, claim) = (self.subjects.host(), self.claim.clone());
+                    if let Err(reason) = nats::publish(&self.client, subject, claim).await {
+                        tracing::debug!(reason, "NATS");
+                    }
+                }
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                     if let Err(error) = ended {
                         tracing::error!(%error, "a gateway's task failed");
@@ -165,15 +183,28 @@ impl Bridge {
         tasks.spawn(desk.run(packets, downs));
     }
 
-    async fn answer(&self, question: Message) {
-        if let Some(reply) = question.reply {
-            // Who asked finds out for itself, or asks again.
-            let _ = self
-                .client
-                .publish(reply, Bytes::from_static(b"here"))
-                .await;
+    /// Another host asks, or says that it is there. Whether this one may go on.
+    async fn answer(&self, heard: Message) -> bool {
+        let Some(reply) = heard.reply else {
+            let is_claim = heard.payload.len() == self.claim.len();
+            return !is_claim || heard.payload >= self.claim;
+        };
+        let here = Bytes::from_static(b"here");
+        // Who asked finds out for itself, or asks again.
+        if let Err(reason) = nats::publish(&self.client, reply.to_string(), here).await {
+            tracing::debug!(reason, "NATS");
         }
+        true
     }
+}
+
+/// Earlier ones are smaller; no two are the same.
+fn claim() -> Bytes {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let milliseconds = since.map_or(0, |since| since.as_millis());
+    // Without a random number two of the same millisecond take each other for themselves.
+    let number = getrandom::u64().unwrap_or(0);
+    format!("{milliseconds:032x}{number:016x}").into()
 }
 
 /// One gateway at the host.
