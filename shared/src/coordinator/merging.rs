@@ -299,15 +299,12 @@ impl Coordinator {
         let (Some(merging), Some(_)) = (of_it, has_seat) else {
             return;
         };
-        let ids: Vec<PipelineId> = merging.members.iter().map(|it| it.pipeline).collect();
-        let repeats = merging.repeats;
-        if repeats.failed {
+        if merging.repeats.failed {
             let text = "your device could not merge, twice; you get a seat again in a minute";
             self.bench(now, place.pipeline, |seat| seat.row.peer == peer, text);
             self.end_round(now);
         } else {
-            let failed = true;
-            self.begin_merge(now, &ids, Repeats { failed, ..repeats });
+            self.merge_again(now);
         }
     }
 
