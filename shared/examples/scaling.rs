@@ -1,31 +1,39 @@
-//! What 1 to 16 pipelines bring in the simulation, a line of JSON each; see `shared::sim::scaling`.
+//! What so many pipelines bring in the simulation, a line of JSON each; see `shared::sim::scaling`.
 //!
-//! `cargo xtask figures scaling` runs it: `scaling ROUNDS ROUND_STEPS MICROBATCH_MS DELAY_MS BYTES_PER_SECOND`.
+//! `cargo xtask figures scaling` runs it: `scaling ROUNDS ROUND_STEPS MICROBATCH_MS DELAY_MS BYTES_PER_SECOND PIPELINES...`.
 
 use std::process::ExitCode;
 
 use serde_json::json;
-use shared::limits::MERGE_GROUP_MAX;
 use shared::sim::scaling::{Setting, measure};
 use shared::units::Span;
 
-fn argument(index: usize) -> u64 {
-    let text = std::env::args().nth(index).expect("five numbers");
-    text.parse().expect("a whole number")
-}
-
 #[expect(clippy::print_stdout, reason = "its output is what it is for")]
 fn main() -> ExitCode {
-    let rounds = u32::try_from(argument(1)).expect("few rounds");
-    let setting = Setting {
-        round_steps: u32::try_from(argument(2)).expect("few steps"),
-        microbatch_ms: argument(3),
-        delay: Span::from_millis(argument(4)),
-        bytes_per_second: argument(5),
+    let arguments = std::env::args().skip(1);
+    let numbers: Result<Vec<u64>, _> = arguments.map(|it| it.parse()).collect();
+    let numbers = numbers.expect("whole numbers");
+    let [
+        rounds,
+        round_steps,
+        microbatch_ms,
+        delay_ms,
+        bytes_per_second,
+        ref counts @ ..,
+    ] = numbers[..]
+    else {
+        panic!("five numbers, and how many pipelines")
     };
-    let powers = (0..).map(|power| 1 << power);
-    for pipelines in powers.take_while(|pipelines| *pipelines <= MERGE_GROUP_MAX) {
-        match measure(pipelines, rounds, setting) {
+    let rounds = u32::try_from(rounds).expect("few rounds");
+    let setting = Setting {
+        round_steps: u32::try_from(round_steps).expect("few steps"),
+        microbatch_ms,
+        delay: Span::from_millis(delay_ms),
+        bytes_per_second,
+    };
+    for pipelines in counts {
+        let count = u16::try_from(*pipelines).expect("a thousand");
+        match measure(count, rounds, setting) {
             Ok(brought) => println!(
                 "{}",
                 json!({

@@ -121,13 +121,16 @@ pub enum Job {
         /// What packing lost before, as [`Done::Contributed`] and [`Done::Averaged`] gave it; empty for nothing.
         residual: Bytes,
     },
-    /// The average of our own part of a stage, from what all members changed, weighted by their samples.
+    /// The average of our own part of a stage, from what all members of a level's group bring, weighted by their samples.
     Average {
         /// Who merges.
         shape: Shape,
-        /// Our part of each member's [`Done::Contributed::parts`], in order of members.
+        /// Which of its levels.
+        level: usize,
+        /// Our part of each member's [`Done::Contributed::parts`], or beyond the first level of its
+        /// [`Done::Averaged::parts`], in order of members.
         parts: Vec<Bytes>,
-        /// As [`Done::Contributed`] gave it.
+        /// As [`Done::Contributed`], or the [`Done::Averaged`] of the level before, gave it.
         residual: Bytes,
     },
     /// The outer step of a stage from the averages of all parts.
@@ -140,7 +143,8 @@ pub enum Job {
         start: StageState,
         /// The stage at its end: its moments are carried on.
         end: Bytes,
-        /// Each member's [`Done::Averaged::part`], in order of members.
+        /// The averages of each member's part of the first level, in order of members: a member's
+        /// [`Done::Averaged::parts`], or what its further levels made of them, one after the other.
         parts: Vec<Bytes>,
     },
     /// The squared norm of a stage's merged gradient, for clipping by the norm over all stages.
@@ -225,7 +229,7 @@ pub enum Done {
     Contributed {
         /// The stage.
         stage: StageId,
-        /// Packed, one part for each member, in order.
+        /// Packed, one part for each member of the first level, in order.
         parts: Vec<Bytes>,
         /// What packing lost, to be added the next time; empty for nothing.
         residual: Bytes,
@@ -234,8 +238,8 @@ pub enum Done {
     Averaged {
         /// The stage.
         stage: StageId,
-        /// Packed.
-        part: Bytes,
+        /// Packed: one part for each member of the next level, in order, or one, where there is none.
+        parts: Vec<Bytes>,
         /// What packing lost in both, to be added the next time.
         residual: Bytes,
     },

@@ -12,10 +12,12 @@ pub const CHUNK_BYTES_MAX: usize = 32 << 10;
 pub const STAGES_MAX: usize = 512;
 /// Part of the largest JSON message that does not grow with the model: an SDP is a few KB, a configuration 16 KB.
 pub const SIGNAL_BYTES_BASE: usize = 64 << 10;
-/// ... and for each stage: hashes of five rounds, four sources with their keys, or the replicas of a merge with theirs.
+/// ... and for each stage, to the host: hashes of five rounds.
 pub const SIGNAL_BYTES_A_STAGE: usize = 2 << 10;
+/// ... and from the host: four sources with their keys, or the groups of a merge with theirs.
+pub const ORDER_BYTES_A_STAGE: usize = 10 << 10;
 /// Largest JSON message to or from the host of the largest run.
-pub const SIGNAL_BYTES_MAX: usize = SIGNAL_BYTES_BASE + STAGES_MAX * SIGNAL_BYTES_A_STAGE;
+pub const SIGNAL_BYTES_MAX: usize = SIGNAL_BYTES_BASE + STAGES_MAX * ORDER_BYTES_A_STAGE;
 /// Longest header of a frame: the longest reason or signature, with room.
 pub const HEADER_BYTES_MAX: usize = 512;
 /// Longest reason in a `bye`: a sentence.
@@ -40,8 +42,12 @@ pub const STATE_PIECES_QUEUED: usize = 2;
 pub const STATE_REQUESTS_MAX: usize = 8 * 2 * STAGES_MAX;
 /// Largest blob of one stage: weights and both moments of 350 M parameters.
 pub const STATE_BYTES_MAX: u64 = 4 << 30;
-/// Pipelines whose seats merge with each other: each has a link to all others of its stage.
+/// Replicas of a stage that merge in one group, each with a link to all others; more merge in levels of groups.
 pub const MERGE_GROUP_MAX: u16 = 16;
+/// Levels of groups that a merge may have.
+pub const MERGE_LEVELS_MAX: u32 = 4;
+/// Pipelines of a run: three levels of groups of [`MERGE_GROUP_MAX`] have room for four times as many.
+pub const PIPELINES_MAX: u16 = 1_000;
 /// Piece of a merge in one frame: as a state's, so that microbatches go first.
 pub const MERGE_SLICE_BYTES: usize = STATE_CHUNK_BYTES;
 /// Slices of a merge that one peer may have sent and we have not taken: fills 80 Mbit/s at 100 ms.

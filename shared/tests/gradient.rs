@@ -17,7 +17,7 @@ use shared::config::run::{MergeKind, RunConfig};
 use shared::model::engine::Engine;
 use shared::model::state::StageState;
 use shared::units::{Digest, Round, StageId};
-use shared::wire::merge::Shape;
+use shared::wire::merge::{Level, Shape};
 
 use pipeline::{Pipeline, SUBSPACE, counting, run_config};
 
@@ -53,9 +53,12 @@ impl Two {
             stage: StageId(u16::try_from(stage).expect("few")),
             values: self.run.model.parameter_count_of(stage) as u64,
             format: self.run.merge.format,
-            weights: vec![u64::from(self.run.training.batch); 2],
-            shares: vec![2, 3],
-            own,
+            samples: 2 * u64::from(self.run.training.batch),
+            levels: vec![Level {
+                weights: vec![u64::from(self.run.training.batch); 2],
+                shares: vec![2, 3],
+                own,
+            }],
         }
     }
 
@@ -126,13 +129,18 @@ impl Two {
             let at = usize::from(own);
             let job = Job::Average {
                 shape: self.shape(stage, own),
+                level: 0,
                 parts: said.iter().map(|(parts, _)| parts[at].clone()).collect(),
                 residual: said[at].1.clone(),
             };
             match run_job(&mut self.pipelines[at], job) {
-                Done::Averaged { part, residual, .. } => {
+                Done::Averaged {
+                    mut parts,
+                    residual,
+                    ..
+                } => {
                     self.residuals[at][stage] = residual;
-                    part
+                    parts.swap_remove(0)
                 }
                 other => panic!("{other:?}"),
             }

@@ -19,7 +19,7 @@ use shared::config::run::{MergeKind, RunConfig};
 use shared::model::engine::Engine;
 use shared::model::state::StageState;
 use shared::units::{Digest, Round, StageId};
-use shared::wire::merge::Shape;
+use shared::wire::merge::{Level, Shape};
 
 use pipeline::{Pipeline, SUBSPACE, counting, run_config};
 
@@ -51,12 +51,15 @@ impl Merging {
             stage: StageId(u16::try_from(stage).expect("few")),
             values: self.run.model.parameter_count_of(stage) as u64,
             format: self.run.merge.format,
-            weights: steps
-                .iter()
-                .map(|steps| u64::from(*steps) * batch)
-                .collect(),
-            shares: vec![3, 1],
-            own: u16::try_from(own).expect("few"),
+            samples: steps.iter().map(|steps| u64::from(*steps) * batch).sum(),
+            levels: vec![Level {
+                weights: steps
+                    .iter()
+                    .map(|steps| u64::from(*steps) * batch)
+                    .collect(),
+                shares: vec![3, 1],
+                own: u16::try_from(own).expect("few"),
+            }],
         }
     }
 
@@ -119,12 +122,17 @@ impl Merging {
         for own in members.clone() {
             let job = Job::Average {
                 shape: self.shape(stage, own, steps),
+                level: 0,
                 parts: said.iter().map(|(parts, _)| parts[own].clone()).collect(),
                 residual: said[own].1.clone(),
             };
             match self.run_job(own, job) {
-                Done::Averaged { part, residual, .. } => {
-                    averages.push(part);
+                Done::Averaged {
+                    mut parts,
+                    residual,
+                    ..
+                } => {
+                    averages.append(&mut parts);
                     self.residuals[own][stage] = residual;
                 }
                 other => panic!("{other:?}"),
@@ -358,6 +366,7 @@ fn what_does_not_fit_the_stage_is_refused_in_words() {
     check_refusal(
         run_job(Job::Average {
             shape: smaller,
+            level: 0,
             parts: vec![parts[0].clone(); 2],
             residual: Bytes::new(),
         }),

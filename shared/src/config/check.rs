@@ -8,7 +8,10 @@
 
 use super::model::{ModelConfigError, token_bytes};
 use super::run::{MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
-use crate::limits::{FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_GROUP_MAX, STATE_BYTES_MAX};
+use crate::limits::{
+    FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_GROUP_MAX, MERGE_LEVELS_MAX, PIPELINES_MAX,
+    STATE_BYTES_MAX,
+};
 
 /// Longest name of a run, in characters.
 pub const RUN_NAME_CHARS_MAX: usize = 64;
@@ -84,8 +87,14 @@ const BOUNDS: &[Bound] = &[
     bound(
         "schedule.pipelines_max",
         1.0,
-        MERGE_GROUP_MAX as f64,
+        PIPELINES_MAX as f64,
         "pipelines that train beside each other and merge",
+    ),
+    bound(
+        "merge.group_max",
+        2.0,
+        MERGE_GROUP_MAX as f64,
+        "pipelines that merge in one group; more do in levels",
     ),
     bound(
         "merge.learning_rate",
@@ -200,6 +209,16 @@ pub enum RunConfigError {
         /// Steps a round.
         round_steps: u32,
     },
+    /// Groups are too small for all pipelines to merge.
+    #[error(
+        "merge.group_max is {group_max}, room for {room} pipelines to merge: raise it, or lower schedule.pipelines_max"
+    )]
+    Groups {
+        /// Pipelines in a group at most.
+        group_max: u16,
+        /// How many can merge.
+        room: u32,
+    },
     /// A microbatch does not fit a frame.
     #[error(
         "a microbatch takes {bytes} bytes on the wire, more than {}: raise training.microbatches, \
@@ -249,6 +268,13 @@ impl RunConfig {
             return Err(RunConfigError::Seats { seats_min, stages });
         }
         let round_steps = self.schedule.round_steps;
+        let room = u32::from(self.merge.group_max).pow(MERGE_LEVELS_MAX);
+        if u32::from(self.schedule.pipelines_max) > room {
+            return Err(RunConfigError::Groups {
+                group_max: self.merge.group_max,
+                room,
+            });
+        }
         if self.merge.kind == MergeKind::Gradient && round_steps != 1 {
             return Err(RunConfigError::GradientRounds { round_steps });
         }
@@ -302,7 +328,7 @@ impl RunConfig {
     }
 
     /// Every number that has a bound of its own, by the key it is written as.
-    fn numbers(&self) -> [(&'static str, f64); 16] {
+    fn numbers(&self) -> [(&'static str, f64); 17] {
         let training = &self.training;
         let schedule = &self.schedule;
         [
@@ -321,6 +347,7 @@ impl RunConfig {
             ("schedule.pipelines_max", f64::from(schedule.pipelines_max)),
             ("merge.learning_rate", self.merge.learning_rate),
             ("merge.momentum", self.merge.momentum),
+            ("merge.group_max", self.merge.group_max.into()),
             ("schedule.eval_rounds", f64::from(schedule.eval_rounds)),
             (
                 "schedule.eval_microbatches",

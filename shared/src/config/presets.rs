@@ -6,6 +6,7 @@
 
 use super::model::{ModelConfig, NumberFormat};
 use super::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
+use crate::limits::MERGE_GROUP_MAX;
 use crate::units::Span;
 
 /// The names of all presets, smallest first.
@@ -39,6 +40,7 @@ impl RunConfig {
                 format: NumberFormat::Int8,
                 learning_rate: 0.7,
                 momentum: 0.9,
+                group_max: MERGE_GROUP_MAX,
             },
         })
     }

@@ -58,6 +58,8 @@ pub struct MergeConfig {
     pub learning_rate: f64,
     /// Its Nesterov momentum.
     pub momentum: f64,
+    /// Pipelines that merge in one group; more do in levels of groups.
+    pub group_max: u16,
 }
 
 /// How the model is trained.

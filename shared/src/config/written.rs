@@ -64,7 +64,10 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "rewind_wait_seconds",
         ],
     ),
-    ("merge", &["kind", "format", "learning_rate", "momentum"]),
+    (
+        "merge",
+        &["kind", "format", "learning_rate", "momentum", "group_max"],
+    ),
 ];
 
 /// Why a written configuration was refused. Each text says what to change.
@@ -245,6 +248,7 @@ fn read_merge(section: &Section<'_>, config: &mut RunConfig) -> Result<(), Writt
     read_format(section, &mut config.merge.format)?;
     section.float("learning_rate", &mut config.merge.learning_rate)?;
     section.float("momentum", &mut config.merge.momentum)?;
+    section.number("group_max", &mut config.merge.group_max)?;
     Ok(())
 }
 
@@ -326,6 +330,7 @@ pub fn write(config: &RunConfig) -> String {
         ("format", name_of(merge.format).into()),
         ("learning_rate", merge.learning_rate.into()),
         ("momentum", merge.momentum.into()),
+        ("group_max", integer(merge.group_max)),
     ];
     [
         section(

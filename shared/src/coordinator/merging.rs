@@ -8,25 +8,48 @@
 //! against one, once where it came to nothing at a seat) of the same: so a round has an end.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Coordinator;
+use super::history::SeatRow;
 use super::pipeline::{Phase, Pipeline};
 use crate::limits::{MERGE_BYTES_PER_SECOND_MIN, MERGE_MAX, OVERTAKEN_WAIT_MIN};
+use crate::schedule::grouping::{self, Replica};
+use crate::schedule::placement::BYTES_PER_SECOND_ASSUMED;
 use crate::units::{Attempt, Digest, PeerId, PipelineId, Span, StageId, Time};
 use crate::wire::frame::Place;
-use crate::wire::merge::TILE;
-use crate::wire::signal::{Down, Held, Member, MergeOrder, Neighbour, Replicas};
+use crate::wire::merge::{Group, TILE};
+use crate::wire::signal::{Down, Held, MergeOrder, Neighbour};
 
 /// The attempt that is under way.
 #[derive(Clone, Debug)]
 pub(super) struct Merging {
     pub(super) attempt: Attempt,
     pub(super) members: Vec<Member>,
+    /// Who averages what with whom, in order of stages.
+    plans: Vec<Plan>,
     /// When a seat last had its result, or it began.
     pub(super) progressed: Time,
     /// How long that may take.
     patience: Span,
     repeats: Repeats,
+}
+
+/// One pipeline of a merge.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub(super) pipeline: PipelineId,
+    /// Samples that it trained in the round: its weight in the average.
+    pub(super) samples: u64,
+}
+
+/// One stage's replicas in a merge.
+#[derive(Clone, Debug)]
+struct Plan {
+    /// One for each member, in order.
+    holders: Vec<Neighbour>,
+    /// Each one's groups, in order of levels.
+    groups: Vec<Vec<Arc<grouping::Group>>>,
 }
 
 /// Why an attempt was made again with the same members: each once.
@@ -36,6 +59,18 @@ struct Repeats {
     tied: bool,
     /// It came to nothing at a seat.
     failed: bool,
+}
+
+impl Plan {
+    /// That member's groups, as it is told them.
+    fn of(&self, member: usize) -> Vec<Group> {
+        let told = |group: &Arc<grouping::Group>| Group {
+            peers: group.members.iter().map(|it| self.holders[*it]).collect(),
+            samples: group.samples.clone(),
+            shares: group.shares.clone(),
+        };
+        self.groups[member].iter().map(told).collect()
+    }
 }
 
 /// Whom the replicas of a merge leave the choice of.
@@ -123,13 +158,12 @@ impl Coordinator {
             pipeline.seats.iter_mut().for_each(|it| it.merged = None);
             members.push(Member {
                 pipeline: *id,
-                epoch: pipeline.place.epoch,
-                steps: pipeline.steps_done(),
                 samples: u64::from(pipeline.steps_done()) * batch,
             });
         }
         self.merging = Some(Merging {
             attempt,
+            plans: self.plans(&members),
             members,
             progressed: now,
             patience: self.merge_patience(ids),
@@ -170,7 +204,8 @@ impl Coordinator {
     }
 
     fn introduce_replicas(&mut self, peer: PeerId, order: &MergeOrder) {
-        let others = order.stages.iter().flat_map(|stage| &stage.peers);
+        let groups = order.stages.iter().flatten();
+        let others = groups.flat_map(|group| &group.peers);
         for other in others.filter(|other| other.peer != peer) {
             self.conduct.introduce(peer, other.peer);
         }
@@ -180,39 +215,56 @@ impl Coordinator {
         let merging = self.merging.as_ref()?;
         let pipeline = self.pipelines.of(peer)?;
         let seat = pipeline.seat(peer)?;
+        let id = pipeline.place.pipeline;
+        let member = merging.members.iter().position(|it| it.pipeline == id)?;
         let stages = seat.row.stages.iter();
         Some(MergeOrder {
             place: pipeline.place,
             attempt: merging.attempt,
             result: pipeline.result,
-            members: merging.members.clone(),
+            samples: merging.members.iter().map(|it| it.samples).sum(),
             stages: stages
-                .map(|stage| self.replicas(&merging.members, stage))
+                .map(|stage| Some(merging.plans.get(usize::from(stage.0))?.of(member)))
                 .collect::<Option<_>>()?,
         })
     }
 
-    /// Who holds a stage, one for each member, and how much of it each is to average: as it sends.
-    fn replicas(&self, members: &[Member], stage: StageId) -> Option<Replicas> {
-        let rows = members.iter().map(|member| {
-            let pipeline = self.pipelines.get(member.pipeline)?;
-            let holds = |seat: &&super::pipeline::Seat| seat.row.stages.contains(stage);
-            Some(pipeline.seats.iter().find(holds)?.row)
-        });
-        let rows = rows.collect::<Option<Vec<_>>>()?;
-        let rates: Vec<u64> = rows
-            .iter()
-            .map(|row| self.roster.get(row.peer).and_then(|it| it.bytes_per_second))
-            .map(|rate| rate.unwrap_or(crate::schedule::placement::BYTES_PER_SECOND_ASSUMED))
-            .collect();
-        let neighbour = |row: &super::history::SeatRow| Neighbour {
-            peer: row.peer,
-            key: row.key,
+    /// Who averages what with whom. Pipelines stand beside each other by their slowest seats, so that members of all
+    /// stages have the same neighbours where pipelines are cut alike.
+    fn plans(&self, members: &[Member]) -> Vec<Plan> {
+        let pipelines = members.iter().map(|it| self.pipelines.get(it.pipeline));
+        let pipelines: Vec<&Pipeline> = pipelines.flatten().collect();
+        let rate = |row: &SeatRow| {
+            let rate = self.roster.get(row.peer).and_then(|it| it.bytes_per_second);
+            rate.unwrap_or(BYTES_PER_SECOND_ASSUMED)
         };
-        Some(Replicas {
-            peers: rows.iter().map(neighbour).collect(),
-            shares: shares(&rates),
-        })
+        let slowest = |of: &usize| pipelines[*of].seats.iter().map(|it| rate(&it.row)).min();
+        let mut fastest_first: Vec<usize> = (0..pipelines.len()).collect();
+        fastest_first.sort_by_key(|of| std::cmp::Reverse(slowest(of)));
+        let group_max = usize::from(self.config().merge.group_max);
+        let plan = |stage: StageId| {
+            let holds = |seat: &&super::pipeline::Seat| seat.row.stages.contains(stage);
+            let rows = pipelines
+                .iter()
+                .map(|it| Some(it.seats.iter().find(holds)?.row));
+            let rows: Vec<SeatRow> = rows.collect::<Option<_>>()?;
+            let replicas = rows.iter().zip(members).map(|(row, member)| Replica {
+                samples: member.samples,
+                rate: rate(row),
+            });
+            let replicas: Vec<Replica> = replicas.collect();
+            let neighbour = |row: &SeatRow| Neighbour {
+                peer: row.peer,
+                key: row.key,
+            };
+            Some(Plan {
+                holders: rows.iter().map(neighbour).collect(),
+                groups: grouping::groups(&replicas, &fastest_first, group_max),
+            })
+        };
+        let stages = 0..u16::try_from(self.config().model.stages).expect("stages fit u16");
+        let plans = stages.map(|stage| plan(StageId(stage)));
+        plans.collect::<Option<_>>().unwrap_or_default()
     }
 
     /// The attempt under way is void: what its pipelines trained stands, and waits for the next one.
@@ -340,61 +392,5 @@ impl Coordinator {
             self.bench(now, id, |seat| seat.merged.is_none(), text);
             self.end_round(now);
         }
-    }
-}
-
-/// How much each of those who send so fast is to average, so that all have sent everything at the same time.
-///
-/// Of a stage of length L, cut among n, member j sends L - p_j of its own changes and (n - 1) p_j of averages: in all
-/// L + (n - 2) p_j. With two it is always L, and what they average is all the same.
-fn shares(rates: &[u64]) -> Vec<u32> {
-    /// A stage's length here.
-    const WHOLE: u128 = 1 << 16;
-    let members = rates.len() as u128;
-    if members < 3 {
-        return vec![1; rates.len()];
-    }
-    let mut averaging: Vec<usize> = (0..rates.len()).collect();
-    loop {
-        // T = (n - 2 + |averaging|) L / (sum of their rates): who has not sent its L by then averages nothing.
-        let sum: u128 = averaging
-            .iter()
-            .map(|who| u128::from(rates[*who].max(1)))
-            .sum();
-        let parts = WHOLE * (members - 2 + averaging.len() as u128);
-        let sends = |who: &usize| parts * u128::from(rates[*who].max(1)) / sum;
-        let enough: Vec<usize> = averaging
-            .iter()
-            .copied()
-            .filter(|who| sends(who) > WHOLE)
-            .collect();
-        if enough.len() == averaging.len() || enough.is_empty() {
-            let mut shares = vec![0; rates.len()];
-            for who in &averaging {
-                let share = sends(who).saturating_sub(WHOLE) / (members - 2);
-                shares[*who] = u32::try_from(share).unwrap_or(u32::MAX);
-            }
-            return shares;
-        }
-        averaging = enough;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shares;
-
-    #[test]
-    fn who_sends_faster_averages_more_and_all_are_done_at_once() {
-        assert_eq!(shares(&[7, 1]), [1, 1], "two send the same either way");
-        assert_eq!(shares(&[5, 5, 5, 5]), [16384; 4]);
-        // Sent in all by rates 3:2:2 is L + p: 12/7 L, 8/7 L, 8/7 L.
-        let cut = shares(&[3, 2, 2]);
-        assert_eq!(cut, [46811, 9362, 9362]);
-        let [fast, slow, none] = shares(&[10, 9, 1])[..] else {
-            panic!("three")
-        };
-        assert_eq!(none, 0, "the slowest only sends what it changed");
-        assert!(fast > slow && (fast + slow).abs_diff(1 << 16) < 4);
     }
 }

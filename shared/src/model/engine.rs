@@ -154,9 +154,13 @@ impl Engine {
             } => Ok(merged(&shape, self.contribute(&shape, &change, &residual))),
             Job::Average {
                 shape,
+                level,
                 parts,
                 residual,
-            } => Ok(merged(&shape, self.average(&shape, &parts, &residual))),
+            } => {
+                let done = self.average(&shape, level, &parts, &residual);
+                Ok(merged(&shape, done))
+            }
             Job::OuterStep {
                 shape,
                 round,

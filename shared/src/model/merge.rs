@@ -1,9 +1,9 @@
 //! The mathematics of a merge: what replicas of a stage trained apart becomes one state again.
 //!
 //! In three parts, as the members of a group exchange them: [`contribute`] packs what a stage changed over the round,
-//! a part for each member; [`average`] makes the weighted mean of the own part from everybody's; [`outer_step`]
-//! moves the stage from the round's beginning by the means of all parts. What packing to fewer bits loses is returned and
-//! goes into the next round's contribution, so that over the rounds nothing is lost.
+//! a part for each member; [`average`] makes the weighted mean of the own part from everybody's, on each level of groups after
+//! the other; [`outer_step`] moves the stage from the round's beginning by the means of all parts. What packing to
+//! fewer bits loses is returned and goes into the next round's contribution, so that over the rounds nothing is lost.
 //!
 //! Invariant: members that hold the same start and the same averages end with the same bits on any machine. So all of
 //! it is plain f32 on the CPU, value by value, sums in order of members, nothing fused, no function of a platform.
@@ -33,7 +33,7 @@ const RESIDUAL_BYTES: usize = size_of::<f32>();
 /// What a stage changed, ready to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contribution {
-    /// Packed, one part for each member, in order.
+    /// Packed, one part for each member of the first level, in order.
     pub parts: Vec<Bytes>,
     /// What packing lost of each value, f32 little-endian; empty where it loses nothing.
     pub residual: Bytes,
@@ -42,9 +42,9 @@ pub struct Contribution {
 /// The average of the own part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Average {
-    /// Packed.
-    pub part: Bytes,
-    /// What packing both lost of each value; empty where it loses nothing.
+    /// Packed: one part for each member of the next level, or one, where there is none.
+    pub parts: Vec<Bytes>,
+    /// What packing all lost of each value; empty where it loses nothing.
     pub residual: Bytes,
 }
 
@@ -65,6 +65,14 @@ pub enum MergeError {
         shares: usize,
         /// Sum of the weights.
         samples: u128,
+    },
+    /// There is no such level.
+    #[error("level {level} of a merge of {levels}")]
+    Level {
+        /// Which one.
+        level: usize,
+        /// How many there are.
+        levels: usize,
     },
     /// The stage is of another size.
     #[error("the stage has {expected} values, the merge is about {found}")]
@@ -138,7 +146,7 @@ pub fn contribute(
     end: &[Vec<f32>],
     residual: &[u8],
 ) -> Result<Contribution, MergeError> {
-    let cut = Cut::of(shape)?;
+    let cut = Cut::of(shape, 0)?;
     cut.check_values(start)?;
     cut.check_values(end)?;
     let mut carried = vec![0.0; cut.filled()];
@@ -153,48 +161,60 @@ pub fn contribute(
     cut.pack_parts(carried, residual)
 }
 
-/// The average of the own part of all members' contributions, weighted by their samples.
+/// The average of the own part of what all members of a level's group bring, weighted by the samples behind it.
 ///
-/// What packing it loses is lost to all members alike. The own next contribution brings it back: it counts for the
-/// own weight only, so it is that much larger.
+/// What packing it loses is lost to all that it is averaged of alike. The own next contribution brings it back: it counts
+/// for the own weight only, so it is that much larger.
 ///
 /// # Errors
-/// If shape, parts and residual do not fit each other, or the average is not finite.
-pub fn average(shape: &Shape, parts: &[Bytes], residual: &[u8]) -> Result<Average, MergeError> {
-    let cut = Cut::of(shape)?;
+/// If shape, level, parts and residual do not fit each other, or the average is not finite.
+pub fn average(
+    shape: &Shape,
+    level: usize,
+    parts: &[Bytes],
+    residual: &[u8],
+) -> Result<Average, MergeError> {
+    let cut = Cut::of(shape, level)?;
     cut.check_residual(residual)?;
     cut.check_parts(parts)?;
-    let own = usize::from(shape.own);
+    let own = shape.levels[level].own();
     let range = cut.parts[own].clone();
     let mut mean = vec![0.0; range.len()];
-    for (member, (bytes, weight)) in parts.iter().zip(&shape.weights).enumerate() {
-        let share = narrow(*weight as f64 / cut.samples);
+    for (member, (bytes, weight)) in parts.iter().zip(&shape.levels[level].weights).enumerate() {
+        let share = narrow(*weight as f64 / cut.samples.max(1.0));
         for (mean, value) in mean.iter_mut().zip(cut.unpack(own, member, bytes)?) {
             *mean += share * value;
         }
     }
-    let values = cut.values.saturating_sub(range.start).min(range.len());
     // What fills the last tile up is nobody's value.
+    let values = cut.values.saturating_sub(range.start).min(range.len());
     mean[values..].fill(0.0);
     check_finite("the average", &mean)?;
-    let (packed, lost) = pack(shape.format, &mean);
-    let residual = match lost {
-        None => Bytes::new(),
-        Some(lost) => {
-            let mut bytes = residual.to_vec();
-            bytes.resize(cut.values * RESIDUAL_BYTES, 0);
-            let ours = range.start * RESIDUAL_BYTES..(range.start + values) * RESIDUAL_BYTES;
-            // Where the part is empty it may begin in what fills the last tile up.
-            if !ours.is_empty() {
-                let weight = shape.weights[own];
-                let factor = narrow(cut.samples / weight as f64);
-                feed_back(&mut bytes[ours], &lost, factor)?;
+    let weight = shape.levels[0].weights[shape.levels[0].own()];
+    // A member without weight cannot bring anything back.
+    let factor = (weight > 0).then(|| narrow(cut.samples / weight as f64));
+    let mut carried = residual.to_vec();
+    let mut packed = Vec::new();
+    for tiles in shape.parts_of_average(level) {
+        let part = tiles.start * TILE..tiles.end * TILE;
+        let (bytes, lost) = pack(
+            shape.format,
+            &mean[part.start - range.start..part.end - range.start],
+        );
+        packed.push(bytes.into());
+        if let Some(lost) = lost {
+            carried.resize(cut.values * RESIDUAL_BYTES, 0);
+            let part = part.start.min(cut.values)..part.end.min(cut.values);
+            let ours = part.start * RESIDUAL_BYTES..part.end * RESIDUAL_BYTES;
+            if let Some(factor) = factor {
+                feed_back(&mut carried[ours], &lost, factor)?;
             }
-            bytes.into()
         }
-    };
-    let part = packed.into();
-    Ok(Average { part, residual })
+    }
+    Ok(Average {
+        parts: packed,
+        residual: carried.into(),
+    })
 }
 
 /// The outer step: stochastic gradient descent with Nesterov momentum, on the averages of all parts.
@@ -211,7 +231,7 @@ pub fn outer_step(
     momentum: &mut [Vec<f32>],
     parts: &[Bytes],
 ) -> Result<(), MergeError> {
-    let cut = Cut::of(shape)?;
+    let cut = Cut::of(shape, 0)?;
     cut.check_values(weights)?;
     cut.check_values(momentum)?;
     let averages = cut.gathered(parts)?;
@@ -252,11 +272,8 @@ fn pack(format: NumberFormat, values: &[f32]) -> (Vec<u8>, Option<Vec<f32>>) {
     (packed, Some(lost))
 }
 
-/// Adds what was lost, times `factor`, to a residual. A member without weight cannot bring anything back.
+/// Adds what was lost, times `factor`, to a residual.
 fn feed_back(residual: &mut [u8], lost: &[f32], factor: f32) -> Result<(), MergeError> {
-    if !factor.is_finite() {
-        return Ok(());
-    }
     let (words, _) = residual.as_chunks_mut::<RESIDUAL_BYTES>();
     let sums = words.iter().zip(lost);
     let sums: Vec<f32> = sums
@@ -282,49 +299,52 @@ fn check_finite(what: &'static str, values: &[f32]) -> Result<(), MergeError> {
     Ok(())
 }
 
-/// A shape that makes sense, and where each member's part lies.
+/// A shape that makes sense, and where each member's part of a level lies.
 struct Cut<'a> {
     shape: &'a Shape,
     /// Values of the stage.
     values: usize,
-    /// Sum of all weights.
+    /// Sum of the level's weights.
     samples: f64,
     /// Each member's values, in order; the last ones go beyond the stage's, to the end of their tile.
     parts: Vec<Range<usize>>,
 }
 
 impl<'a> Cut<'a> {
-    fn of(shape: &'a Shape) -> Result<Self, MergeError> {
-        let Shape {
-            weights,
-            shares,
-            own,
-            ..
-        } = shape;
-        let samples: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
-        if weights.len() != shares.len() || usize::from(*own) >= weights.len() || samples == 0 {
-            return Err(MergeError::Group {
-                own: *own,
-                weights: weights.len(),
-                shares: shares.len(),
-                samples,
+    fn of(shape: &'a Shape, level: usize) -> Result<Self, MergeError> {
+        let deepest = shape.levels.len().checked_sub(1);
+        if deepest.is_none_or(|deepest| level > deepest) {
+            return Err(MergeError::Level {
+                level,
+                levels: shape.levels.len(),
             });
+        }
+        for (at, group) in shape.levels.iter().enumerate() {
+            let members = group.members();
+            let samples = group.samples();
+            let is_group = group.shares.len() == members && group.own() < members;
+            // A row that trained nothing brings nothing; all together bring something.
+            if !is_group || samples == 0 && Some(at) == deepest {
+                return Err(MergeError::Group {
+                    own: group.own,
+                    weights: members,
+                    shares: group.shares.len(),
+                    samples,
+                });
+            }
         }
         let values = usize::try_from(shape.values).map_err(|_| MergeError::Values {
             expected: usize::MAX,
             found: shape.values,
         })?;
-        let mut end = 0;
-        let parts = shape.tiles().into_iter().map(|tiles| {
-            let start = end;
-            end += tiles * TILE;
-            start..end
-        });
+        let parts = shape.parts(level).into_iter();
         Ok(Self {
             shape,
             values,
-            samples: samples as f64,
-            parts: parts.collect(),
+            samples: shape.levels[level].samples() as f64,
+            parts: parts
+                .map(|tiles| tiles.start * TILE..tiles.end * TILE)
+                .collect(),
         })
     }
 

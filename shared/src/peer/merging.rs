@@ -2,7 +2,7 @@
 //!
 //! For each stage: what it changed is packed and cut into one part a member ([`stage`]); each part goes to the member that
 //! averages it, in slices ([`lane`]: never more than agreed are on their way to one peer); the average of our part goes
-//! to all; from all averages comes the stage's new state. Stages follow each other only where one job must
+//! to all, or first through further levels of other groups; from all averages comes the stage's new state. Stages follow each other only where one job must
 //! wait for another. Where gradients are merged, all stages wait for what clipping makes of all of them ([`pipe`]).
 //!
 //! Knows no links, no host and no mathematics: slices and jobs leave as values. What fails is told and never mended here: the
@@ -17,17 +17,17 @@ mod pipe;
 mod residuals;
 mod stage;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
 use crate::compute::{Done, Job, Snapshot, StageState};
 use crate::config::model::NumberFormat;
-use crate::limits::MERGE_GROUP_MAX;
+use crate::limits::{MERGE_GROUP_MAX, MERGE_LEVELS_MAX};
 use crate::units::{Attempt, PeerId, Round, StageId};
 use crate::wire::frame::{Frame, Header};
-use crate::wire::merge::{Leg, Shape};
-use crate::wire::signal::{MergeOrder, Neighbour, Replicas};
+use crate::wire::merge::{Group, Leg, Level, Shape};
+use crate::wire::signal::{MergeOrder, Neighbour};
 use lane::Lane;
 use pipe::Told;
 use stage::{Outgoing, StageMerge};
@@ -105,7 +105,6 @@ impl Merging {
         if order.stages.len() != ends.len() {
             return None;
         }
-        let weights: Vec<u64> = order.members.iter().map(|member| member.samples).collect();
         let mut merging = Self {
             attempt: order.attempt,
             result: order.result,
@@ -117,21 +116,21 @@ impl Merging {
             failed: false,
             outputs: VecDeque::new(),
         };
-        for (replicas, ends) in order.stages.iter().zip(ends) {
-            let own = own_index(me, replicas, weights.len())?;
+        for (groups, ends) in order.stages.iter().zip(ends) {
             let shape = Shape {
                 stage: ends.stage,
                 values: ends.values,
                 format,
-                weights: weights.clone(),
-                shares: replicas.shares.clone(),
-                own,
+                samples: order.samples,
+                levels: levels(me, groups)?,
             };
-            let others = replicas.peers.iter().filter(|it| it.peer != me);
+            let others = groups.iter().flat_map(|group| &group.peers);
+            let others = others.filter(|it| it.peer != me);
             merging
                 .keys
                 .extend(others.map(|neighbour| (neighbour.peer, *neighbour)));
-            let peers = replicas.peers.iter().map(|it| it.peer).collect();
+            let peers = |group: &Group| group.peers.iter().map(|it| it.peer).collect();
+            let peers = groups.iter().map(peers).collect();
             let stage = StageMerge::new(shape, peers, ends, pipe.is_some());
             merging.stages.push(stage);
         }
@@ -203,6 +202,7 @@ impl Merging {
                 let header = Header::MergeTaken { attempt, taken };
                 self.outputs
                     .push_back(MergeOutput::Frame(peer, Frame::from(header)));
+                self.return_averages(stage);
             }
             // It came twice.
             (Ok(_), _) => {}
@@ -298,17 +298,22 @@ impl Merging {
                 residual,
             } => {
                 let index = of(stage).expect("it was asked for");
-                let outgoing = self.stages[index].contributed(parts, residual);
+                let outgoing = self.stages[index].contributed(&parts, residual);
                 self.send(stage, outgoing);
+                self.return_averages(stage);
             }
             Done::Averaged {
                 stage,
-                part,
+                parts,
                 residual,
             } => {
+                let Job::Average { level, .. } = job else {
+                    panic!("{job:?} averaged")
+                };
                 let index = of(stage).expect("it was asked for");
-                let outgoing = self.stages[index].averaged(part, residual);
+                let outgoing = self.stages[index].averaged(*level, &parts, residual);
                 self.send(stage, outgoing);
+                self.return_averages(stage);
             }
             Done::Normed {
                 stage,
@@ -343,6 +348,25 @@ impl Merging {
         }
     }
 
+    /// Sends what of a stage's averages can go back a level now.
+    fn return_averages(&mut self, stage: StageId) {
+        let merged = self.stages.iter_mut().find(|it| it.stage() == stage);
+        match merged.map(StageMerge::return_averages) {
+            Some(Ok(outgoing)) => self.send(stage, outgoing),
+            Some(Err(liars)) => {
+                self.failed = true;
+                self.refuse_liars(liars);
+            }
+            None => {}
+        }
+    }
+
+    fn refuse_liars(&mut self, liars: Vec<PeerId>) {
+        for peer in liars {
+            self.refuse(peer, "a part of a merge whose numbers are none");
+        }
+    }
+
     fn pump_lane(&mut self, peer: PeerId) {
         let Some(lane) = self.lanes.get_mut(&peer).filter(|_| !self.failed) else {
             return;
@@ -355,11 +379,16 @@ impl Merging {
     /// The compute could not use what came: of whom, the numbers themselves may tell.
     fn refused(&mut self, job: &Job) {
         self.failed = true;
-        let (stage, parts) = match job {
-            Job::Average { shape, parts, .. }
-            | Job::OuterStep { shape, parts, .. }
+        let (stage, level, parts) = match job {
+            Job::Average {
+                shape,
+                level,
+                parts,
+                ..
+            } => (shape.stage, *level, parts),
+            Job::OuterStep { shape, parts, .. }
             | Job::Norm { shape, parts }
-            | Job::GradientStep { shape, parts, .. } => (shape.stage, parts),
+            | Job::GradientStep { shape, parts, .. } => (shape.stage, 0, parts),
             Job::Contribute { .. }
             | Job::Seat { .. }
             | Job::Forward { .. }
@@ -368,9 +397,8 @@ impl Merging {
             | Job::Snapshot { .. } => return self.outputs.push_back(MergeOutput::Failed),
         };
         let merged = self.stages.iter().find(|it| it.stage() == stage);
-        for peer in merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(parts)) {
-            self.refuse(peer, "a part of a merge whose numbers are none");
-        }
+        let liars = merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(level, parts));
+        self.refuse_liars(liars);
     }
 
     fn finish(&mut self) {
@@ -386,16 +414,38 @@ impl Merging {
     }
 }
 
-/// Which of a stage's members we are. `None` if the order fits neither itself nor us.
-fn own_index(me: PeerId, replicas: &Replicas, members: usize) -> Option<u16> {
-    let peers = &replicas.peers;
-    let lengths = [peers.len(), replicas.shares.len()];
-    let fits = (2..=usize::from(MERGE_GROUP_MAX)).contains(&members) && lengths == [members; 2];
-    let mut names: Vec<PeerId> = peers.iter().map(|it| it.peer).collect();
-    names.sort_unstable();
-    names.dedup();
-    let own = peers.iter().position(|it| it.peer == me)?;
-    (fits && names.len() == members).then(|| u16::try_from(own).expect("a group is small"))
+/// What the groups of a stage are to us. `None` if they fit neither each other nor us.
+fn levels(me: PeerId, groups: &[Group]) -> Option<Vec<Level>> {
+    let sizes = groups.iter().map(|group| group.peers.len());
+    let fits = (1..=MERGE_LEVELS_MAX as usize).contains(&groups.len())
+        && sizes.max().is_some_and(|size| size >= 2)
+        && groups.iter().all(is_group);
+    let named: Vec<PeerId> = groups
+        .iter()
+        .flat_map(|group| &group.peers)
+        .map(|it| it.peer)
+        .collect();
+    let met: BTreeSet<PeerId> = named.iter().copied().collect();
+    // Nobody is met twice, and we are in each group once.
+    let are_apart = met.len() + groups.len() == named.len() + 1;
+    let levels = groups.iter().map(|group| {
+        let own = group.peers.iter().position(|it| it.peer == me)?;
+        Some(Level {
+            weights: group.samples.clone(),
+            shares: group.shares.clone(),
+            own: u16::try_from(own).expect("a group is small"),
+        })
+    });
+    let levels = levels.collect::<Option<Vec<Level>>>()?;
+    let is_sum = |pair: &[Level]| pair[0].samples() == u128::from(pair[1].weights[pair[1].own()]);
+    (fits && are_apart && levels.windows(2).all(is_sum)).then_some(levels)
+}
+
+/// Whether it is one by itself. Who is met is looked at elsewhere.
+fn is_group(group: &Group) -> bool {
+    let lengths = [group.samples.len(), group.shares.len()];
+    let size = group.peers.len();
+    (1..=usize::from(MERGE_GROUP_MAX)).contains(&size) && lengths == [size; 2]
 }
 
 #[cfg(all(test, feature = "sim"))]

@@ -12,6 +12,8 @@ use crate::units::{Span, Time};
 pub(super) struct Pulse {
     last: Time,
     gaps_us: VecDeque<u64>,
+    /// Median and 8 deviations of the gaps, in microseconds: it is asked far more often than it changes.
+    usual_us: u64,
 }
 
 impl Pulse {
@@ -22,6 +24,7 @@ impl Pulse {
         Self {
             last: now,
             gaps_us: VecDeque::new(),
+            usual_us: 0,
         }
     }
 
@@ -35,6 +38,8 @@ impl Pulse {
                 self.gaps_us.pop_front();
             }
             self.gaps_us.push_back(gap);
+            let median = median(self.gaps_us.iter().copied());
+            self.usual_us = median + 8 * median_deviation(&self.gaps_us, median);
         }
     }
 
@@ -45,10 +50,8 @@ impl Pulse {
 
     /// When it will have been silent for too long.
     pub(super) fn silent_at(&self) -> Time {
-        let median = median(self.gaps_us.iter().copied());
-        let deviation = median_deviation(&self.gaps_us, median);
         let latest_us = SILENCE_MAX.as_micros() - RESTART_ANSWER_MAX.as_micros();
-        let allowed = (median + 8 * deviation).clamp(SILENCE_MIN.as_micros(), latest_us);
+        let allowed = self.usual_us.clamp(SILENCE_MIN.as_micros(), latest_us);
         self.last + Span::from_micros(allowed)
     }
 }

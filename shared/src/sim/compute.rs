@@ -8,6 +8,9 @@
 //! Boundaries, gradients and parts of a merge are as long as the model's, and where it is asked for states, too
 //! ([`FakeCompute::at_length`]): then it also takes a device's place where only what moves between machines is looked at.
 
+mod fold;
+mod parts;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -18,6 +21,9 @@ use crate::units::{Digest, Epoch, Round, SampleRange, StageId, StageRange};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::merge::Shape;
 use crate::wire::payload;
+use parts::{average_part, fill, gathered, in_field};
+
+pub use fold::Fold;
 
 /// A hash of a sequence of byte strings, each with its length.
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
@@ -221,7 +227,12 @@ impl FakeCompute {
                 }
             }
             Job::Contribute { shape, change, .. } => self.contribute(shape, change),
-            Job::Average { shape, parts, .. } => average_part(shape, parts),
+            Job::Average {
+                shape,
+                level,
+                parts,
+                ..
+            } => average_part(shape, *level, parts),
             Job::OuterStep {
                 shape,
                 round,
@@ -248,7 +259,7 @@ impl FakeCompute {
         self.config.merge.kind
     }
 
-    /// What changed is the weights at the end, or the gradient, over and over, as long as a part is.
+    /// What changed is the weights at the end, or the gradient.
     fn contribute(&self, shape: &Shape, change: &Change) -> Done {
         let changed = match change {
             Change::Round { start, end } => {
@@ -263,10 +274,11 @@ impl FakeCompute {
                 None => return refused("no gradient"),
             },
         };
-        let part = |member| repeated(&changed, shape.part_bytes(member));
+        let value = in_field(&changed);
+        let parts = shape.parts(0).into_iter();
         Done::Contributed {
             stage: shape.stage,
-            parts: (0..shape.members()).map(part).collect(),
+            parts: parts.map(|tiles| fill(shape, tiles, &value)).collect(),
             residual: Bytes::new(),
         }
     }
@@ -437,155 +449,7 @@ fn repeated(value: &[u8; 32], bytes: usize) -> Bytes {
     repeated.into()
 }
 
-/// What a part repeats; an empty one nothing.
-fn first(part: &Bytes) -> Option<[u8; 32]> {
-    part.get(..32)?.try_into().ok()
-}
-
-/// A weighted sum, byte by byte: it does not depend on how a stage is cut.
-fn average(weighted: impl IntoIterator<Item = (u64, [u8; 32])>) -> [u8; 32] {
-    let mut sums = [0_u8; 32];
-    for (number, (weight, values)) in (1_u64..).zip(weighted) {
-        let [factor, ..] = (weight.wrapping_mul(6) + 2 * number + 1).to_le_bytes();
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum = sum.wrapping_add(value.wrapping_mul(factor));
-        }
-    }
-    sums
-}
-
-/// What all parts of a merge's average repeat.
-fn gathered(shape: &Shape, parts: &[Bytes]) -> [u8; 32] {
-    let lengths = (0..shape.members()).map(|member| shape.part_bytes(member));
-    assert!(
-        parts.iter().map(Bytes::len).eq(lengths),
-        "one part a member, as cut"
-    );
-    let averages: Vec<[u8; 32]> = parts.iter().filter_map(first).collect();
-    assert!(
-        averages.iter().all(|average| *average == averages[0]),
-        "all averaged the same"
-    );
-    averages[0]
-}
-
-fn average_part(shape: &Shape, parts: &[Bytes]) -> Done {
-    let own = shape.part_bytes(usize::from(shape.own));
-    assert!(
-        parts.len() == shape.members() && parts.iter().all(|part| part.len() == own),
-        "one part of each member, as cut"
-    );
-    let values = parts.iter().filter_map(first);
-    let average = average(shape.weights.iter().copied().zip(values));
-    Done::Averaged {
-        stage: shape.stage,
-        part: repeated(&average, own),
-        residual: Bytes::new(),
-    }
-}
-
-/// What the weights of all stages must be after some steps, whoever computed them.
-#[derive(Clone, Debug)]
-pub struct Fold {
-    stages: Vec<Stage>,
-    samples_done: u64,
-}
-
-impl Fold {
-    /// Weights as they follow from the seed.
-    pub fn new(config: &RunConfig) -> Self {
-        let count = u16::try_from(config.model.stages).expect("stages fit u16");
-        let stages = (0..count).map(|stage| Stage::initial(config.seed, StageId(stage)));
-        Self {
-            stages: stages.collect(),
-            samples_done: 0,
-        }
-    }
-
-    /// Goes on by these steps' samples, computed by the line-up of that epoch.
-    pub fn steps(&mut self, config: &RunConfig, epoch: Epoch, steps: &[SampleRange]) {
-        let sequences = u64::from(config.microbatch_sequences());
-        for samples in steps {
-            for microbatch in 0..u64::from(config.training.microbatches) {
-                let part = SampleRange {
-                    first: samples.first + microbatch * sequences,
-                    count: u32::from(config.microbatch_sequences()),
-                };
-                let tokens = tokens(config, Mode::Train, part);
-                fold_microbatch(&mut self.stages, epoch, &token_bytes(config, &tokens));
-            }
-            self.apply(config.training.clip, u64::from(samples.count));
-        }
-    }
-
-    /// The update with the gradients of all stages.
-    fn apply(&mut self, clip: f64, samples: u64) {
-        let norms = self.stages.iter().map(Stage::norm_squared);
-        let scale = scale(clip, norms.sum::<f64>().sqrt());
-        for stage in &mut self.stages {
-            stage.apply(scale, self.samples_done);
-        }
-        self.samples_done += samples;
-    }
-
-    /// Goes on by what several pipelines made of these weights, each given with its samples, in order of pipelines.
-    pub fn merge(&mut self, config: &RunConfig, members: &[(u64, Self)]) {
-        let samples = members.iter().map(|(samples, _)| samples).sum::<u64>();
-        let averages = (0..self.stages.len()).map(|stage| {
-            let of = |(samples, fold): &(u64, Self)| {
-                let stage = fold.stages[stage];
-                let changed = match config.merge.kind {
-                    MergeKind::Outer => stage.weights,
-                    MergeKind::Gradient => stage.last,
-                };
-                (*samples, changed)
-            };
-            average(members.iter().map(of))
-        });
-        let averages: Vec<[u8; 32]> = averages.collect();
-        match config.merge.kind {
-            MergeKind::Outer => {
-                for (stage, average) in self.stages.iter_mut().zip(&averages) {
-                    stage.weights = stage.outer_step(average);
-                }
-                self.samples_done += samples;
-            }
-            MergeKind::Gradient => {
-                for (stage, average) in self.stages.iter_mut().zip(averages) {
-                    stage.gradients = average;
-                }
-                self.apply(config.training.clip, samples);
-            }
-        }
-    }
-
-    /// Hashes of what replicas of each stage agree on.
-    pub fn digests(&self, config: &RunConfig) -> Vec<Digest> {
-        let agreed = |stage: &Stage| stage.agreed(config.merge.kind);
-        self.stages.iter().map(agreed).collect()
-    }
-}
-
-fn fold_microbatch(stages: &mut [Stage], epoch: Epoch, entering: &[u8; 32]) {
-    let mut inputs = vec![*entering];
-    for stage in stages.iter() {
-        let last = inputs[inputs.len() - 1];
-        inputs.push(stage.forward(epoch, &last));
-    }
-    let mut back = hash(&[b"loss", &inputs[stages.len()]]);
-    for (stage, input) in stages.iter_mut().zip(&inputs).rev() {
-        back = stage.backward(input, &back);
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the optimizer multiplies in f32"
-)]
-fn scale(clip: f64, norm: f64) -> f32 {
-    if norm > clip {
-        (clip / norm) as f32
-    } else {
-        1.0
-    }
+/// The first 32 bytes.
+fn first(bytes: &Bytes) -> Option<[u8; 32]> {
+    bytes.get(..32)?.try_into().ok()
 }

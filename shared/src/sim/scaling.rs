@@ -4,11 +4,15 @@
 //! way out carries so many bytes a second, whoever they are for, and everything takes as long to arrive. Links open, commits are
 //! written, and messages of the host travel as in every world; what a processor spends on any of it is not
 //! looked at, so this says what rules and wires allow. Begin with [`measure`].
+//!
+//! Newcomers fetch states of their real length where no more pipelines than one group has take part; beyond, what merges exchange has
+//! its length, but states are short: thousands of them would not fit a memory.
 
 use super::summary::Failure;
 use super::world::{Sabotage, World};
 use crate::config::model::{ModelConfig, NumberFormat};
 use crate::config::run::MergeConfig;
+use crate::limits::MERGE_GROUP_MAX;
 use crate::units::Span;
 
 /// Seats of a pipeline.
@@ -103,13 +107,14 @@ fn world(pipelines: u16, setting: Setting) -> World {
         config.schedule.eval_rounds = 0;
         config.merge = MergeConfig {
             format: NumberFormat::Int8,
+            group_max: MERGE_GROUP_MAX,
             ..config.merge
         };
     });
     world
         .network
         .set_uplinks(setting.delay, setting.bytes_per_second);
-    world.states_at_length = true;
+    world.states_at_length = pipelines <= MERGE_GROUP_MAX;
     let volunteers = SEATS * usize::from(pipelines);
     while world.processes.len() < volunteers {
         world.spawn();
@@ -130,7 +135,6 @@ fn world(pipelines: u16, setting: Setting) -> World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::MERGE_GROUP_MAX;
 
     const SETTING: Setting = Setting {
         round_steps: 75,

@@ -3,6 +3,7 @@
 use super::Dice;
 use crate::config::model::{Codec, ModelConfig, NumberFormat};
 use crate::config::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
+use crate::limits::MERGE_GROUP_MAX;
 use crate::units::Span;
 
 /// A run's configuration, drawn from the seed.
@@ -43,7 +44,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             round_steps,
             round_max: Span::from_secs(60),
             seats_min: u16::try_from(dice.between(1, 4)).expect("small"),
-            pipelines_max: u16::try_from(1 + seed % 3).expect("small"),
+            pipelines_max: u16::try_from([1, 2, 3, 5][(seed % 4) as usize]).expect("small"),
             eval_rounds: 4,
             eval_microbatches: 2,
             checkpoint: Span::from_secs(dice.between(10, 90)),
@@ -54,6 +55,12 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             format: NumberFormat::F32,
             learning_rate: 0.7,
             momentum: 0.9,
+            // Of more than two pipelines some merge in levels.
+            group_max: if seed / 4 % 2 == 0 {
+                2
+            } else {
+                MERGE_GROUP_MAX
+            },
         },
     }
 }

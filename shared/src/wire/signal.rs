@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Mode, Place};
 use super::leases::Leases;
-pub use super::merge::{Member, MergeOrder, Replicas};
+pub use super::merge::MergeOrder;
 use crate::config::run::RunConfig;
 pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;

@@ -50,6 +50,7 @@ pub(crate) fn run_config(codec: Codec, format: NumberFormat, seed: u64) -> RunCo
             format,
             learning_rate: 0.7,
             momentum: 0.9,
+            group_max: 16,
         },
     }
 }

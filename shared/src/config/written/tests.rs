@@ -67,6 +67,7 @@ fn nothing_written_is_the_tiny_preset() {
         format = "int8"
         learning_rate = 0.7
         momentum = 0.9
+        group_max = 16
     "#]],
     );
     assert_eq!(
@@ -142,6 +143,7 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
             format = "f32"
             learning_rate = 0.7
             momentum = 0.0
+            group_max = 16
         "#]],
     );
     check(
@@ -187,6 +189,7 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
         format = "int8"
         learning_rate = 0.7
         momentum = 0.9
+        group_max = 16
     "#]],
     );
 }
@@ -263,7 +266,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             "[schedule]\nseats_min = 5",
             "[schedule]\nseats_min = 70000",
             "[schedule]\npipelines_max = 0",
-            "[schedule]\npipelines_max = 17",
+            "[schedule]\npipelines_max = 1001",
+            "[schedule]\npipelines_max = 17\n[merge]\ngroup_max = 2",
             "[schedule]\npipelines_max = 70000",
             "[merge]\nkind = \"gradients\"",
             "[merge]\nkind = \"gradient\"",
@@ -301,9 +305,10 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             schedule.checkpoint_minutes is -1, must be between 0.02 and 1440: the presets have 5
             schedule.seats_min 5 must be at most model.stages 4: a seat holds at least one stage
             schedule.seats_min is 70000, must be between 1 and 512: 1 lets a single volunteer hold all stages
-            schedule.pipelines_max is 0, must be between 1 and 16: pipelines that train beside each other and merge
-            schedule.pipelines_max is 17, must be between 1 and 16: pipelines that train beside each other and merge
-            schedule.pipelines_max is 70000, must be between 1 and 16: pipelines that train beside each other and merge
+            schedule.pipelines_max is 0, must be between 1 and 1000: pipelines that train beside each other and merge
+            schedule.pipelines_max is 1001, must be between 1 and 1000: pipelines that train beside each other and merge
+            merge.group_max is 2, room for 16 pipelines to merge: raise it, or lower schedule.pipelines_max
+            schedule.pipelines_max is 70000, must be between 1 and 1000: pipelines that train beside each other and merge
             merge.kind is "gradients"; did you mean `gradient`?
             merge.kind is "gradient", so schedule.round_steps must be 1, not 20: gradients are merged after each step
             merge.format is "bf16"; did you mean `f16`?

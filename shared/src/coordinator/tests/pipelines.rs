@@ -159,10 +159,12 @@ fn what_two_pipelines_trained_is_committed_once_all_replicas_agree() {
         panic!("two")
     };
     let order = desk.order(a).expect("a merge");
-    let samples: Vec<u64> = order.members.iter().map(|it| it.samples).collect();
     let batch = u64::from(desk.host.config().training.batch);
-    assert_eq!(samples, [2 * batch, 2 * batch]);
-    assert!(order.stages.iter().all(|stage| stage.peers.len() == 2));
+    assert_eq!(order.samples, 4 * batch);
+    for groups in &order.stages {
+        assert_eq!((groups.len(), groups[0].peers.len()), (1, 2));
+        assert_eq!(groups[0].samples, [2 * batch, 2 * batch]);
+    }
     desk.hold_merged(a, "same");
     assert_eq!(desk.newest(), round);
     desk.hold_merged(b, "same");
@@ -225,7 +227,7 @@ fn of_three_pipelines_two_go_on_and_a_late_result_of_the_void_attempt_has_no_eff
     );
     let next = desk.order(a).expect("a merge");
     assert!(next.attempt > void);
-    assert_eq!(next.members.len(), 2);
+    assert_eq!(next.stages[0][0].peers.len(), 2);
     let place = desk.host.pipelines.get(b).expect("it is there").place;
     desk.say_holds(place, 2, (void, round.next()), "of three");
     assert_eq!(desk.newest(), round);
@@ -539,7 +541,11 @@ fn a_merge_that_failed_at_a_seat_is_tried_again_at_once_and_then_goes_on_without
     let first = fail(&mut desk);
     let second = desk.order(a).expect("another merge");
     assert!(second.attempt > first);
-    assert_eq!(second.members.len(), 2, "nobody is left out the first time");
+    assert_eq!(
+        second.stages[0][0].peers.len(),
+        2,
+        "nobody is left out the first time"
+    );
     desk.hold_merged(a, "second");
     assert_eq!(desk.newest(), round);
     assert_eq!(fail(&mut desk), second.attempt);

@@ -67,6 +67,7 @@ impl Engine {
     pub(super) fn average(
         &self,
         shape: &Shape,
+        level: usize,
         parts: &[Bytes],
         residual: &[u8],
     ) -> Result<Done, Refusal> {
@@ -76,10 +77,10 @@ impl Engine {
             let found = shape.values;
             return Err(MergeError::Values { expected, found }.into());
         }
-        let done = merge::average(shape, parts, residual)?;
+        let done = merge::average(shape, level, parts, residual)?;
         Ok(Done::Averaged {
             stage: shape.stage,
-            part: done.part,
+            parts: done.parts,
             residual: done.residual,
         })
     }
@@ -129,9 +130,8 @@ impl Engine {
             Source::Blob(blob) => at("start", StageState::from_blob(model, stage, blob))?,
         };
         // As of one step with the samples of all.
-        let samples: u64 = shape.weights.iter().sum();
         let training = &self.run.training;
-        let ahead = samples.saturating_sub(u64::from(training.batch));
+        let ahead = shape.samples.saturating_sub(u64::from(training.batch));
         let update = Update {
             scale,
             learning_rate: learning_rate(training, samples_done.saturating_add(ahead)),

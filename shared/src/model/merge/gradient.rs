@@ -29,7 +29,7 @@ pub fn contribute_gradient(
     gradient: &[u8],
     residual: &[u8],
 ) -> Result<Contribution, MergeError> {
-    let cut = Cut::of(shape)?;
+    let cut = Cut::of(shape, 0)?;
     let (words, rest) = gradient.as_chunks::<4>();
     if words.len() != cut.values || !rest.is_empty() {
         return Err(MergeError::Values {
@@ -47,7 +47,7 @@ pub fn contribute_gradient(
 /// # Errors
 /// If shape and parts do not fit each other, or a part is not finite.
 pub fn norm_squared(shape: &Shape, parts: &[Bytes]) -> Result<f64, MergeError> {
-    let gradient = Cut::of(shape)?.gathered(parts)?;
+    let gradient = Cut::of(shape, 0)?.gathered(parts)?;
     let squares = gradient.iter().map(|value| f64::from(*value).powi(2));
     Ok(squares.sum())
 }
@@ -63,7 +63,7 @@ pub fn gradient_step(
     update: Update,
     parts: &[Bytes],
 ) -> Result<(), MergeError> {
-    let cut = Cut::of(shape)?;
+    let cut = Cut::of(shape, 0)?;
     cut.check_values(&state.weights)?;
     let mut gradient = cut.gathered(parts)?;
     gradient.iter_mut().for_each(|value| *value *= update.scale);

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::{MERGE_SLICE_BYTES, MERGE_SLICES_AHEAD};
-use world::{Group, World, attempt};
+use world::{Members, World, attempt};
 
-fn groups(members: usize, stages: usize) -> impl Strategy<Value = Group> {
+fn groups(members: usize, stages: usize) -> impl Strategy<Value = Members> {
     let share = prop_oneof![Just(0_u32), 1..100_u32, Just(u32::MAX)];
     let shares = proptest::collection::vec(share, members);
     let values = prop_oneof![1..2_000_u64, 1..900_000_u64];
@@ -23,27 +23,43 @@ fn groups(members: usize, stages: usize) -> impl Strategy<Value = Group> {
             for (index, samples) in samples.iter_mut().enumerate() {
                 *samples += 10_000 * index as u64;
             }
-            Group {
+            Members {
                 seed,
                 samples,
                 stages,
                 cut,
+                group_max: 16,
             }
         })
 }
 
-fn any_group() -> impl Strategy<Value = Group> {
+/// More members than a group may have: shares are dealt.
+fn crowds() -> impl Strategy<Value = Members> {
+    let crowd = (2..12_usize, 1..3_usize);
+    let crowd = crowd.prop_flat_map(|(members, stages)| groups(members, stages));
+    (crowd, 2..5_usize).prop_map(|(mut crowd, group_max)| {
+        crowd.group_max = group_max;
+        crowd
+            .stages
+            .iter_mut()
+            .for_each(|(_, shares)| shares.clear());
+        crowd
+    })
+}
+
+fn any_group() -> impl Strategy<Value = Members> {
     (prop_oneof![Just(2_usize), Just(3), Just(5)], 1..3_usize)
         .prop_flat_map(|(members, stages)| groups(members, stages))
 }
 
 /// Two members of one stage that has so many values.
-fn pair(values: u64) -> Group {
-    Group {
+fn pair(values: u64) -> Members {
+    Members {
         seed: 1,
         samples: vec![100, 300],
         stages: vec![(values, vec![1, 1])],
         cut: vec![false; 2],
+        group_max: 16,
     }
 }
 
@@ -55,6 +71,13 @@ proptest! {
         let mut world = group.begin(1, &BTreeMap::new());
         world.run();
         world.check(&group.expected());
+    }
+
+    #[test]
+    fn more_than_a_group_may_have_end_with_what_one_group_gives(crowd in crowds()) {
+        let mut world = crowd.begin(1, &BTreeMap::new());
+        world.run();
+        world.check(&crowd.expected());
     }
 
     #[test]
@@ -218,18 +241,32 @@ fn an_order_that_does_not_fit_is_none() {
         }]
     };
     let fits = |me: u64, change: &dyn Fn(&mut MergeOrder)| {
-        let mut order = group.order(&[0], attempt(1));
+        let mut order = group.order(0, &[0], attempt(1));
         change(&mut order);
         Merging::new(PeerId(me), &order, NumberFormat::Int8, ends(), None).is_some()
     };
     assert!(fits(100, &|_| ()));
     assert!(!fits(101, &|_| ()), "somebody else's");
     assert!(!fits(100, &|order| order.stages.clear()));
-    assert!(!fits(100, &|order| order.members.truncate(1)));
-    assert!(!fits(100, &|order| order.stages[0].shares.truncate(1)));
+    assert!(!fits(100, &|order| order.stages[0].clear()));
+    assert!(!fits(100, &|order| order.stages[0][0].samples.truncate(1)));
+    assert!(!fits(100, &|order| order.stages[0][0].shares.truncate(1)));
     assert!(!fits(100, &|order| {
-        order.stages[0].peers[1] = order.stages[0].peers[0];
+        let peers = &mut order.stages[0][0].peers;
+        peers[1] = peers[0];
     }));
+    // A second level with somebody else fits; with somebody of the first, or another sum, it does not.
+    let further = |peer: u64, samples: u64| {
+        move |order: &mut MergeOrder| {
+            let mut group = order.stages[0][0].clone();
+            group.peers[1].peer = PeerId(peer);
+            group.samples = vec![samples, 7];
+            order.stages[0].push(group);
+        }
+    };
+    assert!(fits(100, &further(300, 400)));
+    assert!(!fits(100, &further(200, 400)));
+    assert!(!fits(100, &further(300, 401)));
 }
 
 #[test]

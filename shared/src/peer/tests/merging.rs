@@ -6,8 +6,8 @@ use crate::limits::{ASK_AFTER, MERGE_SLICES_AHEAD};
 use crate::peer::merging::{Ends, MergeOutput, Merging};
 use crate::sim::compute::FakeCompute;
 use crate::units::Attempt;
-use crate::wire::merge::Leg;
-use crate::wire::signal::{Holds, Member, MergeOrder, Replicas};
+use crate::wire::merge::{Group, Leg};
+use crate::wire::signal::{Holds, MergeOrder};
 
 const OTHER: u64 = 9;
 
@@ -84,26 +84,21 @@ impl Two {
     }
 
     fn order(&self, counter: u32) -> MergeOrder {
-        let member = |pipeline, samples| Member {
-            pipeline: PipelineId(pipeline),
-            epoch: self.place.epoch,
-            steps: 1,
-            samples,
-        };
         let peers = [1, OTHER].map(|peer| Neighbour {
             peer: PeerId(peer),
             key: public(peer),
         });
-        let replicas = Replicas {
+        let group = Group {
             peers: peers.into(),
+            samples: vec![32, 64],
             shares: vec![1, 1],
         };
         MergeOrder {
             place: self.place,
             attempt: attempt(counter),
             result: self.place.round.next(),
-            members: vec![member(0, 32), member(1, 64)],
-            stages: vec![replicas; self.alone.config.model.stages],
+            samples: 96,
+            stages: vec![vec![group]; self.alone.config.model.stages],
         }
     }
 

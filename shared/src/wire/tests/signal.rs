@@ -9,14 +9,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::limits::{
-    MERGE_GROUP_MAX, SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE, SIGNAL_BYTES_MAX, STAGES_MAX,
+    MERGE_GROUP_MAX, MERGE_LEVELS_MAX, ORDER_BYTES_A_STAGE, SIGNAL_BYTES_A_STAGE,
+    SIGNAL_BYTES_BASE, SIGNAL_BYTES_MAX, STAGES_MAX,
 };
 use crate::units::{Digest, Issue, PeerId, PipelineId, Round, StageId, StageRange};
 use crate::wire::frame::Place;
 use crate::wire::leases::Leases;
+use crate::wire::merge::Group;
 use crate::wire::signal::{
-    Down, Fetch, Held, Holds, Member, MergeOrder, Neighbour, Replicas, Resume, SeatOrder,
-    SignalError, Source, Up, decode, decode_within, encode,
+    Down, Fetch, Held, Holds, MergeOrder, Neighbour, Resume, SeatOrder, SignalError, Source, Up,
+    decode, decode_within, encode,
 };
 
 const UP: &str = include_str!("up.jsonl");
@@ -175,53 +177,48 @@ fn longest_seat(stages: u16) -> Down {
 
 /// A merge of as many pipelines as there may be, by a seat of all stages.
 fn longest_merge(stages: u16) -> Down {
-    let member = Member {
-        pipeline: place().pipeline,
-        epoch: place().epoch,
-        steps: u32::MAX,
-        samples: u64::MAX,
-    };
     let peer = Neighbour {
         peer: PeerId(u64::MAX),
         key: Digest([0xcc; 32]),
     };
-    let group = usize::from(MERGE_GROUP_MAX);
-    let replicas = Replicas {
-        peers: vec![peer; group],
-        shares: vec![u32::MAX; group],
+    let size = usize::from(MERGE_GROUP_MAX);
+    let group = Group {
+        peers: vec![peer; size],
+        samples: vec![u64::MAX; size],
+        shares: vec![u32::MAX; size],
     };
     Down::Merge(Box::new(MergeOrder {
         place: place(),
         attempt: place().epoch,
         result: Round(u32::MAX),
-        members: vec![member; group],
-        stages: vec![replicas; usize::from(stages)],
+        samples: u64::MAX,
+        stages: vec![vec![group; MERGE_LEVELS_MAX as usize]; usize::from(stages)],
     }))
 }
 
 #[test]
 fn a_run_of_any_number_of_stages_has_room_for_its_longest_messages() {
     for stages in [1, 4, 150, 512] {
-        let limit_bytes = SIGNAL_BYTES_BASE + usize::from(stages) * SIGNAL_BYTES_A_STAGE;
+        let up_bytes = SIGNAL_BYTES_BASE + usize::from(stages) * SIGNAL_BYTES_A_STAGE;
+        let down_bytes = SIGNAL_BYTES_BASE + usize::from(stages) * ORDER_BYTES_A_STAGE;
         let commit = Down::Commit {
             round: Round(u32::MAX),
             place: place(),
             attempt: place().epoch,
             stages: (0..stages).map(|stage| held(0, stage)).collect(),
         };
-        let texts = [
-            encode(&longest_join(stages)),
+        let join = encode(&longest_join(stages));
+        assert!(join.len() <= up_bytes, "{stages} stages: {}", join.len());
+        assert!(decode_within::<Up>(&join, up_bytes).is_ok());
+        let orders = [
             encode(&longest_seat(stages)),
             encode(&longest_merge(stages)),
             encode(&commit),
         ];
-        let longest_bytes = texts.iter().map(String::len).max().expect("four");
-        assert!(
-            longest_bytes <= limit_bytes,
-            "{stages} stages: {longest_bytes} bytes"
-        );
-        assert!(decode_within::<Up>(&texts[0], limit_bytes).is_ok());
-        assert!(decode::<Down>(&texts[1]).is_ok());
+        for order in orders {
+            assert!(order.len() <= down_bytes, "{stages}: {}", order.len());
+            assert!(decode::<Down>(&order).is_ok());
+        }
     }
     assert_eq!(usize::from(512_u16), STAGES_MAX);
 }

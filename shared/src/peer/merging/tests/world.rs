@@ -1,18 +1,20 @@
 //! Seats of several members, and a wire between them that delivers in any order.
 
+use std::sync::Arc;
+
 use super::super::*;
 use crate::compute::Change;
 use crate::config::run::RunConfig;
 use crate::limits::MERGE_SLICES_AHEAD;
+use crate::schedule::grouping::{self, Replica};
 use crate::sim::Dice;
 use crate::sim::compute::FakeCompute;
 use crate::units::{Digest, PipelineId};
 use crate::wire::frame::Place;
-use crate::wire::signal::Member;
 
 /// Seed of the order in which things happen, and what is merged.
 #[derive(Clone, Debug)]
-pub(super) struct Group {
+pub(super) struct Members {
     pub(super) seed: u64,
     /// Samples of each member.
     pub(super) samples: Vec<u64>,
@@ -20,6 +22,8 @@ pub(super) struct Group {
     pub(super) stages: Vec<(u64, Vec<u32>)>,
     /// Whether a member's stages are seats of their own.
     pub(super) cut: Vec<bool>,
+    /// Members that merge in one group, where its shares are not given.
+    pub(super) group_max: usize,
 }
 
 pub(super) fn attempt(counter: u32) -> Attempt {
@@ -37,7 +41,7 @@ pub(super) fn digest_of(label: &str, numbers: &[u64]) -> [u8; 32] {
     Digest::of(format!("{label} {numbers:?}").as_bytes()).0
 }
 
-impl Group {
+impl Members {
     pub(super) fn stage(index: usize) -> StageId {
         StageId(u16::try_from(index).expect("few stages"))
     }
@@ -57,27 +61,7 @@ impl Group {
         halves.concat().into()
     }
 
-    pub(super) fn members(&self) -> Vec<Member> {
-        let member = |(index, samples): (usize, &u64)| Member {
-            pipeline: PipelineId(u16::try_from(index).expect("few members")),
-            epoch: attempt(1),
-            steps: 1,
-            samples: *samples,
-        };
-        self.samples.iter().enumerate().map(member).collect()
-    }
-
-    pub(super) fn order(&self, stages: &[usize], attempt: Attempt) -> MergeOrder {
-        let replicas = |stage: &usize| {
-            let holders = (0..self.samples.len()).map(|member| Neighbour {
-                peer: self.holder(member, *stage),
-                key: Digest::default(),
-            });
-            Replicas {
-                peers: holders.collect(),
-                shares: self.stages[*stage].1.clone(),
-            }
-        };
+    pub(super) fn order(&self, member: usize, stages: &[usize], attempt: Attempt) -> MergeOrder {
         MergeOrder {
             place: Place {
                 pipeline: PipelineId(0),
@@ -86,9 +70,40 @@ impl Group {
             },
             attempt,
             result: Round(4),
-            members: self.members(),
-            stages: stages.iter().map(replicas).collect(),
+            samples: self.samples.iter().sum(),
+            stages: stages.iter().map(|it| self.groups(member, *it)).collect(),
         }
+    }
+
+    /// One group where shares are given; else as they are dealt.
+    fn groups(&self, member: usize, stage: usize) -> Vec<Group> {
+        let neighbour = |member: usize| Neighbour {
+            peer: self.holder(member, stage),
+            key: Digest::default(),
+        };
+        let members = 0..self.samples.len();
+        let (_, shares) = &self.stages[stage];
+        if !shares.is_empty() {
+            return vec![Group {
+                peers: members.map(neighbour).collect(),
+                samples: self.samples.clone(),
+                shares: shares.clone(),
+            }];
+        }
+        let replica = |(member, samples): (usize, &u64)| Replica {
+            samples: *samples,
+            rate: 1 + (member as u64 * 7 + self.seed) % 5,
+        };
+        let replicas: Vec<Replica> = self.samples.iter().enumerate().map(replica).collect();
+        let mut fastest_first: Vec<usize> = members.collect();
+        fastest_first.sort_by_key(|it| std::cmp::Reverse(replicas[*it].rate));
+        let levels = grouping::groups(&replicas, &fastest_first, self.group_max);
+        let told = |group: &Arc<grouping::Group>| Group {
+            peers: group.members.iter().map(|it| neighbour(*it)).collect(),
+            samples: group.samples.clone(),
+            shares: group.shares.clone(),
+        };
+        levels[member].iter().map(told).collect()
     }
 
     /// The seats that hold a stage, by volunteer: member and stages.
@@ -117,7 +132,7 @@ impl Group {
                     .map(|residuals| residuals.of(Self::stage(*stage)))
                     .unwrap_or_default(),
             });
-            let order = self.order(&stages, attempt);
+            let order = self.order(member, &stages, attempt);
             let merging = Merging::new(me, &order, NumberFormat::Int8, ends.collect(), None);
             let node = Node {
                 merging: merging.expect("the order fits"),
@@ -135,14 +150,17 @@ impl Group {
         let mut compute = FakeCompute::new(config());
         let members = self.samples.len();
         let of_stage = |stage: usize| {
-            // The first averages all of it.
+            // The first averages all of it, of all at once.
             let shape = Shape {
                 stage: Self::stage(stage),
                 values: 256,
                 format: NumberFormat::Int8,
-                weights: self.samples.clone(),
-                shares: [vec![1], vec![0; members - 1]].concat(),
-                own: 0,
+                samples: self.samples.iter().sum(),
+                levels: vec![Level {
+                    weights: self.samples.clone(),
+                    shares: [vec![1], vec![0; members - 1]].concat(),
+                    own: 0,
+                }],
             };
             let start = StageState::Seed;
             let mut contributed = |member: usize| {
@@ -163,10 +181,11 @@ impl Group {
             let residual = Bytes::new();
             let done = compute.run(&Job::Average {
                 shape: shape.clone(),
+                level: 0,
                 parts,
                 residual,
             });
-            let Done::Averaged { part, .. } = done else {
+            let Done::Averaged { parts, .. } = done else {
                 panic!("{done:?}")
             };
             let done = compute.run(&Job::OuterStep {
@@ -174,7 +193,7 @@ impl Group {
                 round: Round(4),
                 start,
                 end: self.end(0, stage),
-                parts: [vec![part], vec![Bytes::new(); members - 1]].concat(),
+                parts: [parts, vec![Bytes::new(); members - 1]].concat(),
             });
             let Done::Merged { snapshot, .. } = done else {
                 panic!("{done:?}")
@@ -189,7 +208,7 @@ impl Group {
         let mut rest = self.clone();
         rest.samples.remove(member);
         rest.cut.remove(member);
-        for (_, shares) in &mut rest.stages {
+        for (_, shares) in rest.stages.iter_mut().filter(|(_, it)| !it.is_empty()) {
             shares.remove(member);
         }
         rest
@@ -359,7 +378,7 @@ impl World {
         assert_eq!(self.failed, Vec::new());
         let agreed = self.agreed().expect("all merged all");
         for (stage, expected) in expected.iter().enumerate() {
-            let of_stage = &agreed[&Group::stage(stage)];
+            let of_stage = &agreed[&Members::stage(stage)];
             assert!(of_stage.iter().all(|it| it == expected), "stage {stage}");
         }
         for node in self.nodes.values() {
