@@ -37,6 +37,11 @@ const ROUND_STEPS: u64 = 40;
 const ROUND_STEPS_QUICK: u64 = 10;
 /// The simulation's rounds: with a home's way out, newcomers must have their states before the next one begins.
 const SIMULATED_ROUND_STEPS: u64 = 75;
+/// Pipelines in the simulation.
+const SIMULATED: [u64; 5] = [1, 2, 4, 8, 16];
+/// ... and where thousands of volunteers take part: as long a round, of so many times fewer and longer microbatches.
+const SIMULATED_CROWDS: [u64; 5] = [1, 16, 64, 256, 1_000];
+const COARSER: u64 = 15;
 /// A home's way out, and a way over a continent.
 const DELAY_MS: u64 = 20;
 const BYTES_PER_SECOND: u64 = 2_500_000;
@@ -54,7 +59,10 @@ pub(super) fn scaling(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     } else {
         ROUND_STEPS
     };
-    let simulated = simulated(asked.rounds - 1)?;
+    let rounds = asked.rounds - 1;
+    let simulated_few = simulated(rounds, 1, &SIMULATED)?;
+    let crowds = &SIMULATED_CROWDS[..if asked.quick { 3 } else { 5 }];
+    let simulated_crowds = simulated(rounds.min(2), COARSER, crowds)?;
     let mut runs = Vec::new();
     for repeat in 0..asked.repeats() {
         for pipelines in 1..=PIPELINES {
@@ -77,7 +85,8 @@ pub(super) fn scaling(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "repeats": asked.repeats(),
         "by_pipelines": by_pipelines,
         "runs": runs,
-        "simulated": simulated,
+        "simulated": simulated_few,
+        "simulated_crowds": simulated_crowds,
     });
     save("scaling", &figures)
 }
@@ -229,17 +238,18 @@ fn summary(runs: &[Value]) -> anyhow::Result<Value> {
     Ok(json!(rows))
 }
 
-/// 1 to 16 pipelines in the simulation, each with its share of linear.
-fn simulated(rounds: u64) -> anyhow::Result<Value> {
+/// So many pipelines in the simulation, each with its share of linear of the first, which is one.
+fn simulated(rounds: u64, coarser: u64, pipelines: &[u64]) -> anyhow::Result<Value> {
     let numbers = [
         rounds,
-        SIMULATED_ROUND_STEPS,
-        MICROBATCH_US / 1_000,
+        SIMULATED_ROUND_STEPS / coarser,
+        coarser * MICROBATCH_US / 1_000,
         DELAY_MS,
         BYTES_PER_SECOND,
     ];
     let mut command = Command::new(paths::program("examples/scaling")?);
-    command.args(numbers.map(|number| number.to_string()));
+    let numbers = numbers.iter().chain(pipelines);
+    command.args(numbers.map(u64::to_string));
     let output = command.output().context("the simulation starts")?;
     let said = String::from_utf8_lossy(&output.stdout);
     // A failure holds the whole world: its beginning says enough.
@@ -258,7 +268,8 @@ fn simulated(rounds: u64) -> anyhow::Result<Value> {
         println!("simulated: {row}");
     }
     Ok(json!({
-        "round_steps": SIMULATED_ROUND_STEPS,
+        "round_steps": SIMULATED_ROUND_STEPS / coarser,
+        "microbatch_us": coarser * MICROBATCH_US,
         "delay_ms": DELAY_MS,
         "bytes_per_second": BYTES_PER_SECOND,
         "by_pipelines": rows,
