@@ -154,6 +154,7 @@ fn standing(report: &RunReport) -> String {
         NumberFormat::F32 => "f32",
         NumberFormat::F16 => "f16",
         NumberFormat::Int8 => "int8",
+        NumberFormat::Int4 => "int4",
     };
     let stored = report.checkpoint_round.map_or_else(
         || "The host has stored no checkpoint yet.".to_owned(),

@@ -1,4 +1,4 @@
-//! Number formats: any bytes are refused, or numbers of the right count that int8 keeps finite.
+//! Number formats: any bytes are refused, or numbers of the right count that int8 and int4 keep finite.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,10 +9,11 @@ fuzz_target!(|data: &[u8]| {
     let [choice, width, rest @ ..] = data else {
         return;
     };
-    let format = match choice % 3 {
+    let format = match choice % 4 {
         0 => NumberFormat::F32,
         1 => NumberFormat::F16,
-        _ => NumberFormat::Int8,
+        2 => NumberFormat::Int8,
+        _ => NumberFormat::Int4,
     };
     let width = usize::from(*width).max(1);
     let rows = rest.len() / payload_bytes(format, 1, width);
@@ -22,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     assert_eq!(values.len(), rows * width);
-    if format == NumberFormat::Int8 {
+    if matches!(format, NumberFormat::Int8 | NumberFormat::Int4) {
         assert!(values.iter().all(|value| value.is_finite()));
     }
     let packed = pack(format, &values, width, Rounding::Nearest);

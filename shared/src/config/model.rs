@@ -74,7 +74,12 @@ pub enum NumberFormat {
     /// Eight-bit integers with one bf16 scale per token row.
     #[default]
     Int8,
+    /// Four-bit integers with one bf16 scale for each tile of [`INT4_TILE`], after a Hadamard rotation of the tile.
+    Int4,
 }
+
+/// Numbers of a token that share a scale in [`NumberFormat::Int4`]; the last ones of a token are filled up with zeros.
+pub const INT4_TILE: usize = 32;
 
 impl NumberFormat {
     /// Bytes that the `width` numbers of one token take, the scale included.
@@ -84,6 +89,7 @@ impl NumberFormat {
             Self::F32 => 4 * width,
             Self::F16 => 2 * width,
             Self::Int8 => 2 + width,
+            Self::Int4 => width.div_ceil(INT4_TILE) * (2 + INT4_TILE / 2),
         }
     }
 }

@@ -175,10 +175,11 @@ pub fn read(text: &str, of_others: &[&str]) -> Result<RunConfig, WrittenError> {
     Ok(config)
 }
 
-const FORMATS: [(&str, NumberFormat); 3] = [
+const FORMATS: [(&str, NumberFormat); 4] = [
     ("f32", NumberFormat::F32),
     ("f16", NumberFormat::F16),
     ("int8", NumberFormat::Int8),
+    ("int4", NumberFormat::Int4),
 ];
 
 const MERGE_KINDS: [(&str, MergeKind); 2] = [

@@ -254,7 +254,7 @@ pub fn outer_step(
 const fn loses(format: NumberFormat) -> bool {
     match format {
         NumberFormat::F32 => false,
-        NumberFormat::F16 | NumberFormat::Int8 => true,
+        NumberFormat::F16 | NumberFormat::Int8 | NumberFormat::Int4 => true,
     }
 }
 

@@ -234,15 +234,13 @@ impl World {
                 let wait = match &job {
                     Job::Backward { .. } => Span::from_micros(2 * third_us),
                     Job::Forward { .. } => Span::from_micros(third_us),
-                    Job::Apply { .. } => Span::from_millis(process.pace_ms),
-                    Job::Seat { .. } | Job::Snapshot { .. } => {
-                        Span::from_millis(4 * process.pace_ms)
-                    }
+                    Job::Apply { .. } => process.job(1),
+                    Job::Seat { .. } | Job::Snapshot { .. } => process.job(4),
                     Job::Contribute { .. }
                     | Job::Average { .. }
                     | Job::OuterStep { .. }
                     | Job::Norm { .. }
-                    | Job::GradientStep { .. } => Span::from_millis(process.pace_ms),
+                    | Job::GradientStep { .. } => process.job(1),
                 };
                 process.job = Some(job);
                 self.after(wait, Event::Done { process: id });

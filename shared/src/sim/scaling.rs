@@ -36,6 +36,8 @@ pub struct Setting {
 impl Setting {
     /// A block and four sequences at the finest pace that a process of a world has.
     pub const MICROBATCH_UNIT_MS: u64 = 3;
+    /// An update, and each part of a merge.
+    const JOB_MS: u64 = 20;
 }
 
 /// What so many pipelines did in some rounds.
@@ -127,6 +129,7 @@ fn world(pipelines: u16, setting: Setting) -> World {
     );
     for process in world.processes.values_mut() {
         process.pace_ms = microbatch_ms / Setting::MICROBATCH_UNIT_MS;
+        process.job_ms = Some(Setting::JOB_MS);
         assert_eq!(process.block_us() * 4, 1_000 * microbatch_ms);
     }
     world

@@ -8,7 +8,7 @@ use super::compute::FakeCompute;
 use crate::compute::Job;
 use crate::coordinator::roster::ConnectionId;
 use crate::peer::{Identity, Peer};
-use crate::units::{PeerId, Time};
+use crate::units::{PeerId, Span, Time};
 use crate::wire::signal::{Capabilities, VolunteerKind};
 
 /// One end of a link, as a transport holds it.
@@ -36,6 +36,8 @@ pub(super) struct Process {
     pub(super) timer: Option<Time>,
     /// Milliseconds that a unit of work takes.
     pub(super) pace_ms: u64,
+    /// Milliseconds of what is no microbatch, where that is not a unit of work.
+    pub(super) job_ms: Option<u64>,
     /// What its person keeps when its page is loaded again.
     pub(super) session: u64,
     /// How many times as long as it should a measurement takes: the machine does something else, too.
@@ -55,6 +57,11 @@ impl Process {
     /// Microseconds of a block and a sequence.
     pub(super) fn block_us(&self) -> u64 {
         750 * self.pace_ms
+    }
+
+    /// How long so many units of what is no microbatch take: an update, a part of a merge.
+    pub(super) fn job(&self, units: u64) -> Span {
+        Span::from_millis(units * self.job_ms.unwrap_or(self.pace_ms))
     }
 
     /// A process of `session`, with the session's key.
@@ -85,6 +92,7 @@ impl Process {
             hung_until: None,
             timer: None,
             pace_ms,
+            job_ms: None,
             session,
             busy_times: 1,
             seat_stages: 1,

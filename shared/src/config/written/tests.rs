@@ -234,7 +234,7 @@ fn a_typo_is_told_with_the_nearest_right_name() {
             run.preset is ""; it is one of tiny, small, base
             model.codec is "sub-space"; did you mean `subspace`?
             wire.format is "bf16"; did you mean `f16`?
-            wire.format is "zebra"; it is one of f32, f16, int8
+            wire.format is "zebra"; it is one of f32, f16, int8, int4
             not valid TOML: TOML parse error at line 1, column 6
               |
             1 | [wire

@@ -3,12 +3,13 @@
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
 //! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`],
-//! [`browser`], [`outer`], [`recovery`] and [`scaling`]. Begin with [`figures`].
+//! [`browser`], [`outer`], [`packing`], [`recovery`] and [`scaling`]. Begin with [`figures`].
 
 mod browser;
 mod cost;
 mod generate;
 mod outer;
+mod packing;
 mod recovery;
 mod scaling;
 mod wire;
@@ -81,13 +82,17 @@ enum Name {
     Recovery,
     /// Speed by number of pipelines, with devices that only wait
     Scaling,
+    /// Speed of up to a thousand pipelines, in the simulation
+    Crowd,
+    /// Speed of packing borders
+    Packing,
 }
 
 impl Name {
     /// How often a run or fault is repeated where nobody says.
     const fn repeats(self) -> usize {
         match self {
-            Self::Outer => 1,
+            Self::Outer | Self::Crowd | Self::Packing => 1,
             Self::Wire | Self::Cost | Self::Generate | Self::Browser | Self::Scaling => 3,
             Self::Recovery => 20,
         }
@@ -111,7 +116,9 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Wire | Name::Cost | Name::Generate | Name::Outer | Name::Recovery => {
             programs_and(&["--example", "alone"])?
         }
-        Name::Scaling => programs_and(&["--example", "scaling"])?,
+        Name::Scaling | Name::Crowd => programs_and(&["--example", "scaling"])?,
+        // Builds what it needs, optimised.
+        Name::Packing => {}
     }
     let own_text = tempfile::Builder::new().prefix("shoal-text-").tempdir()?;
     let data = match &asked.data {
@@ -129,6 +136,8 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Outer => outer::outer(asked, &data),
         Name::Recovery => recovery::recovery(asked),
         Name::Scaling => scaling::scaling(asked, &data),
+        Name::Crowd => scaling::crowd(asked),
+        Name::Packing => packing::packing(),
     }
 }
 

@@ -59,10 +59,7 @@ pub(super) fn scaling(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     } else {
         ROUND_STEPS
     };
-    let rounds = asked.rounds - 1;
-    let simulated_few = simulated(rounds, 1, &SIMULATED)?;
-    let crowds = &SIMULATED_CROWDS[..if asked.quick { 3 } else { 5 }];
-    let simulated_crowds = simulated(rounds.min(2), COARSER, crowds)?;
+    let simulated = simulated(asked.rounds - 1, 1, &SIMULATED)?;
     let mut runs = Vec::new();
     for repeat in 0..asked.repeats() {
         for pipelines in 1..=PIPELINES {
@@ -85,10 +82,15 @@ pub(super) fn scaling(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "repeats": asked.repeats(),
         "by_pipelines": by_pipelines,
         "runs": runs,
-        "simulated": simulated_few,
-        "simulated_crowds": simulated_crowds,
+        "simulated": simulated,
     });
     save("scaling", &figures)
+}
+
+/// Up to a thousand pipelines, in the simulation alone: minutes.
+pub(super) fn crowd(asked: &Figures) -> anyhow::Result<()> {
+    let counts = &SIMULATED_CROWDS[..if asked.quick { 3 } else { 5 }];
+    save("crowd", &simulated(1, COARSER, counts)?)
 }
 
 /// The run, which is the same whoever takes part. Longer than anyone measures.

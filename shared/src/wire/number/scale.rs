@@ -1,0 +1,38 @@
+//! The scale of numbers that become integers, and their rounding.
+
+use half::bf16;
+
+/// The scale by which numbers divided have magnitudes of `most` at most: their absolute maximum over `most`, rounded up to a
+/// bf16, and positive unless all are zero. Not finite if one of them is not.
+pub(super) fn scale_of(values: &[f32], most: f32) -> bf16 {
+    // Without their signs floats are ordered as integers are, infinity and NaN last.
+    let magnitude = |value: &f32| (value.to_bits() & 0x7fff_ffff).cast_signed();
+    let absmax = values.iter().map(magnitude).fold(0, i32::max);
+    let absmax = f32::from_bits(absmax.cast_unsigned());
+    if absmax.is_nan() {
+        return bf16::NAN;
+    }
+    let bits = (absmax / most).to_bits();
+    let up = (bits >> 16) + u32::from(bits & 0xffff != 0);
+    let up = u16::try_from(up).expect("sixteen bits remain");
+    bf16::from_bits(up.max(u16::from(absmax > 0.0)))
+}
+
+/// A scale from the network: finite and not negative, or refused.
+pub(super) fn read_scale(bytes: [u8; 2]) -> Option<f32> {
+    let scale = bf16::from_le_bytes(bytes).to_f32();
+    (scale.is_finite() && !scale.is_sign_negative()).then_some(scale)
+}
+
+/// `value / scale + share` rounded to the nearest integer. The quotient is 127 at most and the share below a half, unless
+/// the scale is no number: then so is this, and no receiver takes it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an integer of 127 at most lies in the lowest byte"
+)]
+#[inline]
+pub(super) fn quantise(value: f32, scale: f32, share: f32) -> i8 {
+    // From 2^23 on an f32 has no fraction: its bits end with the integer.
+    const WHOLE: f32 = 12_582_912.0;
+    (value / scale + share + WHOLE).to_bits() as i8
+}
