@@ -110,7 +110,7 @@ fn matrix(shape: &[usize], values: &[f32]) -> Tensor<2> {
 /// `U^T`, if there is one.
 fn lift(codec: &BorderCodec) -> Option<Tensor<2>> {
     match codec {
-        BorderCodec::Dense => None,
+        BorderCodec::Dense | BorderCodec::Projector(_) => None,
         BorderCodec::Subspace { lift, .. } => Some(lift.clone()),
     }
 }

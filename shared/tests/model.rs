@@ -21,10 +21,10 @@ use shared::units::StageRange;
 use shared::wire::frame::Mode;
 use shared::wire::number::payload_bytes;
 
-use pipeline::{Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{FORMATS, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
 
 fn codecs() -> impl Strategy<Value = Codec> {
-    prop_oneof![Just(Codec::Dense), Just(SUBSPACE)]
+    prop_oneof![Just(Codec::Dense), Just(SUBSPACE), Just(PROJECTOR)]
 }
 
 proptest! {
@@ -52,7 +52,7 @@ proptest! {
 
 #[test]
 fn every_border_byte_is_in_the_formula() {
-    for format in [NumberFormat::F32, NumberFormat::F16, NumberFormat::Int8] {
+    for format in FORMATS {
         let run = run_config(SUBSPACE, format, 1);
         let mut pipeline = Pipeline::new(&run, &[1, 2, 3], None);
         pipeline.train(&counting(&run, 0));
@@ -68,8 +68,8 @@ fn every_border_byte_is_in_the_formula() {
 
 #[test]
 fn the_loss_falls_whatever_crosses_the_borders() {
-    for codec in [Codec::Dense, SUBSPACE] {
-        for format in [NumberFormat::F32, NumberFormat::F16, NumberFormat::Int8] {
+    for codec in [Codec::Dense, SUBSPACE, PROJECTOR] {
+        for format in FORMATS {
             let run = run_config(codec, format, 3);
             let mut pipeline = Pipeline::new(&run, &[1, 3], None);
             let first = pipeline.train(&counting(&run, 0)).loss;

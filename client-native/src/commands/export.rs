@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::json;
+use shared::config::model::Codec;
 use shared::config::run::RunConfig;
 use shared::derive::Derivation;
 use shared::model::state::{StageState, StateError};
@@ -41,6 +42,14 @@ pub(super) async fn export(
     let link = settings::link(args.link, file)?;
     let (folder, model_file) = target(&args.output);
     let config = introduce(&link).await?;
+    if let Codec::Projector { .. } = config.model.codec {
+        return Err(Failure::new(
+            Code::Failed,
+            "this run's borders lose something of what crosses them (codec projector), so no model of another program computes \
+             the same",
+            "There is nothing to export from it.",
+        ));
+    }
     let files = HostFiles::new(&link, None);
     let manifest: Manifest = files
         .json("store/manifests/newest.json")

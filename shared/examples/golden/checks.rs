@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use shared::config::model::{Codec, ModelConfig};
 use shared::model::adamw::{AdamW, Moments};
 use shared::model::block::Numerics;
-use shared::model::codec::{Batch, BorderCodec, FixedRows};
+use shared::model::codec::{Batch, BorderCodec, FixedRows, Projector};
 use shared::model::stage::{Objective, Stage};
 use shared::model::state::StageState;
 
@@ -70,7 +70,7 @@ pub(crate) fn run(
     tolerances: Tolerances,
 ) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
     let mut checks = Vec::new();
-    for name in ["dense", "subspace"] {
+    for name in ["dense", "subspace", "projector"] {
         let bytes = read(folder, name)?;
         let golden = Golden::new(name, &bytes)?;
         checks.extend(Model::new(&golden, device)?.checks(&golden, tolerances)?);
@@ -179,6 +179,10 @@ impl Model {
             "subspace" => Codec::Subspace {
                 rank: golden.constant("rank")?,
             },
+            "projector" => Codec::Projector {
+                rank: golden.constant("rank")?,
+                anchor: golden.constant("anchor")?,
+            },
             _ => Codec::Dense,
         };
         let config = ModelConfig {
@@ -201,6 +205,13 @@ impl Model {
             Codec::Subspace { .. } => {
                 let fixed = FixedRows::Table(golden.tensor("fixed", device)?);
                 BorderCodec::subspace(&config, golden.floats("basis")?.0, fixed, device)
+            }
+            Codec::Projector { .. } => {
+                let basis = |border| golden.tensor(&format!("basis.{border}"), device);
+                BorderCodec::Projector(Projector {
+                    bases: (0..stages - 1).map(basis).collect::<Result<_, _>>()?,
+                    anchor_out: golden.tensor("anchor_out", device)?,
+                })
             }
         };
         let (inputs, targets) = (golden.ids("tokens")?, golden.ids("targets")?);
@@ -316,9 +327,12 @@ fn state(golden: &Golden<'_>, config: &ModelConfig, index: usize) -> Result<Stag
     Ok(StageState::untrained(weights))
 }
 
-/// A parameter's name without its block.
+/// A parameter's name without its block or stage.
 fn part(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
+    match name.split_once('.') {
+        Some(("anchor", _)) => "anchor",
+        Some(_) | None => name.rsplit('.').next().unwrap_or(name),
+    }
 }
 
 /// AdamW over the file's gradients, clipped by the norm of all tensors together.

@@ -61,6 +61,14 @@ pub enum Codec {
         /// Width of what crosses a border.
         rank: usize,
     },
+    /// The stream's coordinates in a subspace that each border has for itself, after MAPL (arXiv 2606.05484), section 3; the
+    /// receiver adds what it knows of each token.
+    Projector {
+        /// Width of what crosses a border.
+        rank: usize,
+        /// Width of what a receiver learns of each token.
+        anchor: usize,
+    },
 }
 
 /// How numbers are packed where a border crosses the network.
@@ -112,7 +120,7 @@ pub enum Initial {
         /// Rows of the weight, that is, the width of what it is applied to.
         fan_in: usize,
     },
-    /// Standard normal: the embedding table.
+    /// Standard normal: tables of tokens.
     Normal,
 }
 
@@ -226,9 +234,10 @@ impl ModelConfig {
     /// Names the first key that is out of range, or the first tensor that would be too large.
     pub fn validate(&self) -> Result<(), ModelConfigError> {
         let rank_max = self.d_model;
-        let rank = match self.codec {
-            Codec::Dense => 1,
-            Codec::Subspace { rank } => rank,
+        let (rank, anchor) = match self.codec {
+            Codec::Dense => (1, 1),
+            Codec::Subspace { rank } => (rank, 1),
+            Codec::Projector { rank, anchor } => (rank, anchor),
         };
         let ranges = [
             ("d_model", self.d_model, 2, WIDTH_MAX),
@@ -239,6 +248,7 @@ impl ModelConfig {
             ("vocabulary", self.vocabulary, 2, VOCABULARY_MAX),
             ("context", self.context, 1, CONTEXT_MAX),
             ("codec.rank", rank, 1, rank_max),
+            ("codec.anchor", anchor, 1, rank_max),
         ];
         for (key, value, min, max) in ranges {
             if value < min || value > max {
@@ -290,6 +300,14 @@ impl ModelConfig {
     pub const fn boundary_width(&self) -> usize {
         match self.codec {
             Codec::Dense => self.d_model,
+            Codec::Subspace { rank } | Codec::Projector { rank, .. } => rank,
+        }
+    }
+
+    /// Width of what blocks add to: `rank` where that are coordinates of a subspace.
+    const fn state_width(&self) -> usize {
+        match self.codec {
+            Codec::Dense | Codec::Projector { .. } => self.d_model,
             Codec::Subspace { rank } => rank,
         }
     }
@@ -300,7 +318,16 @@ impl ModelConfig {
         if self.is_last(stage) {
             self.d_model
         } else {
-            self.boundary_width()
+            self.state_width()
+        }
+    }
+
+    /// Width of the table that `stage` knows tokens by where its input does not name them; `None` without one.
+    #[must_use]
+    pub const fn anchor_width(&self, stage: usize) -> Option<usize> {
+        match self.codec {
+            Codec::Projector { anchor, .. } if stage > 0 => Some(anchor),
+            Codec::Dense | Codec::Subspace { .. } | Codec::Projector { .. } => None,
         }
     }
 
@@ -324,7 +351,14 @@ impl ModelConfig {
         if stage == 0 {
             add(
                 "embed".to_owned(),
-                &[self.vocabulary, self.boundary_width()],
+                &[self.vocabulary, self.state_width()],
+                Initial::Normal,
+            );
+        }
+        if let Some(width) = self.anchor_width(stage) {
+            add(
+                format!("anchor.{stage}"),
+                &[self.vocabulary, width],
                 Initial::Normal,
             );
         }

@@ -37,6 +37,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "context",
             "codec",
             "rank",
+            "anchor",
         ],
     ),
     ("wire", &["format"]),
@@ -145,6 +146,9 @@ pub enum WrittenError {
     /// A rank for a codec without one.
     #[error("model.rank is written, but model.codec is \"dense\": leave out one of them")]
     RankWithoutSubspace,
+    /// Anchors for a codec without them.
+    #[error("model.anchor is written, but model.codec is not \"projector\": leave out one of them")]
+    AnchorWithoutProjector,
     /// Understood, but no run can be made of it.
     #[error(transparent)]
     Invalid(#[from] RunConfigError),
@@ -207,9 +211,16 @@ fn read_model(section: &Section<'_>, model: &mut ModelConfig) -> Result<(), Writ
     section.number("context", &mut model.context)?;
     let mut rank = (model.d_model / 4).max(1);
     let rank_written = section.number("rank", &mut rank)?;
-    model.codec = match section.choice("codec", &["subspace", "dense"])? {
+    let mut anchor = (model.d_model / 4).max(1);
+    let anchor_written = section.number("anchor", &mut anchor)?;
+    let codec = section.choice("codec", &["subspace", "projector", "dense"])?;
+    if anchor_written && codec != Some("projector") {
+        return Err(WrittenError::AnchorWithoutProjector);
+    }
+    model.codec = match codec {
         Some("dense") if rank_written => return Err(WrittenError::RankWithoutSubspace),
         Some("dense") => Codec::Dense,
+        Some("projector") => Codec::Projector { rank, anchor },
         Some(_) | None => Codec::Subspace { rank },
     };
     Ok(())
@@ -255,22 +266,20 @@ fn read_merge(section: &Section<'_>, config: &mut RunConfig) -> Result<(), Writt
 
 /// An error of the model's sizes under the key that a host writes.
 fn as_written(error: RunConfigError) -> RunConfigError {
-    if let RunConfigError::Model(ModelConfigError::Range {
-        key: "codec.rank",
-        value,
-        min,
-        max,
-    }) = error
-    {
-        let key = "rank";
-        return RunConfigError::Model(ModelConfigError::Range {
+    match error {
+        RunConfigError::Model(ModelConfigError::Range {
             key,
             value,
             min,
             max,
-        });
+        }) => RunConfigError::Model(ModelConfigError::Range {
+            key: key.strip_prefix("codec.").unwrap_or(key),
+            value,
+            min,
+            max,
+        }),
+        other => other,
     }
-    error
 }
 
 /// The whole of a valid configuration, every key in a fixed order.
@@ -285,9 +294,10 @@ pub fn write(config: &RunConfig) -> String {
         schedule,
         merge,
     } = config;
-    let (codec, rank) = match model.codec {
-        Codec::Dense => ("dense", None),
-        Codec::Subspace { rank } => ("subspace", Some(rank)),
+    let (codec, rank, anchor) = match model.codec {
+        Codec::Dense => ("dense", None, None),
+        Codec::Subspace { rank } => ("subspace", Some(rank), None),
+        Codec::Projector { rank, anchor } => ("projector", Some(rank), Some(anchor)),
     };
     let name_of = |format: NumberFormat| named(&FORMATS, format);
     let section = |name: &str, values: Vec<(&str, Value)>| {
@@ -308,6 +318,7 @@ pub fn write(config: &RunConfig) -> String {
         ("codec", codec.into()),
     ];
     model_values.extend(rank.map(|rank| ("rank", integer(rank))));
+    model_values.extend(anchor.map(|anchor| ("anchor", integer(anchor))));
     let training_values = vec![
         ("batch", integer(training.batch)),
         ("microbatches", integer(training.microbatches)),

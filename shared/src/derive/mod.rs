@@ -57,10 +57,42 @@ impl Derivation {
         let Codec::Subspace { rank } = self.config.codec else {
             return None;
         };
+        Some(self.orthonormal("basis", rank))
+    }
+
+    /// `A_s` of the border after `stage`: orthonormal columns; `None` where borders have none of their own.
+    ///
+    /// # Shapes
+    /// - returns `[d_model, rank]`, row by row
+    #[must_use]
+    pub fn border_basis(&self, stage: usize) -> Option<Vec<f32>> {
+        let Codec::Projector { rank, .. } = self.config.codec else {
+            return None;
+        };
+        Some(self.orthonormal(&format!("basis.{stage}"), rank))
+    }
+
+    /// `P`: what a receiver knows of a token becomes a part of the stream by it, as large as an embedding's; `None` where
+    /// receivers know nothing of their own.
+    ///
+    /// # Shapes
+    /// - returns `[anchor, d_model]`, row by row
+    #[must_use]
+    pub fn anchor_out(&self) -> Option<Vec<f32>> {
+        let Codec::Projector { anchor, .. } = self.config.codec else {
+            return None;
+        };
+        let deviation = 1.0 / (anchor as f64).sqrt();
+        let mut normals = Normals::new(self.seed, "anchor_out");
+        let values = (0..anchor * self.config.d_model).map(|_| round(normals.next() * deviation));
+        Some(values.collect())
+    }
+
+    fn orthonormal(&self, name: &str, rank: usize) -> Vec<f32> {
         let rows = self.config.d_model;
-        let mut normals = Normals::new(self.seed, "basis");
+        let mut normals = Normals::new(self.seed, name);
         let columns: Vec<f64> = (0..rows * rank).map(|_| normals.next()).collect();
-        Some(basis::orthonormal_columns(columns, rows, rank))
+        basis::orthonormal_columns(columns, rows, rank)
     }
 
     /// `F[token]` for each of `tokens`: random signs, never trained and never sent.
@@ -123,7 +155,7 @@ impl Derivation {
         }
     }
 
-    /// BLAKE3 over sizes, `U`, 64 rows of `F` and the first 1,024 values of each weight.
+    /// BLAKE3 over sizes, `U` or all `A_s` and `P`, 64 rows of `F` and the first 1,024 values of each weight.
     ///
     /// Two machines with the same hash derive the same numbers and may train together.
     #[must_use]
@@ -160,6 +192,19 @@ impl Derivation {
                 "fixed",
                 &[tokens.len(), config.d_model],
                 &self.fixed_rows(&tokens),
+            );
+        }
+        for stage in 0..config.stages - 1 {
+            if let Some(basis) = self.border_basis(stage) {
+                let shape = [config.d_model, config.boundary_width()];
+                add(&format!("basis.{stage}"), &shape, &basis);
+            }
+        }
+        if let Some(out) = self.anchor_out() {
+            add(
+                "anchor_out",
+                &[out.len() / config.d_model, config.d_model],
+                &out,
             );
         }
         for stage in 0..config.stages {
@@ -236,6 +281,13 @@ mod tests {
         }
     }
 
+    fn projector() -> ModelConfig {
+        ModelConfig {
+            codec: Codec::Projector { rank: 8, anchor: 6 },
+            ..small()
+        }
+    }
+
     fn check_hash(config: &ModelConfig, seed: u64, hash: Expect) {
         hash.assert_eq(&blake3::Hash::from_bytes(seed_hash(config, seed)).to_hex());
     }
@@ -255,6 +307,7 @@ mod tests {
             1,
             expect!["5157947a7daed51fa3937a8adf6defb9552a1e34027213a40b2b5faa88d77c46"],
         );
+        check_hash(&projector(), 1, expect!["66a7f0bad42e0a70a4aca11261bd4aef69b84af60d609b0ef823314ab6fc5da3"]);
         check_hash(
             &ModelConfig::tiny(),
             20_261_120,
@@ -299,21 +352,27 @@ mod tests {
     }
 
     #[test]
-    fn the_basis_has_orthonormal_columns() {
-        let derivation = Derivation::new(ModelConfig::tiny(), 3);
-        let (rows, rank) = (128, 32);
-        let basis = derivation.basis().expect("a subspace");
-        for a in 0..rank {
-            for b in 0..rank {
-                let dot: f64 = (0..rows)
-                    .map(|row| f64::from(basis[row * rank + a]) * f64::from(basis[row * rank + b]))
-                    .sum();
-                assert!(
-                    (dot - f64::from(u8::from(a == b))).abs() < 1e-6,
-                    "{a} {b}: {dot}"
-                );
+    fn bases_have_orthonormal_columns_each_border_of_a_projector_its_own() {
+        let check = |basis: &[f32], rank: usize| {
+            for (a, b) in (0..rank).flat_map(|a| (0..rank).map(move |b| (a, b))) {
+                let rows = basis.chunks_exact(rank);
+                let dot: f64 = rows.map(|row| f64::from(row[a]) * f64::from(row[b])).sum();
+                let expected = f64::from(u8::from(a == b));
+                assert!((dot - expected).abs() < 1e-6, "{a} {b}: {dot}");
             }
-        }
+        };
+        let subspace = Derivation::new(ModelConfig::tiny(), 3);
+        check(&subspace.basis().expect("a subspace"), 32);
+        assert_eq!(subspace.border_basis(0), None);
+        let projector = Derivation::new(projector(), 1);
+        assert_eq!(projector.basis(), None);
+        let bases = [0, 1, 2].map(|stage| projector.border_basis(stage).expect("a projector"));
+        bases.iter().for_each(|basis| check(basis, 8));
+        assert!(bases[0] != bases[1] && bases[1] != bases[2]);
+        // What an anchor adds to the stream has a variance of one, as an embedding.
+        let out = projector.anchor_out().expect("a projector");
+        let square: f64 = out.iter().map(|value| f64::from(*value).powi(2)).sum();
+        assert!((square / 32.0 - 1.0).abs() < 0.15, "{square}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use burn::nn::{Linear, RmsNorm, RotaryEncoding, SwiGlu};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::codec::Projector;
 use super::memory::Seen;
 use crate::config::model::ModelConfig;
 
@@ -31,6 +32,8 @@ pub enum View {
         /// `F[token]`, `[batch, context, d_model]`.
         fixed: Tensor<3>,
     },
+    /// The state is the stream within a stage; at borders it is projected.
+    Projected(Projector),
 }
 
 impl View {
@@ -38,7 +41,7 @@ impl View {
     #[must_use]
     pub fn stream(&self, state: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Whole => state,
+            Self::Whole | Self::Projected(_) => state,
             Self::Coordinates { lift, fixed } => {
                 state.matmul(lift.clone().unsqueeze()) + fixed.clone()
             }
@@ -54,6 +57,37 @@ impl View {
                 lift: lift.autodiff(),
                 fixed: fixed.autodiff(),
             },
+            Self::Projected(Projector { bases, anchor_out }) => Self::Projected(Projector {
+                bases: bases.into_iter().map(Tensor::autodiff).collect(),
+                anchor_out: anchor_out.autodiff(),
+            }),
+        }
+    }
+
+    /// The state at the beginning of `stage`, from the border before it and what the stage knows of the tokens.
+    pub(super) fn enter(
+        &self,
+        stage: usize,
+        border: Tensor<3>,
+        anchored: Option<Tensor<3>>,
+    ) -> Tensor<3> {
+        match (self, anchored) {
+            (Self::Projected(Projector { bases, anchor_out }), Some(anchored)) => {
+                let lifted = border.matmul(bases[stage - 1].clone().transpose().unsqueeze());
+                lifted + anchored.matmul(anchor_out.clone().unsqueeze())
+            }
+            (Self::Projected(_), None) => panic!("a stage after stage 0 has anchors"),
+            (Self::Whole | Self::Coordinates { .. }, _) => border,
+        }
+    }
+
+    /// What crosses the border after `stage`, from the state at its end.
+    pub(super) fn leave(&self, stage: usize, state: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Projected(Projector { bases, .. }) => {
+                state.matmul(bases[stage].clone().unsqueeze())
+            }
+            Self::Whole | Self::Coordinates { .. } => state,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What crosses a border between stages, and how it becomes the residual stream again.
 //!
-//! Of the two codecs here, `dense` sends the stream itself. `subspace` (after "Protocol Models",
+//! Of the three codecs here, `dense` sends the stream itself. `subspace` (after "Protocol Models",
 //! arXiv 2506.01260, in its re-parametrised form) keeps every branch output and the trainable
 //! embedding inside the span of one basis `U`, so that `h = C U^T + F[token]` with fixed rows `F` that
 //! both sides derive from the seed. The coordinates `C` are themselves the running state:
-//! encoding costs nothing, and `h - F` never cancels.
+//! encoding costs nothing, and `h - F` never cancels. `projector` (after MAPL, arXiv 2606.05484) leaves the blocks as they
+//! are and sends `C = h A_s`, coordinates in a basis that each border has for itself; the receiver goes on from
+//! `C A_s^T + anchor[token] P`, with a table of its own that it trains. What lies outside the basis is lost.
 //!
 //! A codec acts at every stage border, inside a seat too. Number formats are not its business.
 
@@ -33,6 +35,17 @@ pub enum BorderCodec {
         /// Where rows of `F` come from.
         fixed: FixedRows,
     },
+    /// Coordinates in each border's own basis.
+    Projector(Projector),
+}
+
+/// What `projector` does at borders.
+#[derive(Clone, Debug)]
+pub struct Projector {
+    /// `A_s` of each border, in order, `[d_model, rank]`.
+    pub bases: Vec<Tensor<2>>,
+    /// `P`, `[anchor, d_model]`.
+    pub anchor_out: Tensor<2>,
 }
 
 /// Where rows of `F` come from.
@@ -76,6 +89,18 @@ impl BorderCodec {
                     FixedRows::Derived(derivation.clone())
                 };
                 Self::subspace(config, basis, fixed, device)
+            }
+            Codec::Projector { rank, anchor } => {
+                let basis = |stage| {
+                    let basis = derivation.border_basis(stage);
+                    let basis = basis.expect("a projector has a basis a border");
+                    tensor(basis, [config.d_model, rank], device)
+                };
+                let out = derivation.anchor_out().expect("a projector has anchors");
+                Self::Projector(Projector {
+                    bases: (0..config.stages - 1).map(basis).collect(),
+                    anchor_out: tensor(out, [anchor, config.d_model], device),
+                })
             }
         }
     }
@@ -135,6 +160,7 @@ impl BorderCodec {
         let tokens = upload(inputs);
         let view = match self {
             Self::Dense => View::Whole,
+            Self::Projector(projector) => View::Projected(projector.clone()),
             Self::Subspace { lift, fixed } => {
                 let [_, d_model] = lift.dims();
                 let shape = [sequences, context, d_model];

@@ -17,10 +17,12 @@ use crate::config::model::ModelConfig;
 #[derive(Module, Debug)]
 pub(super) struct Layers {
     embed: Option<Embedding>,
+    anchor: Option<Embedding>,
     blocks: Vec<Block>,
     norm_final: Option<RmsNorm>,
     head: Option<Linear>,
     pub(super) positions: Positions,
+    index: usize,
 }
 
 impl Layers {
@@ -31,9 +33,12 @@ impl Layers {
         device: &Device,
         mut take: impl FnMut(&str) -> TensorData,
     ) -> Self {
-        let embed = (index == 0).then(|| Embedding {
-            weight: Param::from_data(take("embed"), device),
-        });
+        let mut table = |name: &str| Embedding {
+            weight: Param::from_data(take(name), device),
+        };
+        let embed = (index == 0).then(|| table("embed"));
+        let anchor = config.anchor_width(index);
+        let anchor = anchor.map(|_| table(&format!("anchor.{index}")));
         let blocks = config
             .blocks_of(index)
             .map(|block| {
@@ -47,10 +52,12 @@ impl Layers {
         let positions = Positions::new(config, numerics, device);
         Self {
             embed,
+            anchor,
             blocks,
             norm_final,
             head,
             positions,
+            index,
         }
     }
 
@@ -66,21 +73,30 @@ impl Layers {
     ) -> Tensor<3> {
         let state = match (&self.embed, input) {
             (Some(embed), None) => embed.forward(tokens),
-            (None, Some(input)) => input,
+            (None, Some(input)) => {
+                let anchored = self.anchor.as_ref().map(|anchor| anchor.forward(tokens));
+                view.enter(self.index, input, anchored)
+            }
             (Some(_), Some(_)) => panic!("stage 0 reads tokens, not a border"),
             (None, None) => panic!("a stage after stage 0 reads a border"),
         };
         // The last stage writes into the whole stream, for its head to read.
-        let (state, view) = if self.head.is_some() {
+        let is_last = self.head.is_some();
+        let (state, within) = if is_last {
             (view.stream(state), &View::Whole)
         } else {
             (state, view)
         };
         let blocks = self.blocks.iter().enumerate();
-        blocks.fold(state, |state, (index, block)| {
+        let state = blocks.fold(state, |state, (index, block)| {
             let seen = memory.as_mut().map(|memory| memory.block(index));
-            block.forward(state, view, &self.positions, seen)
-        })
+            block.forward(state, within, &self.positions, seen)
+        });
+        if is_last {
+            state
+        } else {
+            view.leave(self.index, state)
+        }
     }
 
     /// What the head reads.
@@ -100,6 +116,10 @@ impl Layers {
         let mut slots = Vec::new();
         if let Some(embed) = &mut self.embed {
             slots.push(("embed".to_owned(), Slot::Matrix(&mut embed.weight)));
+        }
+        if let Some(anchor) = &mut self.anchor {
+            let name = format!("anchor.{}", self.index);
+            slots.push((name, Slot::Matrix(&mut anchor.weight)));
         }
         for (index, block) in self.blocks.iter_mut().enumerate() {
             let mut add = |part: &str, slot| {

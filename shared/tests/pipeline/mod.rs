@@ -11,6 +11,14 @@ use shared::units::{Digest, Microbatch, PipelineId, Round, Span, StageRange, Ste
 use shared::wire::frame::{Mode, Place, Slot};
 
 pub(crate) const SUBSPACE: Codec = Codec::Subspace { rank: 4 };
+pub(crate) const PROJECTOR: Codec = Codec::Projector { rank: 4, anchor: 3 };
+/// All number formats.
+pub(crate) const FORMATS: [NumberFormat; 4] = [
+    NumberFormat::F32,
+    NumberFormat::F16,
+    NumberFormat::Int8,
+    NumberFormat::Int4,
+];
 
 pub(crate) fn run_config(codec: Codec, format: NumberFormat, seed: u64) -> RunConfig {
     RunConfig {
