@@ -265,21 +265,11 @@ fn read_merge(section: &Section<'_>, config: &mut RunConfig) -> Result<(), Writt
 }
 
 /// An error of the model's sizes under the key that a host writes.
-fn as_written(error: RunConfigError) -> RunConfigError {
-    match error {
-        RunConfigError::Model(ModelConfigError::Range {
-            key,
-            value,
-            min,
-            max,
-        }) => RunConfigError::Model(ModelConfigError::Range {
-            key: key.strip_prefix("codec.").unwrap_or(key),
-            value,
-            min,
-            max,
-        }),
-        other => other,
+fn as_written(mut error: RunConfigError) -> RunConfigError {
+    if let RunConfigError::Model(ModelConfigError::Range { key, .. }) = &mut error {
+        *key = key.strip_prefix("codec.").unwrap_or(key);
     }
+    error
 }
 
 /// The whole of a valid configuration, every key in a fixed order.

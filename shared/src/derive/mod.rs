@@ -307,7 +307,11 @@ mod tests {
             1,
             expect!["5157947a7daed51fa3937a8adf6defb9552a1e34027213a40b2b5faa88d77c46"],
         );
-        check_hash(&projector(), 1, expect!["66a7f0bad42e0a70a4aca11261bd4aef69b84af60d609b0ef823314ab6fc5da3"]);
+        check_hash(
+            &projector(),
+            1,
+            expect!["66a7f0bad42e0a70a4aca11261bd4aef69b84af60d609b0ef823314ab6fc5da3"],
+        );
         check_hash(
             &ModelConfig::tiny(),
             20_261_120,

@@ -56,7 +56,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             learning_rate: 0.7,
             momentum: 0.9,
             // Of more than two pipelines some merge in levels.
-            group_max: if seed / 4 % 2 == 0 {
+            group_max: if (seed / 4).is_multiple_of(2) {
                 2
             } else {
                 MERGE_GROUP_MAX

@@ -106,6 +106,11 @@ fn settings(rounds: u64) -> Vec<Trial> {
         subspace(16),
         subspace(8),
         subspace(4),
+        setting("dense", None, "int8"),
+        setting("dense", None, "int4"),
+        setting("subspace", Some(32), "int4"),
+        setting("projector", Some(32), "int8"),
+        setting("projector", Some(32), "int4"),
     ]
 }
 
@@ -239,6 +244,8 @@ fn row_bytes(trial: &Trial) -> anyhow::Result<u64> {
     let (bits, scales) = match trial.format {
         "f16" => (16, 0),
         "int8" => (8, 2),
+        // Of each tile of 32, the last one filled up.
+        "int4" => return Ok(width.div_ceil(32) * (16 + 2)),
         other => bail!("no formula for {other}"),
     };
     Ok((width * bits).div_ceil(8) + scales)
