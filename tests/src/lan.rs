@@ -4,30 +4,18 @@
 //! an address of its own, and a cable that is pulled loses every packet without a word, as a cut line does. Nothing of the
 //! machine's own network is changed. Needs root, iproute2 and util-linux. Begin with [`Lan::gather`].
 
-use std::fs::File;
-use std::os::fd::AsFd as _;
-use std::process::Command;
-use std::time::Duration;
+use anyhow::ensure;
 
-use anyhow::{Context, ensure};
-use rustix::process::geteuid;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use crate::process::Program;
+use crate::namespace::Namespace;
 
 /// The hub's address on its bridge.
 pub const HUB_ADDRESS: &str = "10.77.0.1";
 /// Cables that a hub has room for: its addresses.
 pub const CABLES_MAX: usize = 200;
 
-/// For a namespace to be made.
-const MAKE_WAIT_MAX: Duration = Duration::from_secs(20);
-/// Makes the hub, says so, and stays. The way out leads nowhere: browsers look for their address by it.
-const HUB: &str = "ip link set lo up && ip link add lan type bridge && ip link set lan up \
-    && ip address add \"$1\"/24 dev lan && ip route add default via 10.77.0.254 dev lan \
-    && echo '{\"event\":\"up\"}' && exec sleep 7200";
-/// Makes an end, says so, and stays.
-const END: &str = "ip link set lo up && echo '{\"event\":\"up\"}' && exec sleep 7200";
+/// Makes the hub. The way out leads nowhere: browsers look for their address by it.
+const HUB: &str = "ip link add lan type bridge && ip link set lan up \
+    && ip address add \"$1\"/24 dev lan && ip route add default via 10.77.0.254 dev lan";
 /// In the hub: lays cable `$1` to the namespace of process `$2`.
 const LAY: &str =
     "ip link add \"$1\" type veth peer name eth0 netns \"$2\" && ip link set \"$1\" master lan up";
@@ -38,8 +26,8 @@ const TAKE: &str =
 /// The hub and the ends of its cables.
 #[derive(Debug)]
 pub struct Lan {
-    hub: Program,
-    ends: Vec<Program>,
+    hub: Namespace,
+    ends: Vec<Namespace>,
 }
 
 impl Lan {
@@ -48,20 +36,15 @@ impl Lan {
     /// # Errors
     /// This machine does not let us, or lacks a program; the message holds what was said.
     pub fn gather(cables: usize) -> anyhow::Result<Self> {
-        ensure!(geteuid().is_root(), "network namespaces need root");
         ensure!(cables <= CABLES_MAX, "{CABLES_MAX} cables at most");
-        let mut hub = Command::new("unshare");
-        hub.args(["--net", "sh", "-c", HUB, "sh", HUB_ADDRESS]);
-        let mut lan = Self {
-            hub: made("the hub", &mut hub)?,
-            ends: vec![],
-        };
+        let hub = Namespace::make("the hub")?;
+        hub.script(HUB, &[HUB_ADDRESS])?;
+        let mut lan = Self { hub, ends: vec![] };
         for cable in 0..cables {
-            let mut end = Command::new("unshare");
-            let end = made("a cable's end", end.args(["--net", "sh", "-c", END]))?;
-            lan.in_hub(&["sh", "-c", LAY, "sh", &name(cable), &end.id().to_string()])?;
-            let address = address(cable);
-            within(&end, &["sh", "-c", TAKE, "sh", &address, HUB_ADDRESS])?;
+            let end = Namespace::make("a cable's end")?;
+            let holder = end.id().to_string();
+            lan.hub.script(LAY, &[&name(cable), &holder])?;
+            end.script(TAKE, &[&address(cable), HUB_ADDRESS])?;
             lan.ends.push(end);
         }
         Ok(lan)
@@ -72,7 +55,7 @@ impl Lan {
     /// # Errors
     /// The system refuses.
     pub fn enter(&self) -> anyhow::Result<()> {
-        enter(self.hub.id())
+        self.hub.door().enter()
     }
 
     /// What runs a program at the end of a cable. It becomes that program: signals reach it.
@@ -81,7 +64,7 @@ impl Lan {
     /// There is no such cable.
     #[must_use]
     pub fn wrapper(&self, cable: usize) -> Vec<String> {
-        wrapper(&self.ends[cable])
+        self.ends[cable].wrapper()
     }
 
     /// Pulls a cable: from now on it loses all packets, both ways.
@@ -89,7 +72,7 @@ impl Lan {
     /// # Errors
     /// There is no such cable.
     pub fn pull(&self, cable: usize) -> anyhow::Result<()> {
-        self.in_hub(&["ip", "link", "set", &name(cable), "down"])
+        self.hub.run(&["ip", "link", "set", &name(cable), "down"])
     }
 
     /// Plugs it in again.
@@ -97,46 +80,8 @@ impl Lan {
     /// # Errors
     /// There is no such cable.
     pub fn plug(&self, cable: usize) -> anyhow::Result<()> {
-        self.in_hub(&["ip", "link", "set", &name(cable), "up"])
+        self.hub.run(&["ip", "link", "set", &name(cable), "up"])
     }
-
-    fn in_hub(&self, command: &[&str]) -> anyhow::Result<()> {
-        within(&self.hub, command)
-    }
-}
-
-/// Starts what makes a namespace, and waits until it is made.
-fn made(name: &str, command: &mut Command) -> anyhow::Result<Program> {
-    let mut holder = Program::start(name, command)?;
-    holder.wait_for(name, MAKE_WAIT_MAX, |event| event["event"] == "up")?;
-    Ok(holder)
-}
-
-fn enter(holder: u32) -> anyhow::Result<()> {
-    let file = format!("/proc/{holder}/ns/net");
-    let namespace = File::open(&file).context(file)?;
-    let kind = Some(LinkNameSpaceType::Network);
-    move_into_link_name_space(namespace.as_fd(), kind).context("this thread cannot move into it")
-}
-
-fn wrapper(holder: &Program) -> Vec<String> {
-    let target = holder.id().to_string();
-    ["nsenter", "--target", &target, "--net", "--"]
-        .map(str::to_owned)
-        .into()
-}
-
-/// Runs a command to its end in the namespace that a program holds.
-fn within(holder: &Program, command: &[&str]) -> anyhow::Result<()> {
-    let wrapper = wrapper(holder);
-    let (program, arguments) = wrapper.split_first().context("a wrapper has a program")?;
-    let output = Command::new(program)
-        .args(arguments)
-        .args(command)
-        .output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {errors}");
-    Ok(())
 }
 
 fn name(cable: usize) -> String {
@@ -152,17 +97,15 @@ mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::time::Duration;
 
-    use super::{HUB_ADDRESS, Lan, enter};
+    use super::{HUB_ADDRESS, Lan};
     use rustix::process::geteuid;
 
     /// Tries to reach an address from the end of a cable.
     fn reaches(lan: &Lan, cable: usize, address: SocketAddr) -> bool {
-        let end = lan.ends[cable].id();
-        let attempt = std::thread::spawn(move || {
-            enter(end).expect("it is there");
-            TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+        let attempt = lan.ends[cable].door().spawn(move || {
+            Ok(TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok())
         });
-        attempt.join().expect("an answer")
+        attempt.join().expect("an answer").expect("it is there")
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod http;
 pub mod judge;
 pub mod lan;
+pub mod namespace;
 pub mod paths;
 pub mod process;
 pub mod run;

@@ -60,8 +60,21 @@ impl Program {
     /// # Errors
     /// It could not be started.
     pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
+        Self::start_with(name, command, Stdio::null())
+    }
+
+    /// Starts `command` with an input that stays empty and open until this value or process ends, however it does: what
+    /// reads its input to the end does not outlive us.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_bound(name: &str, command: &mut Command) -> anyhow::Result<Self> {
+        Self::start_with(name, command, Stdio::piped())
+    }
+
+    fn start_with(name: &str, command: &mut Command, input: Stdio) -> anyhow::Result<Self> {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -313,6 +326,14 @@ mod tests {
         let error = program.wait_for("x", LONG, |_| true).expect_err("it ends");
         assert!(error.to_string().contains("ended before x"), "{error}");
         assert_eq!(program.wait_end(LONG).expect("it ended").code(), Some(7));
+    }
+
+    #[test]
+    fn what_reads_its_input_ends_when_that_is_closed_and_not_before() {
+        let mut bound = Program::start_bound("cat", &mut Command::new("cat")).expect("cat runs");
+        bound.wait_end(SHORT).expect_err("its input is open");
+        drop(bound.child.stdin.take());
+        assert!(bound.wait_end(LONG).expect("it ended").success());
     }
 
     #[test]
