@@ -15,6 +15,7 @@ mod check;
 mod demo;
 mod e2e;
 mod figures;
+mod link;
 mod setup;
 mod steps;
 mod web;
@@ -54,6 +55,8 @@ enum Verb {
     },
     /// A run to which something happens every 20 seconds: it must go on, lose nothing and learn as well
     Chaos(chaos::Chaos),
+    /// Ends with slow links to each other: network namespaces to run something in (root)
+    Link(link::Link),
     /// Measure, and write tests/figures/NAME.json
     Figures(figures::Figures),
     /// Build the web client into www/pkg, for a host to serve
@@ -72,6 +75,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Ci => check::ci().finish(),
         Verb::Demo(asked) => demo::demo(&asked),
         Verb::Chaos(asked) => chaos::chaos(&asked),
+        Verb::Link(asked) => link::link(&asked),
         Verb::Figures(asked) => figures::figures(&asked),
         Verb::Golden => build::run(&mut build::cargo(&[
             "run",
