@@ -136,6 +136,9 @@ pub const GATEWAY_SILENCE_MAX: Span = Span::from_secs(5);
 pub const GATEWAY_OPEN_MAX: Span = Span::from_secs(2);
 /// Packets between a gateway and the host, each way, that were sent and not yet taken; then sockets are read more slowly.
 pub const GATEWAY_PACKETS_AHEAD: usize = 1_024;
+/// Messages for a gateway's volunteers that the host takes out of their outboxes at once, the equal ones among them in one
+/// packet: a millisecond's work, while which the coordinator waits.
+pub const GATEWAY_TOLD_AT_ONCE: usize = 4_096;
 /// What a packet between a gateway and the host has beside the message in it.
 pub const GATEWAY_PACKET_BYTES: usize = 1 << 10;
 /// Longest name a volunteer may give itself, in characters.

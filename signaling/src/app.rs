@@ -10,7 +10,7 @@ use std::time::Instant;
 use shared::units::Time;
 use shared::wire::report::RunReport;
 use shared::wire::signal::{Down, Held, Up};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{RwLock, Semaphore, mpsc, watch};
 
 use crate::data::Data;
 use crate::door::Door;
@@ -150,6 +150,10 @@ impl Entrance {
         self.connections.fetch_add(1, Ordering::Relaxed)
     }
 }
+
+/// Held while the coordinator's outputs are carried out. Whoever takes messages out of many outboxes waits for it, and so
+/// finds all of what everybody is told at once.
+pub type Telling = Arc<RwLock<()>>;
 
 /// What all handlers share.
 pub struct App {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 use crate::announce::Announce;
-use crate::app::{Clock, Event, Ticket, Tickets};
+use crate::app::{Clock, Event, Telling, Ticket, Tickets};
 use crate::data::Data;
 use crate::journal::{Journal, JournalError, Record};
 use crate::metrics::Metrics;
@@ -71,6 +71,8 @@ pub struct Parts {
     pub ice: IceServers,
     /// Now.
     pub clock: Clock,
+    /// Held while outputs are carried out.
+    pub telling: Telling,
     /// Where commits are announced.
     pub announce: Announce,
     /// From the journal's task: why rows can't be written.
@@ -284,7 +286,12 @@ impl Conductor {
     }
 
     async fn carry_out(&mut self) {
+        let telling = self.parts.telling.clone();
+        let mut is_telling = None;
         while let Some(output) = self.parts.coordinator.poll_output() {
+            if is_telling.is_none() {
+                is_telling = Some(telling.write().await);
+            }
             match output {
                 Output::Send(connection, message) => self.send(connection, message),
                 Output::Close(connection) => {

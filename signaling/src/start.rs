@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::announce::{Announce, Opening};
-use crate::app::{App, Clock, Entrance, Tickets};
+use crate::app::{App, Clock, Entrance, Telling, Tickets};
 use crate::args::Args;
 use crate::conductor::{Conductor, Parts, Writer};
 use crate::data::{self, Data, Request};
@@ -195,6 +195,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
     };
+    let telling = Telling::default();
     let parts = Parts {
         coordinator,
         config,
@@ -204,6 +205,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         metrics,
         ice,
         clock,
+        telling: telling.clone(),
         announce,
         trouble,
         report: report_sender,
@@ -211,7 +213,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
     let (mut conductor, writer) = Conductor::new(parts, journal, trouble_sender);
     conductor.prepare().await;
     let conductor = tokio::spawn(conductor.run(events, stop.clone()));
-    let bridge = bridge.map(|bridge| tokio::spawn(bridge.run(entrance)));
+    let bridge = bridge.map(|bridge| tokio::spawn(bridge.run(entrance, telling)));
     let router = http::router(Arc::new(app));
     let server = match tls {
         None => {

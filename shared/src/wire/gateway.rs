@@ -115,20 +115,20 @@ pub enum Fall {
     },
 }
 
-/// What a gateway is to do with one of its sockets.
+/// What a gateway is to do with its sockets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GatewayOrder {
-    /// Tell the volunteer this.
+    /// Tell these volunteers this: one packet, however many there are.
     Message {
-        /// The connection.
-        connection: u64,
-        /// What to tell it.
+        /// The connections.
+        connections: Vec<u64>,
+        /// What to tell them.
         message: Down,
     },
-    /// Close it once everything is sent.
+    /// Close them once everything is sent.
     Close {
-        /// The connection.
-        connection: u64,
+        /// The connections.
+        connections: Vec<u64>,
     },
 }

@@ -1,31 +1,35 @@
 //! The host's side of its gateways: one task that listens to all of them, and one desk for each.
 //!
 //! A desk is to the coordinator's task what a WebSocket is: it sends events into the inbox, and gives an outbox for each
-//! connection, whose other end a small task carries to the gateway. While the inbox is full a desk takes no packets, and
-//! says that it is there. While NATS is slow outboxes fill, and the coordinator's task disconnects those volunteers, as
-//! any that read nothing.
+//! connection, which it empties itself: what many are told at once goes in few packets ([`told`]). While the inbox is full a
+//! desk takes no packets, and says that it is there. While NATS is slow outboxes fill, and the coordinator's task
+//! disconnects those volunteers, as any that read nothing.
 //!
 //! Invariant: the coordinator's task is told of each connection that opened, and once that it closed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use shared::limits::{GATEWAY_PACKETS_AHEAD, GATEWAYS_MAX};
+use futures_util::future::{pending, poll_immediate};
+use futures_util::stream::{BoxStream, SelectAll, poll_fn};
+use shared::limits::{GATEWAY_PACKETS_AHEAD, GATEWAY_TOLD_AT_ONCE, GATEWAYS_MAX};
 use shared::units::Time;
 use shared::wire::gateway::{Fall, GatewayEvent, GatewayOrder, Rise};
 use shared::wire::signal::{self, Down};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{RwLock, mpsc, watch};
+use tokio::task::{JoinSet, unconstrained};
 use tokio::time::{interval, sleep_until};
 
 use super::back::{Back, Output, packet_bytes};
 use super::nats::{self, NatsError, Servers, Subjects};
-use crate::app::{Entrance, Event};
+use super::told::{self, ForSocket};
+use crate::app::{Entrance, Event, Telling};
 use crate::door::OUTBOX_MESSAGES_MAX;
 
 /// How often a host says that it is there.
@@ -43,9 +47,6 @@ pub struct Bridge {
     /// When this host came, and a number of its own: of two that came at once the later one ends.
     claim: Bytes,
 }
-
-/// For which connection of which session, and what; `None` closes it.
-type ForSocket = (u64, u64, Option<Down>);
 
 impl Bridge {
     /// Joins NATS as the host of that run, whose messages have so many bytes at most.
@@ -84,8 +85,8 @@ impl Bridge {
     /// Carries between gateways and the coordinator's task until the host stops. Anything else is an error.
     ///
     /// # Errors
-    /// The client gave up.
-    pub async fn run(mut self, entrance: Arc<Entrance>) -> Result<(), NatsError> {
+    /// The client gave up, or another host of that name came first.
+    pub async fn run(mut self, entrance: Arc<Entrance>, telling: Telling) -> Result<(), NatsError> {
         let mut desks: BTreeMap<u64, mpsc::Sender<Bytes>> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         let mut stop = entrance.stop.clone();
@@ -93,7 +94,7 @@ impl Bridge {
         let ended = loop {
             tokio::select! {
                 packet = self.packets.next() => match packet {
-                    Some(packet) => self.pass_on(packet, &entrance, &mut desks, &mut tasks),
+                    Some(packet) => self.pass_on(packet, (&entrance, &telling), &mut desks, &mut tasks),
                     None => break Err(NatsError::Failed { reason: "the client ended".to_owned() }),
                 },
                 Some(heard) = self.questions.next() => if !self.answer(heard).await {
@@ -127,7 +128,7 @@ impl Bridge {
     fn pass_on(
         &self,
         packet: Message,
-        entrance: &Arc<Entrance>,
+        host: (&Arc<Entrance>, &Telling),
         desks: &mut BTreeMap<u64, mpsc::Sender<Bytes>>,
         tasks: &mut JoinSet<()>,
     ) {
@@ -146,7 +147,7 @@ impl Bridge {
                 Err(TrySendError::Closed(payload)) => payload,
             },
         };
-        self.begin(gateway, payload, entrance, desks, tasks);
+        self.begin(gateway, payload, host, desks, tasks);
     }
 
     /// A gateway was heard of for the first time, or again.
@@ -154,7 +155,7 @@ impl Bridge {
         &self,
         gateway: u64,
         payload: Bytes,
-        entrance: &Arc<Entrance>,
+        (entrance, telling): (&Arc<Entrance>, &Telling),
         desks: &mut BTreeMap<u64, mpsc::Sender<Bytes>>,
         tasks: &mut JoinSet<()>,
     ) {
@@ -168,19 +169,20 @@ impl Bridge {
         let (sender, packets) = mpsc::channel(WAITING_MAX);
         sender.try_send(payload).expect("a new channel has room");
         desks.insert(gateway, sender);
-        let (down_sender, downs) = mpsc::channel(OUTBOX_MESSAGES_MAX);
         let desk = Desk {
             entrance: entrance.clone(),
+            telling: telling.clone(),
             client: self.client.clone(),
             gateway: format!("{gateway:016x}"),
             subject: self.subjects.down(gateway),
             back: Back::new(entrance.clock.now(), entrance.signal_bytes_max),
             connections: BTreeMap::new(),
             pending: VecDeque::new(),
-            down_sender,
-            carriers: JoinSet::new(),
+            outboxes: SelectAll::new(),
+            said: Vec::new(),
+            orders: VecDeque::new(),
         };
-        tasks.spawn(desk.run(packets, downs));
+        tasks.spawn(desk.run(packets));
     }
 
     /// Another host asks, or says that it is there. Whether this one may go on.
@@ -210,6 +212,7 @@ fn claim() -> Bytes {
 /// One gateway at the host.
 struct Desk {
     entrance: Arc<Entrance>,
+    telling: Telling,
     client: Client,
     gateway: String,
     subject: String,
@@ -218,9 +221,12 @@ struct Desk {
     connections: BTreeMap<u64, u64>,
     /// What the coordinator's task is to be told next.
     pending: VecDeque<Event>,
-    down_sender: mpsc::Sender<ForSocket>,
-    /// A task for each outbox.
-    carriers: JoinSet<()>,
+    /// Of the session's connections.
+    outboxes: SelectAll<Outbox>,
+    /// What was taken out of them.
+    said: Vec<ForSocket>,
+    /// What the gateway is told next, as soon as its link has room.
+    orders: VecDeque<GatewayOrder>,
 }
 
 impl Desk {
@@ -229,11 +235,7 @@ impl Desk {
     }
 
     /// Runs until the gateway is forgotten, or the host stops.
-    async fn run(
-        mut self,
-        mut packets: mpsc::Receiver<Bytes>,
-        mut downs: mpsc::Receiver<ForSocket>,
-    ) {
+    async fn run(mut self, mut packets: mpsc::Receiver<Bytes>) {
         let inbox = self.entrance.inbox.clone();
         let mut stop = self.entrance.stop.clone();
         let mut is_cut_off = false;
@@ -254,13 +256,19 @@ impl Desk {
                         self.back.end(self.now(), "it sends more than it may".to_owned());
                     }
                 },
-                Some(down) = downs.recv(), if self.back.has_room() => self.pass_down(down),
-                Some(_) = self.carriers.join_next(), if !self.carriers.is_empty() => {}
+                () = gather(&mut self.outboxes, &mut self.said, &self.telling), if self.orders.is_empty() => {
+                    self.sort();
+                }
                 () = sleep_until(wake), if self.back.session().is_some() || self.pending.is_empty() => {
                     let all_read = self.pending.is_empty() && packets.is_empty();
                     self.back.handle_timeout(self.now(), all_read);
                 }
                 () = stopped(&mut stop) => return self.host_stops().await,
+            }
+            while self.back.has_room()
+                && let Some(order) = self.orders.pop_front()
+            {
+                self.back.say(self.now(), order);
             }
             self.carry_out().await;
             if self.pending.is_empty() && (is_cut_off || self.back.is_gone(self.now())) {
@@ -289,25 +297,19 @@ impl Desk {
         }
     }
 
-    fn pass_down(&mut self, (session, connection, message): ForSocket) {
-        if self.back.session() != Some(session) {
-            return;
-        }
-        let order = match message {
-            Some(message) if self.connections.contains_key(&connection) => GatewayOrder::Message {
-                connection,
-                message,
-            },
-            Some(_) => return,
+    /// Makes orders of what was taken out of the outboxes.
+    fn sort(&mut self) {
+        let (connections, pending) = (&mut self.connections, &mut self.pending);
+        let is_open = |(connection, message): &ForSocket| match message {
+            Some(_) => connections.contains_key(connection),
             None => {
-                let Some(own) = self.connections.remove(&connection) else {
-                    return;
-                };
-                self.pending.push_back(Event::Closed { connection: own });
-                GatewayOrder::Close { connection }
+                let own = connections.remove(connection);
+                pending.extend(own.map(|connection| Event::Closed { connection }));
+                own.is_some()
             }
         };
-        self.back.say(self.now(), order);
+        let said = self.said.drain(..).filter(is_open);
+        self.orders = told::orders(said, packet_bytes(self.entrance.signal_bytes_max));
     }
 
     async fn carry_out(&mut self) {
@@ -327,7 +329,9 @@ impl Desk {
                     let closed = std::mem::take(&mut self.connections).into_values();
                     self.pending
                         .extend(closed.map(|connection| Event::Closed { connection }));
-                    self.carriers.abort_all();
+                    self.outboxes.clear();
+                    self.said.clear();
+                    self.orders.clear();
                 }
             }
         }
@@ -338,9 +342,6 @@ impl Desk {
             |connections: &BTreeMap<u64, u64>, connection| connections.get(connection).copied();
         match event {
             GatewayEvent::Connected { connection } => {
-                let Some(session) = self.back.session() else {
-                    return;
-                };
                 if self.connections.contains_key(&connection) {
                     let reason = "it opened a socket twice".to_owned();
                     return self.back.end(self.now(), reason);
@@ -348,9 +349,7 @@ impl Desk {
                 let own = self.entrance.next_connection();
                 self.connections.insert(connection, own);
                 let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-                let down = self.down_sender.clone();
-                self.carriers
-                    .spawn(carry(session, connection, messages, down));
+                self.outboxes.push(outbox_of(connection, messages));
                 self.pending.push_back(Event::Connected {
                     connection: own,
                     outbox,
@@ -381,24 +380,44 @@ impl Desk {
     }
 }
 
-/// From an outbox to the desk, until the coordinator's task lets go of it.
-async fn carry(
-    session: u64,
-    connection: u64,
-    mut messages: mpsc::Receiver<Down>,
-    down: mpsc::Sender<ForSocket>,
-) {
-    while let Some(message) = messages.recv().await {
-        if down
-            .send((session, connection, Some(message)))
-            .await
-            .is_err()
-        {
-            return;
+/// What the coordinator's task says to one connection.
+type Outbox = BoxStream<'static, ForSocket>;
+
+/// That of a connection; its end, when the coordinator's task lets go of it, closes the connection.
+fn outbox_of(connection: u64, mut messages: mpsc::Receiver<Down>) -> Outbox {
+    let mut is_over = false;
+    let next = move |context: &mut Context<'_>| {
+        if is_over {
+            return Poll::Ready(None);
+        }
+        let next = messages.poll_recv(context);
+        next.map(|message| {
+            is_over = message.is_none();
+            Some((connection, message))
+        })
+    };
+    poll_fn(next).boxed()
+}
+
+/// Waits until something is in the outboxes, and for the end of what is being told: then takes all that there is, so that
+/// what everybody is told stays together. Cancel safe.
+async fn gather(outboxes: &mut SelectAll<Outbox>, said: &mut Vec<ForSocket>, telling: &RwLock<()>) {
+    if said.is_empty() {
+        match outboxes.next().await {
+            Some(first) => said.push(first),
+            None => pending().await,
         }
     }
-    // Nobody left to tell means that the desk has ended.
-    let _ = down.send((session, connection, None)).await;
+    let _is_whole = telling.read().await;
+    // As much as it may, whatever a task may do at a time.
+    let take = async {
+        while said.len() < GATEWAY_TOLD_AT_ONCE
+            && let Some(Some(next)) = poll_immediate(outboxes.next()).await
+        {
+            said.push(next);
+        }
+    };
+    unconstrained(take).await;
 }
 
 /// A packet as it is sent. What is too long for it closes the connection: no correct host says so much.
@@ -407,7 +426,7 @@ fn encode(fall: &Fall, len_max: usize) -> Bytes {
     let Fall::Packet {
         session,
         stamp,
-        order: Some(GatewayOrder::Message { connection, .. }),
+        order: Some(GatewayOrder::Message { connections, .. }),
     } = fall
     else {
         return text.into();
@@ -420,7 +439,7 @@ fn encode(fall: &Fall, len_max: usize) -> Bytes {
         session: *session,
         stamp: *stamp,
         order: Some(GatewayOrder::Close {
-            connection: *connection,
+            connections: connections.clone(),
         }),
     };
     signal::encode(&close).into()

@@ -388,26 +388,34 @@ impl Runner {
     fn obey(&mut self, order: GatewayOrder) {
         match order {
             GatewayOrder::Message {
-                connection,
+                connections,
                 message,
             } => {
-                let Some(socket) = self.sockets.get(&connection) else {
-                    return;
-                };
-                match socket.try_send(message) {
-                    Ok(()) => {}
-                    // Its `Closed` is on the way.
-                    Err(TrySendError::Closed(_)) => {}
-                    Err(TrySendError::Full(_)) => {
-                        tracing::warn!(connection, "reads nothing: disconnected");
-                        self.sockets.remove(&connection);
-                        let closed = GatewayEvent::Closed { connection };
-                        self.front.say(self.now(), closed);
-                    }
+                for connection in connections {
+                    self.tell(connection, message.clone());
                 }
             }
-            GatewayOrder::Close { connection } => {
+            GatewayOrder::Close { connections } => {
+                for connection in connections {
+                    self.sockets.remove(&connection);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, connection: u64, message: Down) {
+        let Some(socket) = self.sockets.get(&connection) else {
+            return;
+        };
+        match socket.try_send(message) {
+            Ok(()) => {}
+            // Its `Closed` is on the way.
+            Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(connection, "reads nothing: disconnected");
                 self.sockets.remove(&connection);
+                let closed = GatewayEvent::Closed { connection };
+                self.front.say(self.now(), closed);
             }
         }
     }

@@ -86,9 +86,9 @@ impl World {
             Step::HostSays => {
                 if let Some(session) = self.back.session().filter(|_| self.back.has_room()) {
                     let counts = self.counts.entry((session, false)).or_default();
-                    let connection = counts.said;
+                    let connections = vec![counts.said];
                     counts.said += 1;
-                    self.back.say(self.now, GatewayOrder::Close { connection });
+                    self.back.say(self.now, GatewayOrder::Close { connections });
                 }
             }
             Step::HostRestarts => self.back = Back::new(self.now, 1_000),
@@ -133,9 +133,11 @@ impl World {
                     packet_bytes_max: BYTES,
                 }),
                 front::Output::Send(rise) => self.up.push_back(rise),
-                front::Output::Order(GatewayOrder::Close { connection }) => {
+                front::Output::Order(GatewayOrder::Close { connections }) => {
                     let session = self.front.session().expect("orders come in a session");
-                    self.hear(session, false, connection);
+                    for connection in connections {
+                        self.hear(session, false, connection);
+                    }
                 }
                 front::Output::Order(order @ GatewayOrder::Message { .. }) => panic!("{order:?}"),
                 front::Output::Over { .. } => self.overs += 1,

@@ -120,23 +120,23 @@ fn what_a_gateway_is_told() {
             r#"{"packet":{"session":18446744073709551614,"stamp":{"seq":7,"taken":3},"order":null}}"#
         ]],
     );
-    let connection = 9;
     let message = Down::Ping { nonce: 5 };
+    let connections = vec![9, 4];
     let order = GatewayOrder::Message {
-        connection,
+        connections: connections.clone(),
         message,
     };
     check(
         &fall(Some(order)),
         expect![[
-            r#"{"packet":{"session":18446744073709551614,"stamp":{"seq":7,"taken":3},"order":{"message":{"connection":9,"message":{"type":"ping","nonce":5}}}}}"#
+            r#"{"packet":{"session":18446744073709551614,"stamp":{"seq":7,"taken":3},"order":{"message":{"connections":[9,4],"message":{"type":"ping","nonce":5}}}}}"#
         ]],
     );
-    let order = GatewayOrder::Close { connection };
+    let order = GatewayOrder::Close { connections };
     check(
         &fall(Some(order)),
         expect![[
-            r#"{"packet":{"session":18446744073709551614,"stamp":{"seq":7,"taken":3},"order":{"close":{"connection":9}}}}"#
+            r#"{"packet":{"session":18446744073709551614,"stamp":{"seq":7,"taken":3},"order":{"close":{"connections":[9,4]}}}}"#
         ]],
     );
     check(
