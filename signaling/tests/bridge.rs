@@ -20,7 +20,7 @@ use futures_util::StreamExt as _;
 use shared::units::Round;
 use shared::wire::frame::VERSION;
 use shared::wire::gateway::{Fall, GatewayEvent, GatewayOrder, Rise, Stamp};
-use shared::wire::signal::{self, Down};
+use shared::wire::signal::{self, Down, Up};
 use signaling::app::{Clock, Entrance, Event, Telling};
 use signaling::gateway::bridge::Bridge;
 use signaling::gateway::nats::{NatsError, Servers};
@@ -226,5 +226,63 @@ async fn what_the_host_tells_everybody_at_once_is_one_packet_to_a_gateway() {
     };
     assert_eq!(gateway.order().await, told);
     assert_eq!(gateway.order().await, GatewayOrder::Close { connections });
+    host.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_gateway_that_is_cut_off_nothing_more_is_acted_on() {
+    let nats = Nats::start("").await;
+    let mut host = Host::start(&nats, 1).await;
+    let mut gateway = Gateway::open(&nats).await;
+    let connection = 1;
+    gateway.say(GatewayEvent::Connected { connection }).await;
+    // The host reads nothing: its inbox is full, then the desk's pocket, then the desk's queue.
+    let before = gateway.session;
+    for nonce in 0..3_000 {
+        let message = Up::Pong { nonce };
+        let event = GatewayEvent::Message {
+            connection,
+            message,
+        };
+        gateway.say(event).await;
+    }
+    // What came once the queue was full is of no session, for whoever answers now.
+    while gateway.fall().await != (Fall::Over { session: before }) {}
+    gateway.open_again(2).await;
+    assert_ne!(gateway.session, before);
+    gateway.say(GatewayEvent::Connected { connection }).await;
+
+    let Event::Connected {
+        connection: old,
+        outbox: _open,
+    } = host.event().await
+    else {
+        panic!("it connected");
+    };
+    let mut outboxes = Vec::new();
+    let (mut said, mut is_closed, mut is_new) = (0, false, false);
+    while !(is_closed && is_new) {
+        match host.event().await {
+            Event::Message { connection, .. } => {
+                assert_eq!((connection, is_closed), (old, false));
+                said += 1;
+            }
+            Event::Closed { connection } => {
+                assert_eq!(connection, old);
+                is_closed = true;
+            }
+            Event::Connected { connection, outbox } => {
+                assert_ne!(connection, old);
+                outboxes.push(outbox);
+                is_new = true;
+            }
+            other @ (Event::Malformed { .. }
+            | Event::NotStored { .. }
+            | Event::NotHeld { .. }
+            | Event::Stored { .. }) => panic!("{other:?}"),
+        }
+    }
+    // Only what was on its way to the inbox when it was cut off.
+    assert!(said <= 2, "{said} of its messages were acted on");
     host.end().await;
 }

@@ -3,7 +3,7 @@
 //! A volunteer's socket is served by the same code everywhere ([`Entrance`](crate::app::Entrance)). In the host its events
 //! go to the coordinator's task by a channel, which is the default and needs nothing of this. In a gateway they go
 //! through NATS: [`front`] is the gateway's end of its session, [`back`] the host's, [`link`] what they have in common.
-//! [`told`] puts what many are told into few packets. These decide and never wait; [`serve`] is the process around a front, [`bridge`] the host's tasks around its backs,
+//! [`told`] puts what many are told into few packets. These decide and never wait; [`serve`] is the process around a front, [`bridge`] and `desk` the host's tasks around its backs,
 //! [`nats`] the connection.
 //!
 //! NATS delivers at most once. So what is lost, repeated or exchanged ends the session: the gateway closes its sockets,
@@ -12,6 +12,7 @@
 pub mod args;
 pub mod back;
 pub mod bridge;
+mod desk;
 pub mod front;
 pub mod link;
 pub mod nats;

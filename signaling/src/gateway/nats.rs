@@ -22,7 +22,7 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 /// ... and at most.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long one try may take, and an answer of whoever holds the run's subjects.
-const ANSWER_MAX: Duration = Duration::from_secs(3);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(3);
 /// Between two questions to the server whether it is there: a broken connection is noticed so.
 const PING_EVERY: Duration = Duration::from_secs(2);
 /// What stays as it is in a subject.
@@ -300,6 +300,19 @@ pub async fn is_served(client: &Client, subjects: &Subjects) -> bool {
 /// What to say of the session.
 pub async fn publish(client: &Client, subject: String, packet: Bytes) -> Result<(), String> {
     let span = Duration::from_micros(GATEWAY_SILENCE_MAX.as_micros());
+    publish_within(client, subject, packet, span).await
+}
+
+/// Publishes; why not, where NATS takes nothing for so long.
+///
+/// # Errors
+/// What to say of it.
+pub async fn publish_within(
+    client: &Client,
+    subject: String,
+    packet: Bytes,
+    span: Duration,
+) -> Result<(), String> {
     match timeout(span, client.publish(subject, packet)).await {
         Ok(published) => published.map_err(|error| error.to_string()),
         Err(_) => Err("NATS takes nothing".to_owned()),
