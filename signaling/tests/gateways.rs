@@ -25,7 +25,7 @@ use shared::wire::leases::Leases;
 use shared::wire::report::{RunReport, VolunteerState};
 use shared::wire::signal::{Down, Pause, RefuseCode, Resume, Up};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -464,6 +464,45 @@ async fn what_can_not_be_is_refused_in_words() {
             "{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_none() {
+    let nats = Nats::start("").await;
+    let mut bench = Bench::new(&nats, None);
+    bench.nats = String::new();
+    // It listens, and no gateway can come.
+    bench.host().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shoal-gateway"));
+    command.args(["--run", RUN]).env("SHOAL_NATS", "");
+    let (code, text) = refusal(&mut command).await;
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("--nats <URL>"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_shorter_messages_than_before_is_named_once_everybody_is_back_at_it() {
+    let mut nats = Nats::start("").await;
+    let bench = Bench::new(&nats, None);
+    let mut host = bench.host().await;
+    let mut gateway = Process::start(bench.gateway_command().stderr(Stdio::piped())).await;
+    gateway.event("open").await;
+    nats.kill().await;
+    gateway.event("away").await;
+    nats.configure("max_payload: 65536\n");
+    nats.start_again().await;
+    let ended = timeout(LIMIT, gateway.child.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(2));
+    let mut text = String::new();
+    let mut stderr = gateway.child.stderr.take().unwrap();
+    stderr.read_to_string(&mut text).await.unwrap();
+    assert!(
+        text.contains("takes messages of 65536 bytes at most, and this run needs"),
+        "{text}"
+    );
+    // The host goes on without it.
+    assert_eq!(host.get("/readyz").await.status(), 200);
+    assert_eq!(host.terminate().await, 0);
 }
 
 #[tokio::test]

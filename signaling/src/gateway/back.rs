@@ -82,8 +82,9 @@ impl Back {
         self.over(now, reason, true);
     }
 
-    /// Something came from the gateway; `fresh` is a number that was just drawn.
-    pub fn handle_rise(&mut self, now: Time, rise: Rise, fresh: u64) {
+    /// Something came from the gateway; `fresh` is a number that was just drawn, and the host's own NATS server carries
+    /// packets of `carried` bytes.
+    pub fn handle_rise(&mut self, now: Time, rise: Rise, fresh: u64, carried: usize) {
         self.heard = now;
         match rise {
             Rise::Open {
@@ -92,7 +93,7 @@ impl Back {
                 packet_bytes_max,
             } => {
                 self.over(now, "the gateway asked for a new one".to_owned(), false);
-                let fall = match self.refusal(version, packet_bytes_max) {
+                let fall = match self.refusal(version, packet_bytes_max, carried) {
                     Some(text) => Fall::Refused { attempt, text },
                     None => {
                         self.open = Some((fresh, Link::new(now)));
@@ -152,17 +153,22 @@ impl Back {
         self.outputs.pop_front()
     }
 
-    fn refusal(&self, version: u8, packet_bytes_max: usize) -> Option<String> {
+    fn refusal(&self, version: u8, packet_bytes_max: usize, carried: usize) -> Option<String> {
         let needed = packet_bytes(self.signal_bytes_max);
+        let short = |whose: &str, bytes: usize| {
+            Some(format!(
+                "the {whose}'s NATS server takes messages of {bytes} bytes at most, and this run needs {needed}: set \
+                 max_payload: {needed} in its configuration"
+            ))
+        };
         if version != VERSION {
             Some(format!(
                 "the gateway speaks wire version {version}, the host {VERSION}: run both from one release"
             ))
         } else if packet_bytes_max < needed {
-            Some(format!(
-                "the gateway's NATS server takes messages of {packet_bytes_max} bytes at most, and this run needs \
-                 {needed}: set max_payload: {needed} in its configuration"
-            ))
+            short("gateway", packet_bytes_max)
+        } else if carried < needed {
+            short("host", carried)
         } else {
             None
         }

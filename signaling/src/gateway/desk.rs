@@ -143,7 +143,11 @@ impl Desk {
             Err(error) => return self.back.end(now, format!("no packet of it: {error}")),
         };
         match getrandom::u64() {
-            Ok(fresh) => self.back.handle_rise(now, rise, fresh),
+            Ok(fresh) => {
+                // The server of now: it may be another one than that which the host began with.
+                let carried = self.client.max_payload();
+                self.back.handle_rise(now, rise, fresh, carried);
+            }
             Err(error) => tracing::error!(%error, "the system gives no random numbers"),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use shared::limits::{GATEWAY_OPEN_MAX, KEEPALIVE};
+use shared::limits::{GATEWAY_OPEN_MAX, KEEPALIVE, SIGNAL_BYTES_MAX};
 use shared::units::Time;
 use shared::wire::gateway::{Fall, GatewayEvent, GatewayOrder, Rise};
 
@@ -111,7 +111,16 @@ impl Front {
                 signal_bytes_max,
             } => {
                 // One that comes late or twice was for a question that does not count any more.
-                if matches!(self.state, State::Asking { .. }) && attempt == self.attempt {
+                if !matches!(self.state, State::Asking { .. }) || attempt != self.attempt {
+                    return;
+                }
+                if signal_bytes_max > SIGNAL_BYTES_MAX {
+                    let text = format!(
+                        "it reads messages of {signal_bytes_max} bytes, and no run needs more than {SIGNAL_BYTES_MAX}: run \
+                         both from one release"
+                    );
+                    self.outputs.push_back(Output::Refused { text });
+                } else {
                     let (since, link) = (now, Link::new(now));
                     self.state = State::Open {
                         session,

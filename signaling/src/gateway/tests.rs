@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
+use shared::limits::SIGNAL_BYTES_MAX;
 use shared::units::{Span, Time};
 use shared::wire::frame::VERSION;
 use shared::wire::gateway::{Fall, GatewayEvent, GatewayOrder, Rise};
@@ -98,7 +99,7 @@ impl World {
                         self.arrives(*session, true, stamp.seq);
                     }
                     self.drawn += 1;
-                    self.back.handle_rise(self.now, rise, self.drawn);
+                    self.back.handle_rise(self.now, rise, self.drawn, BYTES);
                 }
             }
             Step::Down(fault) => {
@@ -307,7 +308,7 @@ fn who_is_silent_is_taken_for_dead_within_the_bound() {
 
 #[test]
 fn another_version_and_a_server_for_short_messages_are_refused_in_words() {
-    let refused = |version, packet_bytes_max| {
+    let refused = |version, packet_bytes_max, carried| {
         let mut back = Back::new(Time::ZERO, 1_000);
         let attempt = 1;
         let open = Rise::Open {
@@ -315,21 +316,57 @@ fn another_version_and_a_server_for_short_messages_are_refused_in_words() {
             version,
             packet_bytes_max,
         };
-        back.handle_rise(Time::ZERO, open, 7);
+        back.handle_rise(Time::ZERO, open, 7, carried);
         match back.poll_output() {
             Some(back::Output::Send(Fall::Refused { text, .. })) => Some(text),
             Some(back::Output::Send(Fall::Opened { .. })) => None,
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(refused(VERSION, 2_024), None);
-    let text = refused(VERSION, 2_023).unwrap();
+    assert_eq!(refused(VERSION, 2_024, 2_024), None);
+    let text = refused(VERSION, 2_023, 2_023).unwrap();
     assert!(
-        text.contains("2023 bytes at most") && text.contains("max_payload: 2024"),
+        text.contains("the gateway's")
+            && text.contains("2023 bytes at most")
+            && text.contains("max_payload: 2024"),
         "{text}"
     );
-    let text = refused(VERSION + 1, 2_024).unwrap();
+    // The host may have come to another server than that which it began with.
+    let text = refused(VERSION, 2_024, 2_023).unwrap();
+    assert!(
+        text.contains("the host's NATS server takes messages of 2023 bytes"),
+        "{text}"
+    );
+    let text = refused(VERSION + 1, 2_024, 2_024).unwrap();
     assert!(text.contains("run both from one release"), "{text}");
+}
+
+#[test]
+fn a_host_that_reads_longer_messages_than_any_run_has_is_refused_in_words() {
+    let opened = |signal_bytes_max| {
+        let mut front = Front::new(Time::ZERO);
+        front.handle_timeout(Time::ZERO);
+        let asked = front.poll_output();
+        assert_eq!(asked, Some(front::Output::Ask { attempt: 1 }));
+        let opened = Fall::Opened {
+            attempt: 1,
+            session: 7,
+            signal_bytes_max,
+        };
+        front.handle_fall(Time::ZERO, opened);
+        (front.session(), front.poll_output())
+    };
+    let signal_bytes_max = SIGNAL_BYTES_MAX;
+    let open = front::Output::Opened { signal_bytes_max };
+    assert_eq!(opened(signal_bytes_max), (Some(7), Some(open)));
+    for too_many in [SIGNAL_BYTES_MAX + 1, usize::MAX] {
+        let (session, output) = opened(too_many);
+        assert_eq!(session, None);
+        let Some(front::Output::Refused { text }) = output else {
+            panic!("{output:?}");
+        };
+        assert!(text.contains(&too_many.to_string()), "{text}");
+    }
 }
 
 #[test]

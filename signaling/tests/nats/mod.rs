@@ -21,14 +21,19 @@ impl Nats {
     /// A server with these lines in its configuration.
     pub(crate) async fn start(configuration: &str) -> Self {
         let folder = TempDir::new().unwrap();
-        std::fs::write(folder.path().join("nats.conf"), configuration).unwrap();
         let mut nats = Self {
             folder,
             port: 0,
             server: None,
         };
+        nats.configure(configuration);
         nats.start_again().await;
         nats
+    }
+
+    /// Another configuration, for its next start.
+    pub(crate) fn configure(&self, configuration: &str) {
+        std::fs::write(self.folder.path().join("nats.conf"), configuration).unwrap();
     }
 
     /// Where it listens.
