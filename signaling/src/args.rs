@@ -178,6 +178,12 @@ pub enum LogFormat {
 pub const PORT_DEFAULT: u16 = 8080;
 
 impl Args {
+    /// Where NATS is, if gateways are to come: an empty variable counts as none.
+    pub fn nats(&self) -> Vec<String> {
+        let named = self.nats.iter().filter(|url| !url.is_empty());
+        named.cloned().collect()
+    }
+
     /// The port to listen on, as [`port`] has it.
     ///
     /// # Errors
@@ -233,6 +239,14 @@ mod tests {
             parse("shoal-host --data x --port 0").port(Some("3000")),
             Ok(0)
         );
+    }
+
+    #[test]
+    fn no_nats_and_an_empty_one_are_the_same() {
+        assert!(parse("shoal-host --data x").nats().is_empty());
+        assert!(parse("shoal-host --data x --nats=").nats().is_empty());
+        let several = parse("shoal-host --data x --nats nats://a,nats://b").nats();
+        assert_eq!(several, ["nats://a", "nats://b"]);
     }
 
     #[test]

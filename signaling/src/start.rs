@@ -260,10 +260,11 @@ fn read_config(args: &Args) -> Result<RunConfig, HostError> {
 }
 
 async fn join_nats(args: &Args, config: &RunConfig) -> Result<Option<Bridge>, NatsError> {
-    if args.nats.is_empty() {
+    let addresses = args.nats();
+    if addresses.is_empty() {
         return Ok(None);
     }
-    let servers = Servers::new(&args.nats, args.nats_credentials.clone())?;
+    let servers = Servers::new(&addresses, args.nats_credentials.clone())?;
     let joined = Bridge::join(&servers, &config.name, config.signal_bytes_max()).await;
     joined.map(Some)
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::args::LogFormat;
 
@@ -30,6 +31,7 @@ pub struct GatewayArgs {
         value_name = "URL",
         value_delimiter = ',',
         required = true,
+        value_parser = NonEmptyStringValueParser::new(),
         hide_env_values = true
     )]
     pub nats: Vec<String>,
@@ -82,5 +84,9 @@ mod tests {
         let args = GatewayArgs::try_parse_from(line.split(' ')).unwrap();
         assert_eq!(args.nats, ["nats://a", "nats://b"]);
         assert!(GatewayArgs::try_parse_from(["shoal-gateway", "--run", "school"]).is_err());
+        // As an empty variable does.
+        let empty = ["shoal-gateway", "--run", "school", "--nats="];
+        let refused = GatewayArgs::try_parse_from(empty).unwrap_err();
+        assert!(refused.to_string().contains("--nats <URL>"), "{refused}");
     }
 }
