@@ -27,7 +27,7 @@ use shared::wire::signal::{self, Down};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::sleep_until;
 
 use super::args::GatewayArgs;
@@ -42,6 +42,8 @@ use crate::http;
 
 /// Packets of the host that wait to be taken: what it may have under way, and keepalives.
 const WAITING_MAX: usize = 2 * GATEWAY_PACKETS_AHEAD;
+/// Sockets that are woken at once where many are told something.
+const TOLD_AT_ONCE: usize = 32;
 /// How long connections may take to end when the gateway stops.
 const STOP_MAX: Duration = Duration::from_secs(1);
 
@@ -343,7 +345,7 @@ impl Runner {
                 }
                 Output::Send(rise) => self.send(&rise).await,
                 Output::Opened { signal_bytes_max } => self.opened(signal_bytes_max),
-                Output::Order(order) => self.obey(order),
+                Output::Order(order) => self.obey(order).await,
                 Output::Over { reason } => self.over(reason),
                 Output::Refused { text } => return Err(GatewayError::Refused { text }),
             }
@@ -385,14 +387,20 @@ impl Runner {
         self.announce.way(None);
     }
 
-    fn obey(&mut self, order: GatewayOrder) {
+    async fn obey(&mut self, order: GatewayOrder) {
         match order {
             GatewayOrder::Message {
                 connections,
                 message,
             } => {
-                for connection in connections {
-                    self.tell(connection, message.clone());
+                for some in connections.chunks(TOLD_AT_ONCE) {
+                    for &connection in some {
+                        self.tell(connection, message.clone());
+                    }
+                    // Those sockets write, and others are read, before more are woken.
+                    if some.len() == TOLD_AT_ONCE {
+                        yield_now().await;
+                    }
                 }
             }
             GatewayOrder::Close { connections } => {
