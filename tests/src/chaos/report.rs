@@ -160,7 +160,10 @@ impl Report {
         let share = both.share();
         self.loss = Some(both);
         self.loss_share = Some(share);
-        let is_near = share <= LOSS_SHARE_MAX;
+        // A pipeline that stays away leaves the others more steps of as many samples, and at the beginning of training that
+        // shows as a lower loss (`figures outer`): where several merge only a higher one is a fault's.
+        let is_fewer_pipelines = self.pipelines > 1 && both.loss <= both.undisturbed;
+        let is_near = share <= LOSS_SHARE_MAX || is_fewer_pipelines;
         if !is_near {
             self.broken(format!(
                 "after {} samples the mean loss of {} rounds is {}, undisturbed {}",
@@ -242,20 +245,25 @@ mod tests {
 
     #[test]
     fn a_loss_that_differs_by_more_than_two_hundredths_breaks_a_rule() {
-        for (loss, is_sound) in [
-            (1.019, true),
-            (0.979, false),
-            (1.021, false),
-            (f64::NAN, false),
+        for (pipelines, loss, is_sound) in [
+            (1, 1.019, true),
+            (1, 0.979, false),
+            (1, 1.021, false),
+            (1, f64::NAN, false),
+            // Several that merge learn less from as many samples than one that was left alone.
+            (2, 0.9, true),
+            (2, 1.021, false),
+            (2, f64::NAN, false),
         ] {
             let mut report = report();
+            report.pipelines = pipelines;
             report.loss(Compared {
                 samples: 80,
                 rounds: 1,
                 loss,
                 undisturbed: 1.0,
             });
-            assert_eq!(report.is_sound(), is_sound, "{loss}");
+            assert_eq!(report.is_sound(), is_sound, "{pipelines}: {loss}");
         }
     }
 
