@@ -90,10 +90,12 @@ impl PlainModel {
     /// Folds the run's codec into the weights of all stages, in their order.
     ///
     /// # Panics
-    /// If `stages` are not the parameters of all stages of the derivation's configuration.
+    /// If `stages` are not the parameters of all stages of the derivation's configuration, or its borders lose something.
     pub fn fold(derivation: &Derivation, stages: Vec<Vec<(Parameter, Vec<f32>)>>) -> Self {
         let run = derivation.config();
         assert_eq!(stages.len(), run.stages, "one list of weights a stage");
+        let is_lossy = matches!(run.codec, Codec::Projector { .. });
+        assert!(!is_lossy, "what a projector loses does not fold away");
         let device = Device::flex();
         let lift = derivation.basis().map(|basis| {
             let shape = [run.d_model, run.boundary_width()];

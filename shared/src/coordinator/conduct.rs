@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Coordinator;
 use super::history::Row;
 use super::incident::{Sequel, What};
-use super::pipeline::Phase;
 use crate::limits::{LINK_TRIES_MAX, MALFORMED_ACCUSERS, STRIKES_MAX, SUSPECT_ANSWER_MAX};
 use crate::units::{Digest, PeerId, StageId, Time};
 use crate::wire::frame::Place;
@@ -118,7 +117,7 @@ impl Coordinator {
             .pipelines
             .of(by)
             .filter(|pipeline| place.is_some_and(|place| pipeline.place.epoch == place.epoch));
-        // In a merge, replicas of all its pipelines have to do with each other.
+        // In a merge those of a group have to do with each other.
         let sit = current.is_some_and(|pipeline| {
             pipeline.seat(suspect).is_some() || self.are_merging(by, suspect)
         });
@@ -149,17 +148,11 @@ impl Coordinator {
         }
     }
 
-    /// Whether two merge a stage with each other.
+    /// Whether two merge a stage in one group.
     fn are_merging(&self, one: PeerId, other: PeerId) -> bool {
-        let seat = |peer: PeerId| {
-            let pipeline = self.pipelines.of(peer)?;
-            let stages = pipeline.seat(peer)?.row.stages;
-            (pipeline.phase == Phase::Merging).then_some(stages)
-        };
-        let (Some(one), Some(other)) = (seat(one), seat(other)) else {
-            return false;
-        };
-        one.first < other.end && other.first < one.end
+        self.merging
+            .as_ref()
+            .is_some_and(|merging| merging.is_group_of(one, other))
     }
 
     /// Somebody says that a volunteer sent it what no correct build sends.

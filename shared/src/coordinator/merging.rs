@@ -61,7 +61,23 @@ struct Repeats {
     failed: bool,
 }
 
+impl Merging {
+    /// Whether two volunteers average a part of some stage with each other.
+    pub(super) fn is_group_of(&self, one: PeerId, other: PeerId) -> bool {
+        self.plans.iter().any(|plan| plan.is_group_of(one, other))
+    }
+}
+
 impl Plan {
+    fn is_group_of(&self, one: PeerId, other: PeerId) -> bool {
+        let place = |peer: PeerId| self.holders.iter().position(|holder| holder.peer == peer);
+        let (Some(one), Some(other)) = (place(one), place(other)) else {
+            return false;
+        };
+        let mut groups = self.groups[one].iter();
+        groups.any(|group| group.members.contains(&other))
+    }
+
     /// That member's groups, as it is told them.
     fn of(&self, member: usize) -> Vec<Group> {
         let told = |group: &Arc<grouping::Group>| Group {
@@ -161,12 +177,17 @@ impl Coordinator {
                 samples: u64::from(pipeline.steps_done()) * batch,
             });
         }
+        let plans = self.plans(&members);
+        let levels = plans
+            .iter()
+            .flat_map(|plan| plan.groups.iter().map(Vec::len));
+        let levels = levels.max().unwrap_or_default() as u64;
         self.merging = Some(Merging {
             attempt,
-            plans: self.plans(&members),
+            plans,
             members,
             progressed: now,
-            patience: self.merge_patience(ids),
+            patience: self.merge_patience(ids, levels),
             repeats,
         });
         let merging = |it: &Pipeline| it.phase == Phase::Merging;
@@ -182,7 +203,7 @@ impl Coordinator {
     }
 
     /// How long the largest seat may take to send what it changed and to get what comes of it.
-    fn merge_patience(&self, ids: &[PipelineId]) -> Span {
+    fn merge_patience(&self, ids: &[PipelineId], levels: u64) -> Span {
         let seats = ids.iter().filter_map(|id| self.pipelines.get(*id));
         let values =
             |stage: StageId| self.config().model.parameter_count_of(usize::from(stage.0)) as u64;
@@ -190,8 +211,8 @@ impl Coordinator {
             .flat_map(|it| &it.seats)
             .map(|seat| seat.row.stages.iter().map(values).sum::<u64>());
         let row_bytes = self.config().merge.format.row_bytes(TILE) as u64;
-        // There and back.
-        let bytes = 2 * seat_values.max().unwrap_or(0).div_ceil(TILE as u64) * row_bytes;
+        // There and back, and of groups of two somebody sends all of it again on each further level.
+        let bytes = (1 + levels) * seat_values.max().unwrap_or(0).div_ceil(TILE as u64) * row_bytes;
         MERGE_MAX + Span::from_secs(bytes / MERGE_BYTES_PER_SECOND_MIN)
     }
 
@@ -323,11 +344,11 @@ impl Coordinator {
         }
         let mut stages = Vec::new();
         for replicas in held.values() {
-            let count = |agreed: Digest| {
-                let same = replicas.iter().filter(|held| held.agreed == agreed);
-                same.count()
-            };
-            let Some(most) = replicas.iter().max_by_key(|held| count(held.agreed)) else {
+            let mut counts: BTreeMap<Digest, usize> = BTreeMap::new();
+            for held in replicas {
+                *counts.entry(held.agreed).or_default() += 1;
+            }
+            let Some(most) = replicas.iter().max_by_key(|held| counts[&held.agreed]) else {
                 return Verdict::Tied;
             };
             #[cfg(any(test, feature = "sim"))]
@@ -335,7 +356,7 @@ impl Coordinator {
                 stages.push(replicas[0]);
                 continue;
             }
-            if 2 * count(most.agreed) <= replicas.len() {
+            if 2 * counts[&most.agreed] <= replicas.len() {
                 return Verdict::Tied;
             }
             stages.push(*most);

@@ -398,6 +398,10 @@ impl Merging {
         };
         let merged = self.stages.iter().find(|it| it.stage() == stage);
         let liars = merged.map_or_else(Vec::new, |it| it.senders_of_no_numbers(level, parts));
+        if liars.is_empty() {
+            // All are numbers, and yet nothing can be made of them here: the host must hear of it, or all would wait.
+            return self.outputs.push_back(MergeOutput::Failed);
+        }
         self.refuse_liars(liars);
     }
 
@@ -433,7 +437,7 @@ fn levels(me: PeerId, groups: &[Group]) -> Option<Vec<Level>> {
         Some(Level {
             weights: group.samples.clone(),
             shares: group.shares.clone(),
-            own: u16::try_from(own).expect("a group is small"),
+            own: u16::try_from(own).ok()?,
         })
     });
     let levels = levels.collect::<Option<Vec<Level>>>()?;

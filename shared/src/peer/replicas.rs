@@ -139,8 +139,10 @@ impl Peer {
         // Known first: by it links are kept.
         self.merge.running = Some(merging);
         self.merge.told = Some(order.attempt);
+        let mut has_room = true;
         for other in others {
             let link = self.link_mut(now, other.peer, Some(other.key));
+            has_room &= link.is_some();
             let is_up = link.map(|link| {
                 link.want(now);
                 link.is_up()
@@ -150,6 +152,10 @@ impl Peer {
                 (None, Some(running)) => running.handle_lost(other.peer),
                 (Some(false), _) | (_, None) => {}
             }
+        }
+        if !has_room {
+            // More links than a volunteer keeps: nothing comes of it here, and that is no other one's fault.
+            self.merge_failed(order.attempt);
         }
         let early = std::mem::take(&mut self.merge.early);
         for (peer, slices) in early {

@@ -280,6 +280,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             "[merge]\nmomentum = nan",
             "[model]\nrank = 129",
             "[model]\nrank = 32\ncodec = \"dense\"",
+            "[model]\nanchor = 3",
+            "[model]\nanchor = 129\ncodec = \"projector\"",
             "[model]\nheads = 3",
             "[model]\nheads = -3",
             "[model]\nstages = 5",
@@ -320,6 +322,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             merge.momentum is NaN, must be between 0 and 0.999: of the outer step, usually 0.9
             model.rank is 129, must be between 1 and 128
             model.rank is written, but model.codec is "dense": leave out one of them
+            model.anchor is written, but model.codec is not "projector": leave out one of them
+            model.anchor is 129, must be between 1 and 128
             model.d_model 128 must be a multiple of twice model.heads 3
             model.heads is -3, must not be negative
             model.stages is 5, must be between 1 and 4
@@ -367,7 +371,7 @@ proptest! {
     fn a_configuration_reads_back_what_was_written(
         preset in proptest::sample::select(PRESETS.to_vec()),
         (seed, name) in (0..=u64::MAX / 2, "[ -~é]{0,20}[!-~]"),
-        dense in any::<bool>(),
+        kind in 0..3_u8,
         rank in 1_usize..128,
         (rate, clip) in (1e-8..1.0_f64, 1e-6..1e6_f64),
         (round_us, checkpoint_us, wait_us) in
@@ -379,7 +383,11 @@ proptest! {
         let mut config = RunConfig::preset(preset).expect("a preset");
         config.name = name;
         config.seed = seed;
-        config.model.codec = if dense { Codec::Dense } else { Codec::Subspace { rank } };
+        config.model.codec = match kind {
+            0 => Codec::Dense,
+            1 => Codec::Subspace { rank },
+            _ => Codec::Projector { rank, anchor: 1 + rank / 2 },
+        };
         config.format = format;
         config.merge.format = merge_format;
         config.merge.learning_rate = outer_rate;

@@ -2,7 +2,6 @@
 
 use half::f16;
 
-use super::shares::share_of;
 use super::{SHARES_AT_ONCE, Shares};
 
 /// The largest finite f16, 65504, as f32.
@@ -31,11 +30,19 @@ pub(super) fn pack(values: &[f32], shares: &mut Shares, bytes: &mut Vec<u8>) {
                 *word = rounded(*value, nearest, 0.0).to_le_bytes();
             }),
             Some(drawn) => numbers.zip(drawn).for_each(|((word, value), drawn)| {
-                let normal = |bits| bits + u32::from(drawn >> (16 - DROPPED));
-                *word = rounded(*value, normal, share_of(*drawn)).to_le_bytes();
+                *word = stochastic(*value, *drawn).to_le_bytes();
             }),
         }
     }
+}
+
+/// Bits of a value's f16, rounded up or down by random bits.
+#[inline]
+pub(super) fn stochastic(value: f32, drawn: u16) -> u16 {
+    let normal = |bits| bits + u32::from(drawn >> (16 - DROPPED));
+    // As many bits: a thousand steps and a share of more would not fit an f32.
+    let share = (i32::from(drawn >> (16 - DROPPED)) * 2 + 1) as f32 / 16_384.0 - 0.5;
+    rounded(value, normal, share)
 }
 
 /// Appends the values of f16.
@@ -58,9 +65,10 @@ fn rounded(value: f32, normal: impl Fn(u32) -> u32, share: f32) -> u16 {
     let magnitude = (bits & 0x7fff_ffff).cast_signed();
     let finite = magnitude.min(LARGEST).cast_unsigned();
     let large = (normal(finite) >> DROPPED).wrapping_sub(REBIASED);
-    // From 2^23 on an f32 has no fraction: its bits end with the number of steps.
+    // Between 2^23 and 2^24 an f32 has no fraction, and its bits end with the number of steps; from the middle a share below
+    // zero leads nowhere else.
     let steps = f32::from_bits(finite) * SUBNORMAL_STEPS + share;
-    let small = (steps + 8_388_608.0).to_bits() & 0x7ff;
+    let small = (steps + 12_582_912.0).to_bits() & 0x7ff;
     let is_small = finite.cast_signed() < NORMAL;
     let number = if is_small { small } else { large };
     let not_finite = 0x7c00 | u32::from(magnitude > INFINITE) << 9;

@@ -13,7 +13,9 @@ pub(super) fn scale_of(values: &[f32], most: f32) -> bf16 {
         return bf16::NAN;
     }
     let bits = (absmax / most).to_bits();
-    let up = (bits >> 16) + u32::from(bits & 0xffff != 0);
+    // A subnormal quotient may have been rounded down itself.
+    let is_less = bits & 0xffff != 0 || absmax > 0.0 && bits < 0x80_0000;
+    let up = (bits >> 16) + u32::from(is_less);
     let up = u16::try_from(up).expect("sixteen bits remain");
     bf16::from_bits(up.max(u16::from(absmax > 0.0)))
 }

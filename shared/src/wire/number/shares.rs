@@ -62,7 +62,7 @@ impl Shares {
 }
 
 /// Random bits as a share: the middles of as many parts, so that a half is never reached, even beside 127.
-pub(super) fn share_of(drawn: u16) -> f32 {
+fn share_of(drawn: u16) -> f32 {
     const STEP: f32 = 1.0 / 131_072.0;
     (i32::from(drawn) * 2 + 1) as f32 * STEP - 0.5
 }

@@ -157,6 +157,46 @@ fn stochastic_rounding_is_unbiased_over_ten_thousand_draws() {
     }
 }
 
+/// Over all 65,536 values of the random bits: what no sample of draws would find.
+#[test]
+fn f16_rounds_stochastically_without_bias_down_to_zero() {
+    let step = 2_f64.powi(-24);
+    let small = [1e-9, 1e-8, 2e-8, 5.9e-8, 6.103e-5, 6.103_6e-5, 0.3];
+    for value in small.into_iter().chain(
+        [0.0, 1.0, 1.5, 1023.0, 1024.0, 65_504.0 / 2.0_f32.powi(-24)]
+            .map(|steps| steps * 2.0_f32.powi(-24)),
+    ) {
+        for value in [value, -value] {
+            let mut sum = 0.0;
+            for drawn in 0..=u16::MAX {
+                let rounded = half_precision::stochastic(value, drawn);
+                let after = f64::from(half::f16::from_bits(rounded).to_f32());
+                let apart = (after - f64::from(value)).abs();
+                let most = step.max(f64::from(value.abs()) / 1024.0);
+                assert!(apart < most, "{value} became {after}");
+                sum += after;
+            }
+            let bias = (sum / 65_536.0 - f64::from(value)).abs();
+            let bound = step.max(f64::from(value.abs()) / 1024.0) / 8_000.0;
+            assert!(bias <= bound, "{value} is off by {bias} of {bound}");
+        }
+    }
+}
+
+#[test]
+fn what_is_zero_stays_zero() {
+    for format in ALL {
+        for draw in 0..200 {
+            let bytes = pack(format, &[0.0, -0.0, 0.0, 0.0], 2, noise(draw));
+            let back = unpack(format, &bytes, 2, 2).expect("own bytes");
+            assert!(
+                back.iter().all(|value| *value == 0.0),
+                "{format:?}: {back:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_replay_gives_the_same_bytes_and_another_microbatch_other_ones() {
     let values: Vec<f32> = (0..64).map(|element| (element as f32).sqrt()).collect();
