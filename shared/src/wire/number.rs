@@ -2,7 +2,7 @@
 //!
 //! A tensor `[rows, width]` (a row is a token) becomes [`payload_bytes`] bytes, row after row:
 //! `f32` and `f16` little-endian; `int8` a bf16 scale, then `width` signed bytes; `int4` for each tile of 32 a bf16
-//! scale, then 16 bytes, the lower half of each first, of the tile's Hadamard transform ([`int4`]). A scale is the absolute
+//! scale, then 16 bytes, the lower half of each first, of the tile's Hadamard transform (`number/int4`). A scale is the absolute
 //! maximum over 127 or 7, rounded **up**, so that no value needs more than that.
 //!
 //! Forward rounds to nearest. Gradients round **stochastically**, from a counter-based generator
