@@ -1,7 +1,9 @@
 //! What the end-to-end tests and `cargo xtask` share: finding programs, starting and watching them.
 //!
-//! Begin with [`community`] for a small run and its volunteers, with [`judge`] for what must hold after a fault, with [`chaos`] for many faults in one
-//! run, with [`lan`] for a network with cables to pull, with [`link`] for one that is slow, with [`browser`] for a page in headless Chromium, with [`tab`] for one that lends. Nothing here knows how Shoal works inside: it sees processes, their output, and HTTP.
+//! Begin with [`community`] for a small run and its volunteers, with [`judge`] for what must hold after a fault, with [`chaos`] for many
+//! faults in one run, with [`lan`] for a network with cables to pull, with [`link`] for one that is slow, with [`browser`] for a page in
+//! headless Chromium, with [`tab`] for one that lends. Nothing here knows how Shoal works inside: it sees processes, their output, and
+//! HTTP.
 
 pub mod browser;
 pub mod chaos;

@@ -1,7 +1,7 @@
 //! A network namespace of a test's own: a network stack with interfaces, addresses and routes, which ends with the value.
 //!
-//! A program that waits for our end holds it. Others are started in it by [`Namespace::wrapper`], threads walk in by a [`Door`], which
-//! may be copied and sent. Nothing of the machine's own network is changed. Needs root, iproute2 and util-linux. What is
+//! A program that waits for our end holds it. Others are started in it by [`Namespace::wrapper`], threads walk in by a
+//! [`Door`], which may be copied and sent. Nothing of the machine's own network is changed. Needs root, iproute2 and util-linux. What is
 //! laid between namespaces is not known here: see [`crate::lan`] and [`crate::link`]. Begin with [`Namespace::make`].
 
 use std::fs::File;

@@ -61,7 +61,7 @@ pub enum Codec {
         /// Width of what crosses a border.
         rank: usize,
     },
-    /// The stream's coordinates in a subspace that each border has for itself, after MAPL (arXiv 2606.05484), section 3; the
+    /// The stream's coordinates in a subspace that each border has for itself, after MAPL (arXiv 2606.05484); the
     /// receiver adds what it knows of each token.
     Projector {
         /// Width of what crosses a border.

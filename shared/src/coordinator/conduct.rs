@@ -148,13 +148,6 @@ impl Coordinator {
         }
     }
 
-    /// Whether two merge a stage in one group.
-    fn are_merging(&self, one: PeerId, other: PeerId) -> bool {
-        self.merging
-            .as_ref()
-            .is_some_and(|merging| merging.is_group_of(one, other))
-    }
-
     /// Somebody says that a volunteer sent it what no correct build sends.
     fn malformed_frame(&mut self, by: PeerId, suspect: PeerId) {
         let (Some(accuser), Some(accused)) = (self.roster.get(by), self.roster.get(suspect)) else {

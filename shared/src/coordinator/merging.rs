@@ -62,20 +62,24 @@ struct Repeats {
 }
 
 impl Merging {
-    /// Whether two volunteers average a part of some stage with each other.
-    pub(super) fn is_group_of(&self, one: PeerId, other: PeerId) -> bool {
-        self.plans.iter().any(|plan| plan.is_group_of(one, other))
+    /// Which member a pipeline is: they are in order of their numbers.
+    fn member(&self, id: PipelineId) -> Option<usize> {
+        self.members
+            .binary_search_by_key(&id, |it| it.pipeline)
+            .ok()
     }
 }
 
 impl Plan {
-    fn is_group_of(&self, one: PeerId, other: PeerId) -> bool {
-        let place = |peer: PeerId| self.holders.iter().position(|holder| holder.peer == peer);
-        let (Some(one), Some(other)) = (place(one), place(other)) else {
-            return false;
-        };
-        let mut groups = self.groups[one].iter();
-        groups.any(|group| group.members.contains(&other))
+    /// Whether that member averages a part with `peer`.
+    fn meets(&self, member: usize, peer: PeerId) -> bool {
+        let mut groups = self.groups[member].iter();
+        groups.any(|group| {
+            group
+                .members
+                .iter()
+                .any(|it| self.holders[*it].peer == peer)
+        })
     }
 
     /// That member's groups, as it is told them.
@@ -236,8 +240,7 @@ impl Coordinator {
         let merging = self.merging.as_ref()?;
         let pipeline = self.pipelines.of(peer)?;
         let seat = pipeline.seat(peer)?;
-        let id = pipeline.place.pipeline;
-        let member = merging.members.iter().position(|it| it.pipeline == id)?;
+        let member = merging.member(pipeline.place.pipeline)?;
         let stages = seat.row.stages.iter();
         Some(MergeOrder {
             place: pipeline.place,
@@ -248,6 +251,19 @@ impl Coordinator {
                 .map(|stage| Some(merging.plans.get(usize::from(stage.0))?.of(member)))
                 .collect::<Option<_>>()?,
         })
+    }
+
+    /// Whether two average a part of a stage with each other. Costs what the one's groups hold, however many merge.
+    pub(super) fn are_merging(&self, one: PeerId, other: PeerId) -> bool {
+        let met = || {
+            let merging = self.merging.as_ref()?;
+            let pipeline = self.pipelines.of(one)?;
+            let member = merging.member(pipeline.place.pipeline)?;
+            let mut stages = pipeline.seat(one)?.row.stages.iter();
+            let plan = |stage: StageId| merging.plans.get(usize::from(stage.0));
+            Some(stages.any(|stage| plan(stage).is_some_and(|it| it.meets(member, other))))
+        };
+        met().unwrap_or(false)
     }
 
     /// Who averages what with whom. Pipelines stand beside each other by their slowest seats, so that members of all

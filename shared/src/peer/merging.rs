@@ -2,8 +2,9 @@
 //!
 //! For each stage: what it changed is packed and cut into one part a member ([`stage`]); each part goes to the member that
 //! averages it, in slices ([`lane`]: never more than agreed are on their way to one peer); the average of our part goes
-//! to all, or first through further levels of other groups; from all averages comes the stage's new state. Stages follow each other only where one job must
-//! wait for another. Where gradients are merged, all stages wait for what clipping makes of all of them ([`pipe`]).
+//! to all, or first through further levels of other groups; from all averages comes the stage's new state. Stages follow
+//! each other only where one job must wait for another. Where gradients are merged, all stages wait for what clipping makes
+//! of all of them ([`pipe`]).
 //!
 //! Knows no links, no host and no mathematics: slices and jobs leave as values. What fails is told and never mended here: the
 //! host begins another attempt, which is another `Merging`.

@@ -1,8 +1,8 @@
 //! Who does what and in which order, as pure functions of measured figures.
 //!
 //! [`placement`] cuts the stages into seats and gives them to volunteers; [`order`] says which microbatch a
-//! seat works on next; [`grouping`] who merges with whom. None knows of connections, rounds or time that passes: the coordinator and the
-//! peer call them.
+//! seat works on next; [`grouping`] who merges with whom. None knows of connections, rounds or time that passes:
+//! the coordinator and the peer call them.
 //!
 //! Invariant: the same figures in any order give the same result, on every machine: integers only.
 

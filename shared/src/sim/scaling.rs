@@ -5,8 +5,8 @@
 //! written, and messages of the host travel as in every world; what a processor spends on any of it is not
 //! looked at, so this says what rules and wires allow. Begin with [`measure`].
 //!
-//! Newcomers fetch states of their real length where no more pipelines than one group has take part; beyond, what merges exchange has
-//! its length, but states are short: thousands of them would not fit a memory.
+//! Newcomers fetch states of their real length where no more pipelines than one group has take part; beyond, what merges
+//! exchange has its length, but states are short: thousands of them would not fit a memory.
 
 use super::summary::Failure;
 use super::world::{Sabotage, World};

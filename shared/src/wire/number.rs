@@ -119,6 +119,9 @@ pub fn pack(format: NumberFormat, values: &[f32], width: usize, rounding: Roundi
 ///
 /// # Errors
 /// If the length is not [`payload_bytes`], or a scale is not a finite positive number or zero.
+///
+/// # Panics
+/// If `width` is zero.
 pub fn unpack(
     format: NumberFormat,
     bytes: &[u8],
@@ -126,6 +129,7 @@ pub fn unpack(
     width: usize,
 ) -> Result<Vec<f32>, NumberError> {
     let expected = payload_bytes(format, rows, width);
+    assert!(width > 0, "rows have a width");
     if bytes.len() != expected {
         return Err(NumberError::Length {
             rows,

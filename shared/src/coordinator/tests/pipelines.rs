@@ -1,5 +1,7 @@
 //! Several pipelines in one round: what they trained is merged, and nobody's leaving costs the others their work.
 
+mod levels;
+
 use super::*;
 use crate::coordinator::history::{CommitRow, History};
 use crate::coordinator::pipeline::Phase;
@@ -16,7 +18,11 @@ fn several(pipelines: u16) -> RunConfig {
 
 /// A host whose volunteers each make a pipeline of their own, all at work.
 fn desk_of(pipelines: u8) -> Desk {
-    let mut desk = Desk::new(several(u16::from(pipelines)));
+    desk_with(several(u16::from(pipelines)), pipelines)
+}
+
+fn desk_with(config: RunConfig, pipelines: u8) -> Desk {
+    let mut desk = Desk::new(config);
     for name in 1..=pipelines {
         desk.join(name);
     }

@@ -292,3 +292,57 @@ fn who_sent_numbers_that_are_none_is_named() {
     assert_eq!(whom, [PeerId(200)]);
     assert!(world.failed.is_empty(), "by no fault of its own");
 }
+
+#[test]
+fn an_average_whose_numbers_are_none_goes_no_further_and_its_sender_is_named() {
+    // The two that send fastest own everything, each in a row of its own; the other one stands beside the first.
+    let crowd = Members {
+        seed: 0,
+        samples: vec![100, 300, 500],
+        stages: vec![(1_000, vec![])],
+        cut: vec![false; 3],
+        group_max: 2,
+    };
+    let me = PeerId(300);
+    let order = crowd.order(2, &[0], attempt(1));
+    let [row, column] = &order.stages[0][..] else {
+        panic!("two levels")
+    };
+    let others = [row, column].map(|group| group.peers.iter().map(|it| it.peer));
+    let [beside, beyond] = others.map(|mut it| it.find(|it| *it != me).expect("two"));
+    let mut world = crowd.begin(1, &BTreeMap::new());
+    let is_average = |frame: &Frame| {
+        matches!(
+            frame.header,
+            Header::Merge {
+                leg: Leg::Gather,
+                ..
+            }
+        )
+    };
+    let from_beyond = |world: &World| {
+        let mut wire = world.wire.iter();
+        wire.position(|(from, to, frame)| (*from, *to) == (beyond, me) && is_average(frame))
+    };
+    // It is kept back until nothing else happens.
+    while from_beyond(&world).is_none() {
+        assert!(world.step(), "it averages its half");
+    }
+    let at = from_beyond(&world).expect("just seen");
+    let (from, to, mut frame) = world.wire.swap_remove(at);
+    world.run();
+    // Scales that are not finite.
+    frame.payload = vec![0xff; frame.payload.len()].into();
+    world.deliver(from, to, frame);
+    world.settle();
+    let refused: Vec<(PeerId, PeerId)> =
+        world.refused.iter().map(|(by, it, _)| (*by, *it)).collect();
+    assert_eq!(refused, [(me, beyond)]);
+    let to_beside = |(from, to, frame): &(PeerId, PeerId, Frame)| {
+        (*from, *to) == (me, beside) && is_average(frame)
+    };
+    assert!(!world.wire.iter().any(to_beside), "nothing is passed on");
+    world.run();
+    assert!(world.nodes[&me].merged.is_none());
+    assert!(world.nodes[&beside].merged.is_none());
+}

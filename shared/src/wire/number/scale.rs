@@ -38,3 +38,26 @@ pub(super) fn quantise(value: f32, scale: f32, share: f32) -> i8 {
     const WHOLE: f32 = 12_582_912.0;
     (value / scale + share + WHOLE).to_bits() as i8
 }
+
+#[cfg(test)]
+mod tests {
+    use super::scale_of;
+
+    #[test]
+    fn no_value_needs_more_than_the_scale_has_room_for_down_to_the_smallest() {
+        for most in [127.0, 7.0] {
+            // Every exponent, and significands about those that a bf16 has.
+            for upper in 0..0x7f80_u32 {
+                for lower in [0, 1, 3, 0x7fff, 0x8000, 0xffff] {
+                    let value = f32::from_bits(upper << 16 | lower);
+                    let scale = scale_of(&[0.0, -value], most).to_f32();
+                    assert_eq!(scale > 0.0, value > 0.0);
+                    assert!(
+                        value == 0.0 || value / scale <= most,
+                        "{value:e} by {scale:e}"
+                    );
+                }
+            }
+        }
+    }
+}
