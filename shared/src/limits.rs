@@ -65,6 +65,9 @@ pub const CREDIT_MAX: u16 = 48;
 pub const HUNG_TIMES: u64 = 16;
 /// ... and at least this long: a machine that wakes up, or compiles a kernel anew, stalls too.
 pub const HUNG_MIN: Span = Span::from_secs(10);
+/// Of a microbatch's job no more than so many times what such jobs took counts as work that a throttled device rests for: the
+/// machine was asleep or stopped for the rest of it.
+pub const WORKED_TIMES: u64 = 4;
 /// Frames of one neighbour, of a future epoch or round, that are kept unread until the host says it is current.
 pub const EARLY_FRAMES_MAX: usize = 64;
 /// Leases the head holds ahead, so that a round trip to the host costs no pause.

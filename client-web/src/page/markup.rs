@@ -149,7 +149,9 @@ fn standing(report: &RunReport) -> String {
     let codec = match model.codec {
         Codec::Dense => "at full width".to_owned(),
         Codec::Subspace { rank } => format!("as {rank} coordinates of a subspace"),
-        Codec::Projector { rank, .. } => format!("as {rank} coordinates of each border's own subspace"),
+        Codec::Projector { rank, .. } => {
+            format!("as {rank} coordinates of each border's own subspace")
+        }
     };
     let format = match report.format {
         NumberFormat::F32 => "f32",

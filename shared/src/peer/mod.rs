@@ -513,8 +513,9 @@ impl Peer {
             | Job::Norm { .. }
             | Job::GradientStep { .. } => return,
         }
-        self.rhythm.took(job, now.since(began));
-        self.duty.worked(now, now.since(began));
+        let span = now.since(began);
+        self.duty.worked(now, self.rhythm.worked(job, span));
+        self.rhythm.took(job, span);
     }
 
     fn pump_jobs(&mut self, now: Time) {

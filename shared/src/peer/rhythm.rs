@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::compute::Job;
-use crate::limits::{HUNG_MIN, HUNG_TIMES};
+use crate::limits::{HUNG_MIN, HUNG_TIMES, WORKED_TIMES};
 use crate::units::Span;
 use crate::wire::frame::Mode;
 
@@ -56,6 +56,27 @@ impl Rhythm {
         }
     }
 
+    /// How much of a job's time was work. A machine that sleeps or is stopped in the middle of one does not work
+    /// meanwhile, and no job says so but by its length.
+    pub(super) fn worked(&self, job: &Job, span: Span) -> Span {
+        let window = match job {
+            Job::Forward { .. } => &self.forwards,
+            Job::Backward { .. } => &self.backwards,
+            Job::Seat { .. }
+            | Job::Apply { .. }
+            | Job::Snapshot { .. }
+            | Job::Contribute { .. }
+            | Job::Average { .. }
+            | Job::OuterStep { .. }
+            | Job::Norm { .. }
+            | Job::GradientStep { .. } => return span,
+        };
+        if window.len() < ENOUGH {
+            return span;
+        }
+        span.min(median(window).times(WORKED_TIMES))
+    }
+
     /// Forward and backward of a microbatch, without rests; `None` until there were enough.
     pub(super) fn microbatch(&self) -> Option<Span> {
         (self.backwards.len() >= ENOUGH).then(|| median(&self.forwards) + median(&self.backwards))
@@ -71,4 +92,45 @@ fn median(window: &VecDeque<Span>) -> Span {
     let mut spans: Vec<Span> = window.iter().copied().collect();
     spans.sort_unstable();
     spans.get(spans.len() / 2).copied().unwrap_or(Span::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{Epoch, Microbatch, PipelineId, Round, Step};
+    use crate::wire::frame::{Place, Slot};
+
+    #[test]
+    fn what_a_machine_sleeps_through_is_no_work_of_its_device() {
+        let place = Place {
+            pipeline: PipelineId(0),
+            epoch: Epoch::default(),
+            round: Round(0),
+        };
+        let job = Job::Backward {
+            slot: Slot {
+                place,
+                step: Step(0),
+                microbatch: Microbatch(0),
+            },
+            gradient: None,
+            step_tokens: None,
+        };
+        let (usual, night) = (Span::from_millis(20), Span::from_secs(9));
+        let mut rhythm = Rhythm::default();
+        // A first one compiles kernels, and that is work.
+        assert_eq!(rhythm.worked(&job, night), night);
+        for _ in 0..ENOUGH {
+            rhythm.took(&job, usual);
+        }
+        assert_eq!(rhythm.worked(&job, usual.times(3)), usual.times(3));
+        assert_eq!(rhythm.worked(&job, night), usual.times(WORKED_TIMES));
+        let update = Job::Apply {
+            step: Step(0),
+            scale: 1.0,
+            samples_done: 0,
+            step_tokens: 1,
+        };
+        assert_eq!(rhythm.worked(&update, night), night);
+    }
 }

@@ -1,7 +1,7 @@
 //! What the loss of a volunteer costs: until it is noticed, until training goes on, and how much is done again.
 //!
 //! A volunteer with a seat leaves at once (Ctrl-C twice), is killed, frozen, or its cable is pulled; a community with a spare
-//! and one in which everybody sits. All are the same throttled volunteers of a six-stage model, each with a network of its own.
+//! and one in which everybody sits. All are the same throttled volunteers of a three-stage model, each with a network of its own.
 //! Between two faults everybody comes back. Times are of the machine's clock: the host's events bear it, and lines of others
 //! bear when they came.
 
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{Figures, NAMES, load, save};
 
-/// Seats of either community.
+/// Seats of either community, one a stage: a fourth volunteer is a spare, however fast the machine.
 const SEATS: usize = 3;
 /// Share of the time in which devices work: so slow that each seat is worth its links, however busy the machine.
 const THROTTLE: &str = "30";
@@ -148,7 +148,7 @@ impl<'a> Bench<'a> {
     fn gather(lan: &'a Lan, spares: usize) -> anyhow::Result<Self> {
         let small = Small {
             seats_min: 2,
-            blocks: 6,
+            blocks: 3,
             round_steps: ROUND_STEPS,
             samples: 400_000,
             ..Small::default()
