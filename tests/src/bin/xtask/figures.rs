@@ -2,11 +2,12 @@
 //!
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
-//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`generate`],
-//! [`browser`], [`outer`], [`packing`], [`recovery`] and [`scaling`]. Begin with [`figures`].
+//! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`frontier`],
+//! [`generate`], [`browser`], [`outer`], [`packing`], [`recovery`] and [`scaling`]. Begin with [`figures`].
 
 mod browser;
 mod cost;
+mod frontier;
 mod generate;
 mod outer;
 mod packing;
@@ -58,17 +59,22 @@ pub(crate) struct Figures {
     /// How often each run or fault is repeated, interleaved with the others (3; `recovery`: 20)
     #[arg(long, value_name = "TIMES")]
     repeats: Option<usize>,
-    /// Keep the runs that an interrupted command has measured already (`wire`)
+    /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`)
     #[arg(long)]
     resume: bool,
-    /// Rounds of seconds, to see that it works (`scaling`)
+    /// Rounds of seconds, to see that it works (`scaling`, `frontier`)
     #[arg(long)]
     quick: bool,
+    /// Runs at once, instead of one a core (`frontier`)
+    #[arg(long, value_name = "RUNS")]
+    jobs: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Name {
-    /// Bytes a token and validation loss, by codec and rank
+    /// Validation loss against bytes a token: codecs, ranks, number formats
+    Frontier,
+    /// Bytes a token and validation loss, by codec and rank, over the network
     Wire,
     /// Speed by number of volunteers, time to join, memory
     Cost,
@@ -92,7 +98,7 @@ impl Name {
     /// How often a run or fault is repeated where nobody says.
     const fn repeats(self) -> usize {
         match self {
-            Self::Outer | Self::Crowd | Self::Packing => 1,
+            Self::Outer | Self::Crowd | Self::Packing | Self::Frontier => 1,
             Self::Wire | Self::Cost | Self::Generate | Self::Browser | Self::Scaling => 3,
             Self::Recovery => 20,
         }
@@ -113,9 +119,12 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
     match asked.name {
         Name::Browser if !browser::IS_RELEASE => return browser::again(),
         Name::Browser => browser::programs()?,
-        Name::Wire | Name::Cost | Name::Generate | Name::Outer | Name::Recovery => {
-            programs_and(&["--example", "alone"])?
-        }
+        Name::Frontier
+        | Name::Wire
+        | Name::Cost
+        | Name::Generate
+        | Name::Outer
+        | Name::Recovery => programs_and(&["--example", "alone"])?,
         Name::Scaling | Name::Crowd => programs_and(&["--example", "scaling"])?,
         // Builds what it needs, optimised.
         Name::Packing => {}
@@ -129,6 +138,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         }
     };
     match asked.name {
+        Name::Frontier => frontier::frontier(asked, &data),
         Name::Wire => wire::wire(asked, &data),
         Name::Cost => cost::cost(asked, &data),
         Name::Generate => generate::generate(asked, &data),
@@ -213,20 +223,31 @@ impl Trial {
     }
 }
 
-/// Lets a host make tokens of the text, and keeps them in `folder`.
-fn save_tokens(trial: &Trial, data: &Path, folder: &Path) -> anyhow::Result<()> {
-    let host = trial.host(data)?;
+/// Lets the host of such a run make tokens of the text, and keeps them in `folder`; gives what the host calls them by.
+fn save_tokens(config: String, data: &Path, folder: &Path) -> anyhow::Result<String> {
+    let host = Host::start(HostOptions {
+        config,
+        data: data.to_owned(),
+        port: 0,
+        arguments: vec![],
+    })?;
     let made = host.folder().join("store").join("data");
     std::fs::create_dir_all(folder)?;
+    let mut name = String::new();
     for entry in std::fs::read_dir(&made).with_context(|| made.display().to_string())? {
         let made = entry?.path();
+        name = made
+            .file_name()
+            .context("a folder")?
+            .to_string_lossy()
+            .into_owned();
         for name in ["train.bin", "validation.bin"] {
             let tokens = made.join(name);
             std::fs::copy(&tokens, folder.join(name))
                 .with_context(|| tokens.display().to_string())?;
         }
     }
-    Ok(())
+    Ok(name)
 }
 
 /// The mean of a list of numbers.

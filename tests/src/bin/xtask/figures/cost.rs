@@ -97,7 +97,7 @@ struct Yardstick {
 impl Yardstick {
     fn prepare(data: &Path) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("shoal-alone-").tempdir()?;
-        save_tokens(&trial(1), data, folder.path())?;
+        save_tokens(trial(1).config(), data, folder.path())?;
         std::fs::write(folder.path().join("run.toml"), trial(1).config())?;
         Ok(Self { folder })
     }

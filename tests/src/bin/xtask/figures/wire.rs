@@ -46,7 +46,7 @@ pub(super) fn wire(asked: &Figures, data: &Path) -> anyhow::Result<()> {
     }
     let tokens = folder.join("data");
     if !tokens.exists() {
-        save_tokens(&settings[0], data, &tokens)?;
+        save_tokens(settings[0].config(), data, &tokens)?;
     }
     let load_before = load();
     let curves: anyhow::Result<Vec<Curve>> = settings
