@@ -20,8 +20,8 @@ use super::{Figures, NAMES, load, save};
 
 /// Seats of either community, one a stage: a fourth volunteer is a spare, however fast the machine.
 const SEATS: usize = 3;
-/// Share of the time in which devices work: so slow that each seat is worth its links, however busy the machine.
-const THROTTLE: &str = "30";
+/// Share of the time in which devices work: so slow that a round is safe before it is over, however quick the machine.
+const THROTTLE: &str = "10";
 /// Steps of a round, and samples of a step.
 const ROUND_STEPS: u32 = 20;
 const BATCH: u64 = 8;
