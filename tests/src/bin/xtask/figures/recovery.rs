@@ -21,7 +21,7 @@ use super::{Figures, NAMES, load, save};
 /// Seats of either community, one a stage: a fourth volunteer is a spare, however fast the machine.
 const SEATS: usize = 3;
 /// Share of the time in which devices work: so slow that a round is safe before it is over, however quick the machine.
-const THROTTLE: &str = "10";
+const THROTTLE: &str = "20";
 /// Steps of a round, and samples of a step.
 const ROUND_STEPS: u32 = 20;
 const BATCH: u64 = 8;
@@ -147,7 +147,8 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn gather(lan: &'a Lan, spares: usize) -> anyhow::Result<Self> {
         let small = Small {
-            seats_min: 2,
+            // A spare refills a seat; without one two do the work of three.
+            seats_min: if spares > 0 { 3 } else { 2 },
             blocks: 3,
             round_steps: ROUND_STEPS,
             samples: 400_000,
