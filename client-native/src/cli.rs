@@ -86,6 +86,9 @@ pub struct JoinArgs {
     /// What to be called on the run's page [default: volunteer and the beginning of the public key]
     #[arg(long, env = "SHOAL_NAME")]
     pub name: Option<Name>,
+    /// Write what is computed, waited for, sent and received when: Chrome's trace event format, for ui.perfetto.dev
+    #[arg(long, env = "SHOAL_TRACE", value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Who we are.
     #[command(flatten)]
     pub identity: IdentityArgs,

@@ -13,7 +13,7 @@ use crate::failure::{Code, Failure};
 use crate::host::HostLink;
 
 /// The file's keys.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "gpu",
     "identity_path",
     "link",
@@ -23,6 +23,7 @@ const KEYS: [&str; 9] = [
     "name",
     "relay_only",
     "throttle",
+    "trace",
 ];
 /// Largest settings file that is read.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -49,6 +50,8 @@ pub struct FileSettings {
     pub relay_only: Option<bool>,
     /// Default of `--throttle`.
     pub throttle: Option<i64>,
+    /// Default of `--trace`.
+    pub trace: Option<PathBuf>,
 }
 
 /// Text, or a number that was meant as text: `gpu = 1`.
@@ -175,6 +178,8 @@ pub struct Settings {
     pub name: Option<Name>,
     /// The key's file.
     pub identity_path: PathBuf,
+    /// Where to write a trace; `None` for none.
+    pub trace: Option<PathBuf>,
 }
 
 impl Settings {
@@ -199,6 +204,7 @@ impl Settings {
             relay_only: args.relay_only.or(file.relay_only).unwrap_or(false),
             name: args.name.or_else(|| file.name.clone()),
             identity_path: identity_path(args.identity.identity_path, file)?,
+            trace: args.trace.or_else(|| file.trace.clone()),
         })
     }
 }

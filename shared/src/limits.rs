@@ -179,3 +179,9 @@ pub const REST_LATE_MAX: Span = Span::from_secs(3);
 pub const STATS_EVERY: Span = Span::from_secs(1);
 /// Committed rounds that a volunteer remembers its own part of: no rewind goes further back.
 pub const ACCEPTED_ROUNDS_MAX: usize = 1_024;
+/// Frames on their way whose sending a trace shows: what a pipe has in flight, and slices and pieces, several times over.
+pub const TRACED_FRAMES_MAX: usize = 1_024;
+/// Marks of a trace that wait for a slow disk before some are lost: seconds of the fastest seat.
+pub const TRACE_MARKS_WAITING_MAX: usize = 8_192;
+/// Longest trace: an hour of a seat that computes 100 microbatches a second. What comes after it is not written.
+pub const TRACE_BYTES_MAX: u64 = 256 << 20;

@@ -21,4 +21,5 @@ pub mod shelf;
 pub mod site;
 pub mod source;
 pub mod tab;
+pub mod traces;
 pub mod turn;

@@ -9,11 +9,13 @@ mod host;
 mod pretend;
 mod signals;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use shared::driver::sent::Sent;
+use shared::driver::trace::Tracer;
 use shared::driver::{self, World};
 use shared::model::device::Opened;
 use shared::peer::{Event, Exit, Identity as PeerIdentity, Peer};
@@ -33,6 +35,7 @@ use crate::rtc::traffic::Traffic;
 use crate::rtc::{RtcConfig, RtcTransport};
 use crate::settings::Settings;
 use crate::shelf::FolderShelf;
+use crate::trace::{TraceFile, TraceHandle};
 use compute::NativeWorkshop;
 use host::NativeHost;
 
@@ -175,6 +178,7 @@ async fn take_part(
     if let Some(text) = lent.trouble {
         notes.tell(Note::Trouble { text });
     }
+    let (clock, trace) = begin_trace(settings.trace.as_deref(), &name, &identity)?;
     let peer = Peer::new(PeerIdentity {
         key: identity.signing_key(),
         session: identity.session,
@@ -205,14 +209,19 @@ async fn take_part(
             device: opened.device,
             notes: notes.clone(),
         },
-        clock: ProcessClock(Instant::now()),
+        clock,
         sent: counters.sent.clone(),
         shelf,
+        tracer: trace.as_ref().map_or_else(Tracer::default, |trace| {
+            let handle = trace.handle();
+            Tracer::new(move |mark| handle.mark(mark))
+        }),
     };
     let (commands, mut stopped) = signals::listen(notes.clone())?;
     let mut watcher = Watcher {
         notes: notes.clone(),
         last_step: None,
+        trace: trace.as_ref().map(TraceFile::handle),
     };
     let watch = |peer: &Peer, now: Time, event: Event| watcher.watch(peer, now, event);
     let exit = tokio::select! {
@@ -222,7 +231,39 @@ async fn take_part(
     };
     // The other ends notice sooner when connections close than when they fall silent.
     let _ = tokio::time::timeout(GOODBYE_MAX, transport_end.wait()).await;
+    if let Some(trace) = trace {
+        end_trace(trace, notes);
+    }
     exit
+}
+
+/// Begins a trace where one was asked for, and the clock that its times are of.
+fn begin_trace(
+    path: Option<&Path>,
+    name: &str,
+    identity: &Identity,
+) -> Result<(ProcessClock, Option<TraceFile>), Failure> {
+    let (clock, origin) = (ProcessClock(Instant::now()), SystemTime::now());
+    let Some(path) = path else {
+        return Ok((clock, None));
+    };
+    let begun = TraceFile::create(path, name, &identity.public().0, origin);
+    let trace = begun.map_err(|error| {
+        let what = format!("no trace in {}: {error}", path.display());
+        Failure::new(Code::Failed, what, "Name another file with --trace.")
+    })?;
+    Ok((clock, Some(trace)))
+}
+
+fn end_trace(trace: TraceFile, notes: &Notes) {
+    let text = match trace.finish() {
+        Ok(0) => return,
+        Ok(left_out) => {
+            format!("{left_out} events are not in the trace: its limit or a slow disk")
+        }
+        Err(error) => format!("the trace ends early: {error}"),
+    };
+    notes.tell(Note::Trouble { text });
 }
 
 /// What this machine offers.
@@ -277,6 +318,8 @@ struct Watcher {
     notes: Notes,
     /// When the last step of this volunteer as head was done, and of which line-up.
     last_step: Option<(shared::wire::frame::Place, Time)>,
+    /// Where a seat is written down.
+    trace: Option<TraceHandle>,
 }
 
 impl Watcher {
@@ -286,15 +329,20 @@ impl Watcher {
                 peer: peer.0,
                 round: round.0,
             },
-            Event::Seated(order) => Note::Seat {
-                pipeline: order.place.pipeline.0,
-                epoch: order.place.epoch.to_string(),
-                round: order.place.round.0,
-                first_stage: order.stages.first,
-                end_stage: order.stages.end,
-                previous: order.previous.map(|neighbour| neighbour.peer.0),
-                next: order.next.map(|neighbour| neighbour.peer.0),
-            },
+            Event::Seated(order) => {
+                if let (Some(trace), Some(me)) = (&self.trace, peer.id()) {
+                    trace.seated(order.stages, me.0);
+                }
+                Note::Seat {
+                    pipeline: order.place.pipeline.0,
+                    epoch: order.place.epoch.to_string(),
+                    round: order.place.round.0,
+                    first_stage: order.stages.first,
+                    end_stage: order.stages.end,
+                    previous: order.previous.map(|neighbour| neighbour.peer.0),
+                    next: order.next.map(|neighbour| neighbour.peer.0),
+                }
+            }
             Event::Spare => Note::Spare,
             Event::FirstMicrobatch => Note::FirstMicrobatch,
             Event::Step { place, steps, loss } => {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use futures_channel::mpsc;
 use futures_util::{FutureExt, StreamExt, pin_mut, select_biased};
 use shared::driver::sent::Sent;
+use shared::driver::trace::Tracer;
 use shared::driver::{self, Clock, Command, World};
 use shared::peer::{Exit, Identity as PeerIdentity, Peer};
 use shared::transport::TransportStopped;
@@ -135,6 +136,7 @@ pub(super) async fn take_part(
         clock: WorkerClock,
         sent: Sent::default(),
         shelf: BrowserShelf::new(storage.clone(), memory_bytes),
+        tracer: Tracer::default(),
     };
     let (commands, told) = mpsc::unbounded();
     let wishes = Wishes {

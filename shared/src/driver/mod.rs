@@ -12,6 +12,7 @@ mod outbox;
 pub mod sent;
 pub mod shelf;
 pub mod tokens;
+pub mod trace;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -33,6 +34,7 @@ use crate::wire::signal::{DataInfo, Down, Held, Pause, Up};
 use outbox::Outbox;
 use sent::Sent;
 use shelf::{Changed, Queue, Shelf};
+use trace::Tracer;
 
 /// News from the host's side.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,6 +153,8 @@ pub struct World<T, H, W, K, S> {
     pub sent: Sent,
     /// Keeps states over restarts.
     pub shelf: S,
+    /// Hears what is done when; [`Tracer::default`] for nobody.
+    pub tracer: Tracer,
 }
 
 /// A request for files that came back.
@@ -249,6 +253,7 @@ struct Loop<T, H: Host, C> {
     transport: T,
     host: H,
     sent: Sent,
+    tracer: Tracer,
     outboxes: BTreeMap<PeerId, Outbox>,
     idle: Option<C>,
     job: Option<Job>,
@@ -282,6 +287,7 @@ where
         clock,
         sent,
         shelf,
+        tracer,
     } = world;
     let mut workshop = Some(workshop);
     let mut state = Loop::<T, H, W::Compute> {
@@ -289,6 +295,7 @@ where
         transport,
         host,
         sent,
+        tracer,
         outboxes: BTreeMap::new(),
         idle: None,
         job: None,
@@ -328,6 +335,7 @@ where
         if let Some(job) = state.job.take_if(|_| state.idle.is_some())
             && let Some(free) = state.idle.take()
         {
+            state.tracer.begins(clock.now(), &job);
             computing.push(compute(free, job));
         }
         if let (true, Some(config)) = (state.measure && state.idle.is_some(), peer.config())
@@ -340,6 +348,7 @@ where
             let (config, data) = (peer.config().cloned(), peer.data().cloned());
             filing.push(file(state.host.files(), config, data, request));
         }
+        state.tracer.waits(clock.now(), peer.waits_for());
         let happened = {
             let mut sleep = pin!(sleep_until(&clock, peer.poll_timeout()).fuse());
             let mut net = pin!(state.transport.next_event().fuse());
@@ -364,6 +373,7 @@ where
             Happened::Host(HostEvent::Message(message)) => peer.handle_host(now, *message),
             Happened::Done((free, done)) => {
                 state.idle = Some(free);
+                state.tracer.ends(now);
                 peer.handle_done(now, done);
             }
             Happened::Measured(free, block_us) => {
@@ -451,7 +461,7 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
     ) -> Option<Exit> {
         match output {
             Output::Host(message) => self.host.send(message),
-            Output::Frame(to, frame) => self.send(to, &frame),
+            Output::Frame(to, frame) => self.send(now, to, &frame),
             Output::Link(to, step) => {
                 if step == LinkStep::Close {
                     self.outboxes.remove(&to);
@@ -479,8 +489,9 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
         None
     }
 
-    fn send(&mut self, to: PeerId, frame: &Frame) {
+    fn send(&mut self, now: Time, to: PeerId, frame: &Frame) {
         if let Some(outbox) = self.outboxes.get_mut(&to) {
+            self.tracer.sends(now, to, frame);
             outbox.push(frame);
             outbox.flush(to, &mut self.transport);
         }
@@ -513,7 +524,10 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                     return;
                 };
                 match outbox.join(channel, bytes) {
-                    Ok(Some(frame)) => peer.handle_frame(now, other, frame),
+                    Ok(Some(frame)) => {
+                        self.tracer.receives(now, other, &frame);
+                        peer.handle_frame(now, other, frame);
+                    }
                     Ok(None) => peer.handle_heard(now, other),
                     Err(error) => peer.handle_malformed(now, other, &error.to_string()),
                 }

@@ -17,6 +17,7 @@ pub mod link;
 pub mod merging;
 pub mod meter;
 pub mod tally;
+pub mod waiting;
 pub mod work;
 
 mod behind;

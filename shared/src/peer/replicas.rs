@@ -43,6 +43,11 @@ pub(super) struct Merge {
 }
 
 impl Merge {
+    /// Whether an attempt is under way here.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// Whether a merge with `peer` is under way.
     pub(super) fn involves(&self, peer: PeerId) -> bool {
         self.running.as_ref().is_some_and(|it| it.involves(peer))

@@ -5,6 +5,7 @@
 
 use super::{Phase, Work};
 use crate::compute::Job;
+use crate::peer::waiting::Wait;
 use crate::schedule::order::Action;
 use crate::units::{Microbatch, Step};
 use crate::wire::frame::{Mode, Slot, StepEnd};
@@ -19,6 +20,32 @@ impl Work {
             Phase::Steps if self.reseat.is_some() => self.reseat_job(),
             Phase::Steps => self.step_job().or_else(|| self.evaluation_job()),
         }
+    }
+
+    /// What the seat waits for; `None` where there is something to compute.
+    pub fn waits_for(&self) -> Option<Wait> {
+        match self.phase {
+            Phase::Halted | Phase::Held => return Some(Wait::Host),
+            Phase::Ending => return None,
+            Phase::Steps if self.reseat.is_some() => return None,
+            Phase::Steps => {}
+        }
+        let turn = |has: &dyn Fn(Action) -> bool| self.order_in_step.next(has);
+        if turn(&|action| self.has_arrived(action)).is_some() {
+            return None;
+        }
+        // A gradient is not there; may it run further ahead meanwhile?
+        let Some(Action::Forward(microbatch)) = turn(&|it| matches!(it, Action::Forward(_))) else {
+            return Some(Wait::Gradient);
+        };
+        let has_input = self.inputs.contains_key(&(self.step, microbatch.0));
+        Some(match (self.is_head(), has_input) {
+            (true, _) if self.begun.is_none() => Wait::Host,
+            (_, true) => Wait::Credit,
+            (false, false) => Wait::Input,
+            (true, false) if self.head.leases.contains_key(&self.step) => Wait::Tokens,
+            (true, false) => Wait::Lease,
+        })
     }
 
     fn slot(&self, microbatch: Microbatch) -> Slot {

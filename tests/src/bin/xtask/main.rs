@@ -18,6 +18,7 @@ mod figures;
 mod link;
 mod setup;
 mod steps;
+mod trace;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -57,6 +58,8 @@ enum Verb {
     Chaos(chaos::Chaos),
     /// Ends with slow links to each other: network namespaces to run something in (root)
     Link(link::Link),
+    /// Put traces of several volunteers (`shoal join --trace`) into one file
+    Trace(trace::Trace),
     /// Measure, and write tests/figures/NAME.json
     Figures(figures::Figures),
     /// Build the web client into www/pkg, for a host to serve
@@ -76,6 +79,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Demo(asked) => demo::demo(&asked),
         Verb::Chaos(asked) => chaos::chaos(&asked),
         Verb::Link(asked) => link::link(&asked),
+        Verb::Trace(asked) => trace::trace(&asked),
         Verb::Figures(asked) => figures::figures(&asked),
         Verb::Golden => build::run(&mut build::cargo(&[
             "run",
