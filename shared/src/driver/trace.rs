@@ -244,7 +244,8 @@ fn of_job(job: &Job) -> (&'static str, About) {
 fn of_frame(peer: PeerId, frame: &Frame) -> Option<(&'static str, About)> {
     let (slot, control) = match frame.header {
         Header::Forward { slot, .. } | Header::Backward { slot, .. } => (Some(slot), None),
-        Header::Apply { .. } => (None, Some("end of round")),
+        Header::Apply { last: true, .. } => (None, Some("end of round")),
+        Header::Apply { last: false, .. } => (None, Some("end of step")),
         Header::Hello { .. }
         | Header::StateRequest { .. }
         | Header::StateChunk { .. }

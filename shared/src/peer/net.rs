@@ -232,13 +232,8 @@ impl Peer {
                     return self.refuse_link(peer, FORWARD_MISFIT);
                 };
                 #[cfg(any(test, feature = "sim"))]
-                let previous = previous.map(|end| match self.broken.stale_scale {
-                    true => StepEnd {
-                        scale: std::mem::replace(&mut self.stale, end.scale),
-                        ..end
-                    },
-                    false => end,
-                });
+                let previous =
+                    previous.map(|end| stale_as_asked(self.broken, &mut self.stale, end));
                 let input = Input {
                     tokens,
                     boundary: Some(boundary),
@@ -254,7 +249,13 @@ impl Peer {
             } if from_next => {
                 work.handle_backward(slot, mode, loss_sum, norm_squared, frame.payload);
             }
-            Header::Apply { step, end, .. } if from_previous => work.handle_apply(step, end),
+            Header::Apply {
+                step, end, last, ..
+            } if from_previous => {
+                #[cfg(any(test, feature = "sim"))]
+                let end = stale_as_asked(self.broken, &mut self.stale, end);
+                work.handle_apply(step, end, last);
+            }
             // From the wrong side of the pipe.
             Header::Forward { .. } | Header::Backward { .. } | Header::Apply { .. } => {
                 self.refuse_link(peer, "a microbatch from the wrong side of the pipe");
@@ -466,5 +467,17 @@ impl Peer {
     /// Whether the link to `peer` is up: for figures and checks.
     pub fn is_linked(&self, peer: PeerId) -> bool {
         self.links.get(&peer).is_some_and(Link::is_up)
+    }
+}
+
+/// With the clip scale of the step before, where a test breaks that rule.
+#[cfg(any(test, feature = "sim"))]
+fn stale_as_asked(broken: super::BrokenRules, stale: &mut f32, end: StepEnd) -> StepEnd {
+    match broken.stale_scale {
+        true => StepEnd {
+            scale: std::mem::replace(stale, end.scale),
+            ..end
+        },
+        false => end,
     }
 }

@@ -1,7 +1,7 @@
 //! One seat at work: which microbatch is computed next, and what follows from its result.
 //!
 //! Owns the order within a round: forwards and backwards in number order whatever the channel's order,
-//! backward before forward, a step's update just before the next step's first forward. The head also
+//! backward before forward, a step's update as soon as it is known how the step ended. The head also
 //! owns the step's end: loss, gradient norm and clip scale are complete when its last backward is.
 //!
 //! Knows no links and no host: frames and messages leave as values, addressed by position in the pipe.
@@ -486,11 +486,33 @@ impl Work {
         }
     }
 
-    /// The round's last step is over, says the previous seat.
-    pub fn handle_apply(&mut self, step: Step, end: StepEnd) {
-        if self.phase == Phase::Steps && self.last_step.is_none() {
+    /// A step is over, says the previous seat; the round as well if it was the `last`.
+    pub fn handle_apply(&mut self, step: Step, end: StepEnd, last: bool) {
+        if self.phase != Phase::Steps || self.last_step.is_some() {
+            return;
+        }
+        // Of no other step the head can know it: all of our part of it is done, and its update is not.
+        let is_due = self.applied == step.0 && self.step.0 == step.0 + 1;
+        if last {
+            // Its update may be made: the host closed the round after the head had told of its end.
             self.ends.insert(step, end);
             self.end_round(step);
+        } else if is_due {
+            self.ends.insert(step, end);
+            self.tell_end(step, end, last);
+        }
+    }
+
+    /// Seats behind hear how a step ended.
+    fn tell_end(&mut self, step: Step, end: StepEnd, last: bool) {
+        if !self.is_last() {
+            let header = Header::Apply {
+                place: self.place(),
+                step,
+                end,
+                last,
+            };
+            self.send(Side::Next, header, Bytes::new());
         }
     }
 
@@ -501,14 +523,7 @@ impl Work {
         };
         self.last_step = Some(step);
         self.phase = Phase::Ending;
-        if !self.is_last() {
-            let header = Header::Apply {
-                place: self.place(),
-                step,
-                end,
-            };
-            self.send(Side::Next, header, Bytes::new());
-        }
+        self.tell_end(step, end, true);
     }
 
     /// For people: steps done in the round, the last step's loss, and seconds since the round began.
@@ -522,3 +537,6 @@ impl Work {
         self.outputs.pop_front()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use crate::units::{Attempt, Epoch, Microbatch, PeerId, PipelineId, Round, StageI
 use crate::wire::merge::Leg;
 
 /// First byte of every frame and of every hello to the host.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Version of this build, as people install it. Builds that speak the same [`VERSION`] take part in one run.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -119,14 +119,16 @@ pub enum Header {
         /// On the step's last microbatch: squared gradient norms of this seat and all behind it.
         norm_squared: Option<f64>,
     },
-    /// The round's last step is over: apply it. On `control`, down the pipe.
+    /// A step is over: apply it. On `control`, down the pipe, as soon as the head knows how it ended.
     Apply {
         /// Line-up and round.
         place: Place,
-        /// The step to apply: the last one.
+        /// The step to apply.
         step: Step,
         /// How it ended.
         end: StepEnd,
+        /// Whether the round ends with it.
+        last: bool,
     },
     /// Please send me a piece of a stage's state.
     StateRequest {

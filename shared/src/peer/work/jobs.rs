@@ -1,7 +1,7 @@
 //! What a seat computes next: one forward, one backward, in number order.
 //!
-//! Backward before forward keeps few microbatches in flight. A step's update is asked for just before the next
-//! step's first forward, or at the round's end.
+//! Backward before forward keeps few microbatches in flight. A step's update comes as soon as its head says how it ended,
+//! which is before the next step's first forward is there; that bears it too, for it may overtake the word.
 
 use super::{Phase, Work};
 use crate::compute::Job;
@@ -74,7 +74,16 @@ impl Work {
         self.is_last() || self.sent < self.credit
     }
 
+    /// The update of the step before, as soon as it is known how that ended.
+    fn update_job(&self) -> Option<Job> {
+        let before = self.step.0.checked_sub(1)?;
+        (self.applied == before).then(|| self.apply_job(Step(before)))?
+    }
+
     fn step_job(&mut self) -> Option<Job> {
+        if let Some(job) = self.update_job() {
+            return Some(job);
+        }
         let action = self.order_in_step.next(|action| self.has_arrived(action))?;
         match action {
             Action::Backward(microbatch) => {
@@ -86,9 +95,8 @@ impl Work {
                     step_tokens: is_last_of_step.then_some(self.step_tokens),
                 })
             }
-            Action::Forward(_) if self.applied < self.step.0 => {
-                self.apply_job(Step(self.step.0 - 1))
-            }
+            // It came before what it is to be computed with.
+            Action::Forward(_) if self.applied < self.step.0 => None,
             Action::Forward(microbatch) => {
                 let input = self.inputs.get(&(self.step, microbatch.0))?.clone();
                 self.entered = Some(self.step);
@@ -101,7 +109,7 @@ impl Work {
         }
     }
 
-    fn apply_job(&mut self, step: Step) -> Option<Job> {
+    fn apply_job(&self, step: Step) -> Option<Job> {
         let StepEnd {
             scale,
             samples_done,

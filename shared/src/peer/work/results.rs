@@ -156,13 +156,11 @@ impl Work {
             .expect("the head forwards nothing before the host says begin");
         let scale = clip_scale(self.clip, norm);
         let samples_done = begun.samples_done + u64::from(self.step.0) * u64::from(self.batch);
-        self.ends.insert(
-            self.step,
-            StepEnd {
-                scale,
-                samples_done,
-            },
-        );
+        let end = StepEnd {
+            scale,
+            samples_done,
+        };
+        self.ends.insert(self.step, end);
         self.report(now);
         let is_last = self
             .head
@@ -171,6 +169,9 @@ impl Work {
             .is_some_and(|lease| lease.last);
         if is_last || self.head.closing {
             self.end_round(self.step);
+        } else {
+            // Their updates are then done before the next step's first microbatch is there.
+            self.tell_end(self.step, end, false);
         }
     }
 

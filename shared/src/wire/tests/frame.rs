@@ -54,7 +54,7 @@ fn hello_is_version_kind_peer_and_64_bytes_of_signature() {
         header,
         b"",
         expect![
-            "03000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
+            "04000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
         ],
     );
 }
@@ -75,7 +75,7 @@ fn forward_carries_slot_and_how_the_step_before_ended() {
     check(
         header,
         b"tensor",
-        expect!["03010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
+        expect!["04010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
     );
 }
 
@@ -90,26 +90,32 @@ fn backward_carries_loss_and_on_the_last_microbatch_the_norm() {
     check(
         header(Mode::Train, Some(0.25)),
         b"gradient",
-        expect!["03020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
+        expect!["04020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
     );
     check(
         header(Mode::Evaluate, None),
         b"",
-        expect!["03020102ac0211040501000000000000f83f00"],
+        expect!["04020102ac0211040501000000000000f83f00"],
     );
 }
 
 #[test]
-fn apply_names_the_last_step_of_a_round() {
-    let header = Header::Apply {
+fn apply_says_how_a_step_ended_and_whether_it_was_the_last() {
+    let header = |last| Header::Apply {
         place: place(),
         step: Step(19),
         end: StepEnd {
             scale: 1.0,
             samples_done: 1_000,
         },
+        last,
     };
-    check(header, b"", expect!["03030102ac0211130000803fe807"]);
+    check(header(true), b"", expect!["04030102ac0211130000803fe80701"]);
+    check(
+        header(false),
+        b"",
+        expect!["04030102ac0211130000803fe80700"],
+    );
 }
 
 #[test]
@@ -119,7 +125,7 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
         stage: StageId(3),
         offset: 262_144,
     };
-    check(request, b"", expect!["03041103808010"]);
+    check(request, b"", expect!["04041103808010"]);
     let chunk = |offset, total| Header::StateChunk {
         round: Round(17),
         stage: StageId(3),
@@ -129,9 +135,9 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
     check(
         chunk(262_144, 262_149),
         b"state",
-        expect!["030511038080108580107374617465"],
+        expect!["040511038080108580107374617465"],
     );
-    check(chunk(262_144, 0), b"", expect!["0305110380801000"]);
+    check(chunk(262_144, 0), b"", expect!["0405110380801000"]);
 }
 
 fn slice(leg: Leg, offset: u64) -> Header {
@@ -148,18 +154,18 @@ fn a_slice_of_a_merge_names_attempt_stage_leg_and_offset() {
     check(
         slice(Leg::Scatter, 262_144),
         b"part",
-        expect!["030a02ac02030080801070617274"],
+        expect!["040a02ac02030080801070617274"],
     );
     check(
         slice(Leg::Gather, 0),
         b"average",
-        expect!["030a02ac0203010061766572616765"],
+        expect!["040a02ac0203010061766572616765"],
     );
     let taken = Header::MergeTaken {
         attempt: place().epoch,
         taken: 300,
     };
-    check(taken, b"", expect!["030b02ac02ac02"]);
+    check(taken, b"", expect!["040b02ac02ac02"]);
 }
 
 #[test]
@@ -173,23 +179,23 @@ fn credit_keepalive_bye_and_received_are_small() {
             slowest_us: 7,
         },
     };
-    check(credit, b"", expect!["03060102ac020cac0207"]);
+    check(credit, b"", expect!["04060102ac020cac0207"]);
     let keepalive = |echo| Header::Keepalive {
         stamp_us: 300,
         echo,
     };
-    check(keepalive(None), b"", expect!["0307ac0200"]);
+    check(keepalive(None), b"", expect!["0407ac0200"]);
     let echo = Echo {
         stamp_us: 200,
         held_us: 5,
     };
-    check(keepalive(Some(echo)), b"", expect!["0307ac0201c80105"]);
+    check(keepalive(Some(echo)), b"", expect!["0407ac0201c80105"]);
     let received = Header::Received {
         slot: slot(),
         mode: Mode::Train,
     };
-    check(received, b"", expect!["03090102ac0211040500"]);
-    check(Header::bye("over"), b"", expect!["0308046f766572"]);
+    check(received, b"", expect!["04090102ac0211040500"]);
+    check(Header::bye("over"), b"", expect!["0408046f766572"]);
 }
 
 /// Encodes without looking, as a faulty peer would, and tells what the reader says.
@@ -429,11 +435,14 @@ fn any_header() -> impl Strategy<Value = Header> {
                 loss_sum,
                 norm_squared
             }),
-        (any_place(), any::<u32>(), any_end()).prop_map(|(place, step, end)| Header::Apply {
-            place,
-            step: Step(step),
-            end
-        }),
+        (any_place(), any::<u32>(), any_end(), any::<bool>()).prop_map(
+            |(place, step, end, last)| Header::Apply {
+                place,
+                step: Step(step),
+                end,
+                last
+            }
+        ),
         (any::<u32>(), any::<u16>(), 0_u64..1 << 32).prop_map(|(round, stage, offset)| {
             Header::StateRequest {
                 round: Round(round),
