@@ -56,6 +56,9 @@ pub const MERGE_SLICES_AHEAD: u32 = 8;
 pub const MERGE_MAX: Span = Span::from_secs(30);
 /// ... and so much longer for each second that its largest seat sends and takes at this rate, in bytes a second.
 pub const MERGE_BYTES_PER_SECOND_MIN: u64 = 100_000;
+/// Microbatches in flight for each seat behind, beyond what is computed and on the wire: one ready each way, so that neither
+/// a late frame nor work in the other direction leaves a seat idle.
+pub const READY_A_SEAT: u16 = 2;
 /// Microbatches that a seat always has room for at a time: one at work, one that waits, one on the wire.
 pub const CREDIT_MIN: u16 = 3;
 /// ... and the most it takes unread for its neighbour, however much memory it lends: fewer than [`EARLY_FRAMES_MAX`], so that

@@ -15,6 +15,9 @@ use crate::wire::frame::Mode;
 const WINDOW: usize = 32;
 /// Jobs of one kind that say enough.
 const ENOUGH: usize = 8;
+/// ... and forwards beside so many backwards: a seat whose gradients have piled up does few of them, and the first may have
+/// been begun at another speed.
+const FORWARDS_ENOUGH: usize = 2;
 
 /// What a seat's device takes.
 #[derive(Clone, Debug, Default)]
@@ -79,7 +82,8 @@ impl Rhythm {
 
     /// Forward and backward of a microbatch, without rests; `None` until there were enough.
     pub(super) fn microbatch(&self) -> Option<Span> {
-        (self.backwards.len() >= ENOUGH).then(|| median(&self.forwards) + median(&self.backwards))
+        let enough = self.backwards.len() >= ENOUGH && self.forwards.len() >= FORWARDS_ENOUGH;
+        enough.then(|| median(&self.forwards) + median(&self.backwards))
     }
 
     /// How long a microbatch's job may take before the device is taken for hung.

@@ -1,7 +1,9 @@
 //! How far a seat runs ahead, so that the links behind it hide behind compute.
 //!
 //! In flight are as many microbatches as there are seats behind, plus one, plus as many as the slowest of those seats
-//! computes while a microbatch is on the wire behind: delay and transfer, both ways, over every link. What is behind a
+//! computes while a microbatch is on the wire behind: delay and transfer, both ways, over every link. And
+//! [`READY_A_SEAT`] more for each seat behind, for nothing comes exactly in time: a frame is late, or comes while the seat works
+//! in the other direction. What is behind a
 //! seat comes from the next one with each credit; so it is added up from the last seat to the head, a microbatch
 //! at a time.
 //!
@@ -10,7 +12,7 @@
 //! everything behind it.
 
 use crate::config::run::RunConfig;
-use crate::limits::CREDIT_MIN;
+use crate::limits::{CREDIT_MIN, READY_A_SEAT};
 use crate::schedule::placement::StageCosts;
 use crate::units::StageRange;
 use crate::wire::frame::Behind;
@@ -37,20 +39,21 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// Microbatches in flight beyond those that seats take. Never fewer than a wire as long as a microbatch needs:
-    /// before anything is measured, and for clocks that do not tick alike.
+    /// Microbatches in flight beyond those that seats take. Before anything is measured, only those that are to be ready.
     pub(super) fn extra(&self, seats_behind: u16) -> u16 {
         #[cfg(any(test, feature = "sim"))]
         if self.blind {
             return seats_behind;
         }
-        let wire_us = self.pace.next_us.saturating_add(self.behind.wire_us);
-        let slowest_us = self.slowest_us();
-        if seats_behind == 0 || slowest_us == 0 {
-            return seats_behind;
+        if seats_behind == 0 {
+            return 0;
         }
-        let hides = u16::try_from(wire_us.div_ceil(slowest_us)).unwrap_or(u16::MAX);
-        hides.max(seats_behind)
+        let wire_us = self.pace.next_us.saturating_add(self.behind.wire_us);
+        let hides = match self.slowest_us() {
+            0 => 0,
+            slowest_us => u16::try_from(wire_us.div_ceil(slowest_us)).unwrap_or(u16::MAX),
+        };
+        hides.saturating_add(READY_A_SEAT.saturating_mul(seats_behind))
     }
 
     fn slowest_us(&self) -> u64 {
@@ -105,18 +108,26 @@ mod tests {
         assert_eq!(last.extra(0), 0, "nothing is behind the last seat");
         let middle = flow(4_000, 60_000, last.told());
         let wire_us = 60_000 + 7;
-        assert_eq!(middle.extra(1), 7, "{wire_us} in microbatches of 10,000");
+        assert_eq!(
+            middle.extra(1) - READY_A_SEAT,
+            7,
+            "{wire_us} in microbatches of 10,000"
+        );
         let told = middle.told();
         assert_eq!((told.wire_us, told.slowest_us), (wire_us + 7, 10_000));
         let head = flow(20_000, 5_000, told);
-        assert_eq!(head.extra(2), 4, "65,014 in microbatches of 20,000");
+        assert_eq!(
+            head.extra(2) - 2 * READY_A_SEAT,
+            4,
+            "65,014 in microbatches of 20,000"
+        );
     }
 
     #[test]
-    fn a_seat_that_has_measured_nothing_hides_a_wire_as_long_as_a_microbatch() {
-        assert_eq!(Flow::default().extra(3), 3);
+    fn a_seat_that_has_measured_nothing_keeps_those_behind_it_ready() {
+        assert_eq!(Flow::default().extra(3), 3 * READY_A_SEAT);
         let unmeasured_wire = flow(1_000, 0, Behind::default());
-        assert_eq!(unmeasured_wire.extra(3), 3);
+        assert_eq!(unmeasured_wire.extra(3), 3 * READY_A_SEAT);
     }
 
     #[test]
@@ -126,7 +137,7 @@ mod tests {
             slowest_us: u64::MAX,
         };
         let flow = flow(1, u64::MAX, behind);
-        assert_eq!(flow.extra(1), 1);
+        assert_eq!(flow.extra(1), 1 + READY_A_SEAT);
         assert_eq!(flow.told().wire_us, u64::MAX);
         let behind = Behind {
             slowest_us: 0,
