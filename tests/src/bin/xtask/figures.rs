@@ -3,13 +3,15 @@
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
 //! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`frontier`],
-//! [`generate`], [`browser`], [`outer`], [`packing`], [`recovery`] and [`scaling`]. Begin with [`figures`].
+//! [`generate`], [`browser`], [`outer`], [`overlap`], [`packing`], [`recovery`] and [`scaling`]. Begin with
+//! [`figures`].
 
 mod browser;
 mod cost;
 mod frontier;
 mod generate;
 mod outer;
+mod overlap;
 mod packing;
 mod recovery;
 mod scaling;
@@ -62,7 +64,7 @@ pub(crate) struct Figures {
     /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`)
     #[arg(long)]
     resume: bool,
-    /// Rounds of seconds, to see that it works (`scaling`, `frontier`)
+    /// Few steps, to see that it works (`scaling`, `overlap`, `frontier`)
     #[arg(long)]
     quick: bool,
     /// Runs at once, instead of one a core (`frontier`)
@@ -90,6 +92,8 @@ enum Name {
     Scaling,
     /// Speed of up to a thousand pipelines, in the simulation
     Crowd,
+    /// How busy seats over slow links are, with devices that only wait (root)
+    Overlap,
     /// Speed of packing borders
     Packing,
 }
@@ -99,7 +103,12 @@ impl Name {
     const fn repeats(self) -> usize {
         match self {
             Self::Outer | Self::Crowd | Self::Packing | Self::Frontier => 1,
-            Self::Wire | Self::Cost | Self::Generate | Self::Browser | Self::Scaling => 3,
+            Self::Wire
+            | Self::Cost
+            | Self::Generate
+            | Self::Browser
+            | Self::Scaling
+            | Self::Overlap => 3,
             Self::Recovery => 20,
         }
     }
@@ -124,7 +133,8 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         | Name::Cost
         | Name::Generate
         | Name::Outer
-        | Name::Recovery => programs_and(&["--example", "alone"])?,
+        | Name::Recovery
+        | Name::Overlap => programs_and(&["--example", "alone"])?,
         Name::Scaling | Name::Crowd => programs_and(&["--example", "scaling"])?,
         // Builds what it needs, optimised.
         Name::Packing => {}
@@ -147,6 +157,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Recovery => recovery::recovery(asked),
         Name::Scaling => scaling::scaling(asked, &data),
         Name::Crowd => scaling::crowd(asked),
+        Name::Overlap => overlap::overlap(asked, &data),
         Name::Packing => packing::packing(),
     }
 }
