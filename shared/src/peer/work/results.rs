@@ -83,10 +83,15 @@ impl Work {
                 // Kept until the step after is applied: every microbatch of the step carries it.
                 self.ends.get(&Step(before)).copied()
             });
+            let microbatches = match mode {
+                Mode::Train => self.microbatches,
+                // An evaluation may be longer than a step.
+                Mode::Evaluate => self.microbatches.max(self.evaluation.microbatches()),
+            };
             let header = Header::Forward {
                 slot,
                 mode,
-                microbatches: self.microbatches,
+                microbatches,
                 sequences: self.sequences,
                 first_sample: input.first_sample,
                 previous,
