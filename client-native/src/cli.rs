@@ -11,6 +11,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use shared::limits::NAME_CHARS_MAX;
+use shared::wire::generate::{usual_temperature, usual_top_p};
 
 use crate::host::HostLink;
 
@@ -56,7 +57,7 @@ pub enum Command {
     /// Fetch a run's newest checkpoint as a model that other programs load (Llama's layout)
     #[command(args_override_self = true)]
     Export(ExportArgs),
-    /// Let an exported model write
+    /// Let a run's volunteers, or an exported model, write
     #[command(args_override_self = true)]
     Generate(GenerateArgs),
 }
@@ -167,29 +168,50 @@ pub struct ExportArgs {
 /// Options of `shoal generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Folder that `shoal export` wrote
-    pub folder: PathBuf,
+    /// The run's link, to have its volunteers write; or the folder that `shoal export` wrote
+    #[arg(value_name = "LINK|FOLDER")]
+    pub writer: Writer,
     /// Text to go on from
     #[arg(long, default_value = "\n")]
     pub prompt: String,
     /// Tokens to write
     #[arg(long, default_value_t = 200, value_name = "COUNT")]
-    pub tokens: usize,
+    pub tokens: u32,
     /// 0 takes the likeliest token each time, 1 follows the model's own probabilities
-    #[arg(long, default_value_t = 0.8, value_name = "NUMBER")]
-    pub temperature: f64,
+    #[arg(long, default_value_t = usual_temperature(), value_name = "NUMBER")]
+    pub temperature: f32,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 0.95, value_name = "SHARE")]
-    pub top_p: f64,
+    #[arg(long, default_value_t = usual_top_p(), value_name = "SHARE")]
+    pub top_p: f32,
     /// Number that fixes every choice [default: drawn at random]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Read the whole text again for each token: slower, for comparison
+    /// Of a folder's model: read the whole text again for each token; slower, for comparison
     #[arg(long)]
     pub no_cache: bool,
     /// Which device computes.
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Who writes.
+#[derive(Clone, Debug)]
+pub enum Writer {
+    /// The volunteers of a run.
+    Run(HostLink),
+    /// An exported model, here.
+    Folder(PathBuf),
+}
+
+impl FromStr for Writer {
+    type Err = crate::host::HostLinkError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return text.parse().map(Self::Run);
+        }
+        Ok(Self::Folder(text.into()))
+    }
 }
 
 /// How `shoal` reports.

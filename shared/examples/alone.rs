@@ -76,7 +76,11 @@ impl<'a> Pipeline<'a> {
                 end: border(seat + 1)?,
             };
             let states = vec![StageState::Seed; stages.iter().count()];
-            let done = pollster::block_on(engine.run(Job::Seat { stages, states }));
+            let done = pollster::block_on(engine.run(Job::Seat {
+                stages,
+                states,
+                keeps_texts: false,
+            }));
             if !matches!(done, Done::Seated { .. }) {
                 return Err(format!("no seat: {done:?}").into());
             }

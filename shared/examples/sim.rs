@@ -52,6 +52,9 @@ fn main() -> ExitCode {
                             total.0.line_ups += summary.line_ups;
                             total.0.faults += summary.faults;
                             total.0.echoes += summary.echoes;
+                            total.0.texts += summary.texts;
+                            total.0.texts_given_up += summary.texts_given_up;
+                            total.0.tokens_written += summary.tokens_written;
                             total.0.incarnations += summary.incarnations;
                         }
                         Err(failure) => {

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::transport::MaybeSend;
-use crate::units::{Digest, Round, StageId, StageRange, Step};
+use crate::units::{Digest, RequestId, Round, StageId, StageRange, Step};
 use crate::wire::frame::{Mode, Slot};
+use crate::wire::generate::Sampling;
 use crate::wire::merge::Shape;
 
 /// What gradients of that norm are multiplied by, so that their norm is at most `clip`.
@@ -64,6 +65,34 @@ pub struct Input {
     pub first_sample: u64,
 }
 
+/// Tokens of a text that the model goes on with: those that follow what a seat has read of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Portion {
+    /// Which text.
+    pub request: RequestId,
+    /// Tokens that were read before; 0 begins the text, or begins it anew.
+    pub position: u32,
+    /// At least one, and with those before no more than the model's context.
+    pub tokens: Vec<u32>,
+    /// What the seat before sent, a row a token, in the run's number format; `None` at the head.
+    pub boundary: Option<Bytes>,
+    /// How the last seat draws the next token.
+    pub sampling: Sampling,
+    /// Tokens of the text that were drawn before.
+    pub drawn: u32,
+}
+
+/// What a seat makes of a [`Portion`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Written {
+    /// What the next seat receives.
+    Boundary(Bytes),
+    /// The next token, at the last seat.
+    Token(u32),
+    /// None: a number is not finite. Training will find the stage, and name it.
+    Nothing,
+}
+
 /// Work for a seat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Job {
@@ -73,6 +102,15 @@ pub enum Job {
         stages: StageRange,
         /// One state a stage, in order.
         states: Vec<StageState>,
+        /// Whether what was read of texts stays: these are the same stages, with newer weights.
+        keeps_texts: bool,
+    },
+    /// Read on in a text with the weights of now; what was read of it before was remembered, and so is this.
+    Generate(Portion),
+    /// Remember a text no more.
+    Forget {
+        /// Which one.
+        request: RequestId,
     },
     /// Forward through the seat. In [`Mode::Train`] the input is kept for the backward.
     ///
@@ -201,6 +239,18 @@ pub enum Done {
         boundary: Option<Bytes>,
         /// Sum of token losses, at the last seat in [`Mode::Evaluate`].
         loss_sum: Option<f64>,
+    },
+    /// A text was read on.
+    Generated {
+        /// Which one.
+        request: RequestId,
+        /// What came of it.
+        written: Written,
+    },
+    /// A text is not remembered any more.
+    Forgotten {
+        /// Which one.
+        request: RequestId,
     },
     /// A backward.
     Backward {

@@ -188,3 +188,27 @@ pub const TRACED_FRAMES_MAX: usize = 1_024;
 pub const TRACE_MARKS_WAITING_MAX: usize = 8_192;
 /// Longest trace: an hour of a seat that computes 100 microbatches a second. What comes after it is not written.
 pub const TRACE_BYTES_MAX: u64 = 256 << 20;
+/// Texts that one pipeline writes at a time: each keeps the keys and values of a context, in every block.
+pub const TEXTS_MAX: usize = 4;
+/// Jobs of training between two for texts where both wait: a token is a row of a microbatch's hundreds, so training keeps
+/// nearly all of the device, and no text waits for more than a job of it.
+pub const TEXT_EVERY_JOBS: u32 = 1;
+/// How long a seat remembers a text that nothing more comes of: its head is gone, or has forgotten it.
+pub const TEXT_IDLE_MAX: Span = Span::from_secs(120);
+/// How long the host waits for a text's next token before it has another pipeline, or the same one again, go on: a token waits
+/// for a job at each seat, and for what compiles there.
+pub const TEXT_SILENCE_MAX: Span = Span::from_secs(45);
+/// How long a text waits for a pipeline that has room for it.
+pub const TEXT_WAIT_MAX: Span = Span::from_secs(60);
+/// Line-ups that a text may lose before it is given up.
+pub const TEXT_TRIES_MAX: u32 = 4;
+/// Texts at the host, those that wait and those that are being written.
+pub const TEXTS_AT_HOST_MAX: usize = 64;
+/// ... of one address: a page's and a terminal's.
+pub const TEXTS_AN_ADDRESS_MAX: usize = 2;
+/// Tokens that one request may have written.
+pub const TEXT_TOKENS_MAX: u32 = 1_024;
+/// Tokens of a prompt: with all that is written a message to the head stays below [`SIGNAL_BYTES_BASE`].
+pub const PROMPT_TOKENS_MAX: usize = 4_096;
+/// Bytes of a prompt's text that are read at all.
+pub const PROMPT_BYTES_MAX: usize = 32 << 10;

@@ -182,6 +182,8 @@ impl fmt::Display for Issue {
 pub type Epoch = Issue;
 /// The number of one try at ending a round. Beginning one voids all earlier ones for good.
 pub type Attempt = Issue;
+/// The number of one try at having a text written. What still comes of an earlier try is known by it.
+pub type RequestId = Issue;
 
 /// Contiguous stages `[first, end)`: what a seat covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -128,6 +128,7 @@ fn taking_the_seat_again_forgets_everything_since() {
     let job = Job::Seat {
         stages,
         states: vec![Source::Seed; 4],
+        keeps_texts: false,
     };
     let seated = block_on(pipeline.seats[0].1.run(job));
     let agreed = untouched.iter().map(|stage| stage.agreed).collect();
@@ -167,7 +168,7 @@ fn answer(run: &RunConfig, boundary: Option<Vec<u8>>, tokens: Vec<u32>) -> Done 
     let mut engine = Engine::new(run.clone(), Device::flex());
     let stages = StageRange { first: 1, end: 2 };
     engine
-        .take_seat(stages, &[Source::Seed])
+        .take_seat(stages, &[Source::Seed], false)
         .expect("stage 1 of four");
     let slot = Pipeline::new(run, &[], None).slot(0);
     let input = Input {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use shared::coordinator::texts::{TextNews, Wanted};
 use shared::units::Time;
 use shared::wire::report::RunReport;
 use shared::wire::signal::{Down, Held, Up};
@@ -16,6 +17,7 @@ use crate::data::Data;
 use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::texts::Texts;
 use crate::web::Web;
 
 /// Time since this process's start, as the coordinator counts it.
@@ -87,6 +89,20 @@ pub enum Event {
     Stored {
         /// The ticket it came with.
         ticket: String,
+    },
+    /// Somebody wants a text.
+    Wanted {
+        /// Its number.
+        number: u64,
+        /// What is wanted.
+        wanted: Wanted,
+        /// Where its news go; with room for all of them.
+        news: mpsc::Sender<TextNews>,
+    },
+    /// Nobody wants a text any more.
+    Unwanted {
+        /// Its number.
+        number: u64,
     },
 }
 
@@ -185,4 +201,6 @@ pub struct App {
     pub followers: Arc<Semaphore>,
     /// Uploads that may still begin.
     pub uploads: Arc<Semaphore>,
+    /// Between people's words and the model's.
+    pub texts: Arc<Texts>,
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use shared::config::run::RunConfig;
 use shared::coordinator::history::Row;
 use shared::coordinator::roster::ConnectionId;
+use shared::coordinator::texts::TextNews;
 use shared::coordinator::{Coordinator, Manifest, Output};
 use shared::units::{Digest, Round, Span, Time};
 use shared::wire::report::RunReport;
@@ -90,6 +91,8 @@ struct Connection {
 pub struct Conductor {
     parts: Parts,
     connections: BTreeMap<u64, Connection>,
+    /// Where news of texts go.
+    texts: BTreeMap<u64, mpsc::Sender<TextNews>>,
     /// TURN credentials that expire.
     renewals: Renewals,
     rows: mpsc::Sender<(u64, Record)>,
@@ -146,6 +149,7 @@ impl Conductor {
         let conductor = Self {
             parts,
             connections: BTreeMap::new(),
+            texts: BTreeMap::new(),
             renewals: Renewals::default(),
             rows,
             done_sender,
@@ -243,6 +247,18 @@ impl Conductor {
                 coordinator.handle_closed(now, ConnectionId(connection));
             }
             Event::Stored { ticket } => coordinator.handle_stored(now, &ticket),
+            Event::Wanted {
+                number,
+                wanted,
+                news,
+            } => {
+                self.texts.insert(number, news);
+                coordinator.handle_wanted(now, number, wanted);
+            }
+            Event::Unwanted { number } => {
+                self.texts.remove(&number);
+                coordinator.handle_unwanted(now, number);
+            }
             Event::NotHeld { ticket } => coordinator.handle_not_held(now, &ticket),
             Event::NotStored { ticket, reason } => {
                 coordinator.handle_not_stored(now, &ticket);
@@ -320,7 +336,20 @@ impl Conductor {
                 }
                 Output::WriteManifest(manifest) => self.write_manifest(manifest),
                 Output::Tell(incident) => self.parts.announce.incident(&incident),
+                Output::Text { number, news } => self.tell_text(number, news),
             }
+        }
+    }
+
+    /// Tells whoever wants a text; there is room for all that can be told of it.
+    fn tell_text(&mut self, number: u64, news: TextNews) {
+        let is_end = !matches!(news, TextNews::Token(_));
+        if let Some(to) = self.texts.get(&number) {
+            // Who is gone has an `Unwanted` on the way.
+            let _ = to.try_send(news);
+        }
+        if is_end {
+            self.texts.remove(&number);
         }
     }
 

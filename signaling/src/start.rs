@@ -27,7 +27,7 @@ use crate::announce::{Announce, Opening};
 use crate::app::{App, Clock, Entrance, Telling, Tickets};
 use crate::args::Args;
 use crate::conductor::{Conductor, Parts, Writer};
-use crate::data::{self, Data, Request};
+use crate::data::{self, Data, Request, TOKENIZER_FILE};
 use crate::door::{FOLLOWERS_MAX, INBOX_MESSAGES_MAX, UPLOADS_MAX};
 pub use crate::failure::HostError;
 use crate::gateway::bridge::Bridge;
@@ -37,6 +37,7 @@ use crate::journal::{Address, Identity, Journal, Record};
 use crate::metrics::Metrics;
 use crate::report;
 use crate::store::Store;
+use crate::texts::Texts;
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::turn::IceServers;
 use crate::web::Web;
@@ -179,6 +180,8 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         trust_proxy: args.trust_proxy,
         connections: AtomicU64::new(0),
     });
+    let folder = args.store.join("data").join(&data.folder);
+    let tokenizer = folder.join(TOKENIZER_FILE);
     let app = App {
         entrance: entrance.clone(),
         report,
@@ -194,6 +197,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         web,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+        texts: Arc::new(Texts::new(&tokenizer, config.model.vocabulary)),
     };
     let telling = Telling::default();
     let parts = Parts {

@@ -279,6 +279,8 @@ async fn of_a_gateway_that_is_cut_off_nothing_more_is_acted_on() {
             other @ (Event::Malformed { .. }
             | Event::NotStored { .. }
             | Event::NotHeld { .. }
+            | Event::Wanted { .. }
+            | Event::Unwanted { .. }
             | Event::Stored { .. }) => panic!("{other:?}"),
         }
     }

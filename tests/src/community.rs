@@ -55,6 +55,8 @@ pub struct Small {
     pub pipelines_max: u16,
     /// What they merge: "outer" or "gradient".
     pub merge_kind: &'static str,
+    /// Rounds between two evaluations, 0 for none, and microbatches of each.
+    pub evaluations: (u32, u32),
 }
 
 impl Default for Small {
@@ -70,6 +72,7 @@ impl Default for Small {
             blocks: 4,
             pipelines_max: 1,
             merge_kind: "outer",
+            evaluations: (0, 8),
         }
     }
 }
@@ -107,7 +110,8 @@ warmup_samples = 80
 [schedule]
 round_steps = {}
 seats_min = {}
-eval_rounds = 0
+eval_rounds = {}
+eval_microbatches = {}
 checkpoint_minutes = {}
 rewind_wait_seconds = {}
 pipelines_max = {}
@@ -122,6 +126,8 @@ kind = "{}"
             self.samples,
             self.round_steps,
             self.seats_min,
+            self.evaluations.0,
+            self.evaluations.1,
             self.checkpoint_minutes,
             self.rewind_wait_seconds,
             self.pipelines_max,

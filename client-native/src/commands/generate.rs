@@ -1,4 +1,4 @@
-//! `shoal generate`: an exported model goes on writing from a prompt.
+//! `shoal generate`: a run's volunteers ([`asked`]), or an exported model here, go on writing from a prompt.
 //!
 //! Each token is drawn from the model's own distribution, sharpened by the temperature and cut to
 //! the likeliest tokens. The draws come from a generator that a seed fixes. When text and prompt are longer
@@ -7,15 +7,17 @@
 //! A model writes what it likes: on a terminal nothing but line ends and tabs acts on it ([`visible`]); into
 //! a file or another program the text goes as it is.
 
+mod asked;
+
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
-use shared::random::Words;
+use shared::wire::generate::{GenerateRequest, Sampling};
 use tokenizers::Tokenizer;
 
 use super::open;
-use crate::cli::GenerateArgs;
+use crate::cli::{GenerateArgs, Writer};
 use crate::failure::{Code, Failure};
 use crate::llama::reader::{Reader, Reading};
 use crate::llama::{LlamaError, PlainModel, TOKENIZER_FILE};
@@ -29,36 +31,39 @@ enum Alphabet {
     Bytes,
 }
 
-/// How tokens are drawn.
-#[derive(Clone, Copy, Debug)]
-struct Sampling {
-    temperature: f64,
-    top_p: f64,
-}
-
 pub(super) async fn generate(args: GenerateArgs, file: &FileSettings) -> Result<(), Failure> {
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => getrandom::u64()
+            .map_err(|error| Failure::new(Code::Failed, error, "Give a number with --seed."))?,
+    };
     let sampling = Sampling {
         temperature: args.temperature,
         top_p: args.top_p,
+        seed,
     };
-    let sensible = sampling.temperature >= 0.0
-        && sampling.temperature.is_finite()
-        && sampling.top_p > 0.0
-        && sampling.top_p <= 1.0;
-    if !sensible {
+    if !sampling.is_sound() {
         return Err(Failure::new(
             Code::Usage,
             "--temperature must not be negative, --top-p lies above 0 and at most at 1",
             "See shoal generate --help.",
         ));
     }
-    let opened = open(&settings::gpu(args.device.gpu.clone(), file)).await?;
-    let seed = match args.seed {
-        Some(seed) => seed,
-        None => getrandom::u64()
-            .map_err(|error| Failure::new(Code::Failed, error, "Give a number with --seed."))?,
+    let folder = match &args.writer {
+        Writer::Folder(folder) => folder.clone(),
+        Writer::Run(link) => {
+            let request = GenerateRequest {
+                prompt: args.prompt.clone(),
+                tokens: args.tokens,
+                temperature: args.temperature,
+                top_p: args.top_p,
+                seed: Some(seed),
+            };
+            return asked::ask(link, &request).await;
+        }
     };
-    let work = tokio::task::spawn_blocking(move || write(&args, sampling, seed, &opened.device));
+    let opened = open(&settings::gpu(args.device.gpu.clone(), file)).await?;
+    let work = tokio::task::spawn_blocking(move || write(&args, &folder, sampling, &opened.device));
     work.await.unwrap_or_else(|_| {
         Err(Failure::new(
             Code::NoDevice,
@@ -70,13 +75,13 @@ pub(super) async fn generate(args: GenerateArgs, file: &FileSettings) -> Result<
 
 fn write(
     args: &GenerateArgs,
+    folder: &Path,
     sampling: Sampling,
-    seed: u64,
     device: &burn::tensor::Device,
 ) -> Result<(), Failure> {
-    let model = PlainModel::load(&args.folder).map_err(not_loaded)?;
+    let model = PlainModel::load(folder).map_err(not_loaded)?;
     let vocabulary = model.config().vocabulary;
-    let alphabet = Alphabet::load(&args.folder, vocabulary)?;
+    let alphabet = Alphabet::load(folder, vocabulary)?;
     let mut tokens = alphabet.encode(&args.prompt, vocabulary)?;
     if tokens.is_empty() {
         return Err(Failure::new(
@@ -91,24 +96,32 @@ fn write(
         Reading::Once
     };
     let mut reader = Reader::new(&model, reading, device);
-    let mut words = Words::new("generate", &[seed]);
     let stdout = std::io::stdout();
     let mut printer = Printer {
         on_terminal: stdout.is_terminal(),
         out: stdout.lock(),
         written: 0,
     };
-    for _ in 0..args.tokens {
+    for drawn in 0..args.tokens {
         let logits = reader
             .next_logits(&tokens)
             .map_err(|error| Failure::new(Code::NoDevice, error, "Try --gpu cpu."))?;
-        tokens.push(sampling.draw(&logits, uniform(&mut words)));
+        tokens.push(sampling.draw(&logits, drawn));
         printer.print_new(&alphabet.decode(&tokens)?, false);
     }
     printer.print_new(&alphabet.decode(&tokens)?, true);
     // A reader that went away has read enough.
     let _ = writeln!(printer.out);
     Ok(())
+}
+
+/// A text as it is printed.
+fn shown(text: &str, on_terminal: bool) -> Cow<'_, str> {
+    if on_terminal {
+        printable(text)
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// Prints a text as it grows.
@@ -131,14 +144,9 @@ impl<W: Write> Printer<W> {
         let Some(new) = whole.get(self.written..) else {
             return;
         };
-        let shown = if self.on_terminal {
-            printable(new)
-        } else {
-            Cow::Borrowed(new)
-        };
         let _ = self
             .out
-            .write_all(shown.as_bytes())
+            .write_all(shown(new, self.on_terminal).as_bytes())
             .and_then(|()| self.out.flush());
         self.written = whole.len();
     }
@@ -199,48 +207,6 @@ impl Alphabet {
     }
 }
 
-impl Sampling {
-    /// The token that `chance` in [0, 1) chooses.
-    fn draw(self, logits: &[f32], chance: f64) -> u32 {
-        let mut ranked: Vec<(usize, f64)> = logits
-            .iter()
-            .map(|logit| f64::from(*logit))
-            .enumerate()
-            .collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let token = |index: usize| u32::try_from(index).expect("a vocabulary fits into u32");
-        let best = ranked[0];
-        if self.temperature == 0.0 {
-            return token(best.0);
-        }
-        for (_, weight) in &mut ranked {
-            *weight = ((*weight - best.1) / self.temperature).exp();
-        }
-        let total: f64 = ranked.iter().map(|(_, weight)| weight).sum();
-        let mut kept = 0.0;
-        let enough = ranked
-            .iter()
-            .position(|(_, weight)| {
-                kept += weight;
-                kept >= self.top_p * total
-            })
-            .unwrap_or(ranked.len() - 1);
-        let mut left = chance * kept;
-        for (index, weight) in &ranked[..=enough] {
-            left -= weight;
-            if left < 0.0 {
-                return token(*index);
-            }
-        }
-        token(ranked[enough].0)
-    }
-}
-
-/// A number in [0, 1) with 32 random bits.
-fn uniform(words: &mut Words) -> f64 {
-    f64::from(words.next_word()) / (f64::from(u32::MAX) + 1.0)
-}
-
 fn not_loaded(error: LlamaError) -> Failure {
     Failure::new(
         Code::Failed,
@@ -252,44 +218,6 @@ fn not_loaded(error: LlamaError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn draws(temperature: f64, top_p: f64, logits: &[f32]) -> Vec<u32> {
-        let sampling = Sampling { temperature, top_p };
-        (0..1_000)
-            .map(|n| sampling.draw(logits, f64::from(n) / 1_000.0))
-            .collect()
-    }
-
-    fn share(drawn: &[u32], token: u32) -> f64 {
-        drawn.iter().filter(|one| **one == token).count() as f64 / drawn.len() as f64
-    }
-
-    #[test]
-    fn temperature_one_follows_the_models_own_probabilities() {
-        let logits = [0.5_f32.ln(), 0.2_f32.ln(), 0.3_f32.ln()];
-        let drawn = draws(1.0, 1.0, &logits);
-        for (token, expected) in [(0, 0.5), (1, 0.2), (2, 0.3)] {
-            assert!(
-                (share(&drawn, token) - expected).abs() < 0.002,
-                "token {token}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_low_temperature_sharpens_and_zero_takes_the_best() {
-        let logits = [0.0, 1.0, 0.5];
-        assert!(draws(0.0, 1.0, &logits).iter().all(|token| *token == 1));
-        assert!(share(&draws(0.25, 1.0, &logits), 1) > share(&draws(1.0, 1.0, &logits), 1));
-    }
-
-    #[test]
-    fn top_p_leaves_the_unlikely_out() {
-        let logits = [0.6_f32.ln(), 0.3_f32.ln(), 0.1_f32.ln()];
-        let drawn = draws(1.0, 0.8, &logits);
-        assert_eq!(share(&drawn, 2), 0.0);
-        assert!((share(&drawn, 0) - 2.0 / 3.0).abs() < 0.002);
-    }
 
     fn printed(tokens: &[u8], on_terminal: bool) -> String {
         let tokens: Vec<u32> = tokens.iter().copied().map(u32::from).collect();

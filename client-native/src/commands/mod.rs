@@ -17,7 +17,7 @@ use shared::model::device::{self, DeviceChoice, Opened};
 use shared::wire::frame::VERSION;
 use shared::wire::signal::Down;
 
-use crate::cli::{Cli, Command, LogFormat};
+use crate::cli::{Cli, Command, LogFormat, Writer};
 use crate::failure::{Code, Failure};
 use crate::host::HostLink;
 use crate::host::socket::{HostSocket, SocketEvent};
@@ -56,8 +56,8 @@ pub fn looks_for_adapters(cli: &Cli, file: &FileSettings) -> bool {
         Command::Bench(args) if args.device.gpu.is_none() && file.gpu.is_none() => return true,
         Command::Join(args) => &args.device,
         Command::Bench(args) => &args.device,
-        Command::Generate(args) => &args.device,
-        Command::Status(_) | Command::Export(_) => return false,
+        Command::Generate(args) if matches!(args.writer, Writer::Folder(_)) => &args.device,
+        Command::Generate(_) | Command::Status(_) | Command::Export(_) => return false,
     };
     let Ok(choice) = settings::gpu(asked.gpu.clone(), file).parse::<DeviceChoice>();
     device::will_look(&choice)

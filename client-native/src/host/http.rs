@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{DATE, RANGE};
 use reqwest::{Body, Client, ClientBuilder, Response, StatusCode, Url};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::limits::{STATE_BYTES_MAX, UPLOAD_MAX};
 use shared::units::Digest;
@@ -104,6 +105,18 @@ impl HostFiles {
             reason: error.to_string(),
         })?;
         Ok((document, ahead))
+    }
+
+    /// Asks for something that comes bit by bit.
+    ///
+    /// # Errors
+    /// The host cannot be reached, or says why not.
+    pub async fn ask<T: Serialize>(&self, path: &str, request: &T) -> Result<Answer, HostError> {
+        let url = self.link.at(path)?;
+        let request = self.client.post(url.clone()).json(request).send();
+        let response = request.await.map_err(|error| unreachable(&url, error))?;
+        let response = accept(response, false).await?;
+        Ok(Answer { response, url })
     }
 
     /// A whole file of at most `bytes_max`.
@@ -247,6 +260,24 @@ impl HostFiles {
             }
         }
         receive(response, url, wanted, got).await
+    }
+}
+
+/// An answer that comes bit by bit.
+#[derive(Debug)]
+pub struct Answer {
+    response: Response,
+    url: Url,
+}
+
+impl Answer {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or was silent for too long.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, HostError> {
+        let piece = self.response.chunk().await;
+        piece.map_err(|error| unreachable(&self.url, error))
     }
 }
 

@@ -10,6 +10,7 @@
 use burn::tensor::Device;
 use shared::model::memory::Memory;
 use shared::model::stage::Stage;
+use shared::wire::generate::window_start;
 
 use super::PlainModel;
 
@@ -69,17 +70,10 @@ impl Reader {
         }
         let fresh = PlainModel::batch(&text[self.end..], &self.device);
         self.end = text.len();
-        let logits = self.stage.next_logits(&fresh, &mut self.memory);
+        let logits = self.stage.next_logits(None, &fresh, &mut self.memory);
         let values = logits.into_data().try_to_vec();
         values.map_err(|error| ReadError(format!("{error:?}")))
     }
-}
-
-/// Where the window on a text of `len` tokens begins: at its beginning as long as that fits, then at
-/// multiples of half a context.
-fn window_start(len: usize, context: usize) -> usize {
-    let half = (context / 2).max(1);
-    len.saturating_sub(context).div_ceil(half) * half
 }
 
 #[cfg(test)]
@@ -92,22 +86,6 @@ mod tests {
 
     /// Largest difference of logits of about 1: the same sums over other shapes.
     const LOGITS_TOLERANCE: f32 = 1e-5;
-
-    #[test]
-    fn a_window_is_between_half_a_context_and_a_whole_one_and_moves_rarely() {
-        for context in [1, 2, 3, 8, 128] {
-            let mut starts = Vec::new();
-            for len in 1..5 * context {
-                let start = window_start(len, context);
-                let seen = len - start;
-                assert!(seen <= context && (seen > context / 2 || start == 0));
-                if starts.last() != Some(&start) {
-                    starts.push(start);
-                }
-            }
-            assert!(context < 8 || starts.len() < 12, "{starts:?}");
-        }
-    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]

@@ -182,6 +182,8 @@ fn fail_as_asked(engine: &mut Engine, job: &Job) {
         Job::Seat { .. }
         | Job::Forward { .. }
         | Job::Apply { .. }
+        | Job::Generate(_)
+        | Job::Forget { .. }
         | Job::Snapshot { .. }
         | Job::Contribute { .. }
         | Job::Average { .. }

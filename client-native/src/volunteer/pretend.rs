@@ -65,7 +65,10 @@ impl Pretend {
         match job {
             Job::Forward { .. } | Job::Apply { .. } => quarter,
             Job::Backward { .. } => 3 * quarter,
-            Job::Seat { .. }
+            // A token is one row of thousands.
+            Job::Generate(_)
+            | Job::Forget { .. }
+            | Job::Seat { .. }
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }

@@ -41,7 +41,12 @@ async fn jobs_go_to_the_device_and_results_come_back() {
     let (mut prepared, _heard) = prepared().await;
     let states = vec![StageState::Seed; 4];
     let stages = StageRange { first: 0, end: 4 };
-    let seated = prepared.compute.run(Job::Seat { stages, states }).await;
+    let seat = Job::Seat {
+        stages,
+        states,
+        keeps_texts: false,
+    };
+    let seated = prepared.compute.run(seat).await;
     assert!(matches!(seated, Done::Seated { agreed } if agreed.len() == 4));
     let snapshot = prepared
         .compute

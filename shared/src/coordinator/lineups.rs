@@ -24,6 +24,7 @@ type LineUps = BTreeMap<PipelineId, LineUp>;
 impl Coordinator {
     /// Does whatever the rules ask for now. Called after everything that happened.
     pub(super) fn reconsider(&mut self, now: Time) {
+        self.pump_texts(now);
         if self.is_journaling() {
             return;
         }

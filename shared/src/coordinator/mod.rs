@@ -10,13 +10,14 @@
 //! [`history`] is what the journal says, [`roster`] who is here, [`incident`] what a person is told of
 //! them, [`pipelines`] the line-ups at work. The rules stand in
 //! `door`, `lineups`, `rounds`, `merging`, `commits`, `durability`, `missing` and `conduct`; `resuming` is for those who come back, `waiting` for those
-//! who wait or go. What a volunteer says costs no look at all of them. Begin reading at [`Coordinator::handle_up`].
+//! who wait or go, `texts` what the model writes. What a volunteer says costs no look at all of them. Begin reading at [`Coordinator::handle_up`].
 
 pub mod history;
 pub mod incident;
 pub mod pipeline;
 pub mod pipelines;
 pub mod roster;
+pub mod texts;
 pub mod view;
 
 mod commits;
@@ -50,6 +51,7 @@ use missing::Missing;
 use pipeline::Pipeline;
 use pipelines::Pipelines;
 use roster::{ConnectionId, Roster};
+use texts::{TextNews, Texts};
 
 /// A checkpoint in the store: everything it takes to go on from a round.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -93,6 +95,13 @@ pub enum Output {
     WriteManifest(Manifest),
     /// Tell the person who hosts the run.
     Tell(Incident),
+    /// News of a text, for whoever wanted it.
+    Text {
+        /// The number that it was given.
+        number: u64,
+        /// What is new.
+        news: TextNews,
+    },
 }
 
 /// Payload bytes that crossed the border behind a first seat, as heads reported them.
@@ -184,6 +193,8 @@ pub struct Coordinator {
     named: Option<String>,
     /// What is waited for, in words, while there is no line-up.
     waits_for: Option<String>,
+    /// Texts that are being written.
+    texts: Texts,
     over: bool,
 
     issues: u32,
@@ -238,6 +249,7 @@ impl Coordinator {
             conduct: Conduct::default(),
             named: None,
             waits_for: None,
+            texts: Texts::default(),
             over: false,
             issues: 0,
             peers: 0,
@@ -429,6 +441,13 @@ impl Coordinator {
             Up::Ask { place } => self.asked(peer, place),
             Up::NonFinite { place, stage, own } => self.non_finite(peer, place, stage, own),
             Up::MergeFailed { place, attempt } => self.merge_failed(now, peer, place, attempt),
+            Up::Written {
+                request,
+                drawn,
+                token,
+                ..
+            } => self.written(now, peer, request, (drawn, token)),
+            Up::NotWritten { request, .. } => self.not_written(now, peer, request),
             Up::Finish => {
                 if self.roster.finish(peer) {
                     self.incident(peer, What::Finishing);
@@ -454,7 +473,7 @@ impl Coordinator {
 
     /// When to call [`Coordinator::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
-        let is_idle = self.roster.is_empty() && self.pipelines.is_empty();
+        let is_idle = self.roster.is_empty() && self.pipelines.is_empty() && self.texts.is_empty();
         (!is_idle).then_some(self.next_tick.min(self.next_ping))
     }
 
@@ -488,6 +507,7 @@ impl Coordinator {
         }
         self.check_pipelines(now);
         self.check_durability(now);
+        self.check_texts(now);
         self.release_finished();
         self.reconsider(now);
     }

@@ -8,12 +8,14 @@ mod missing;
 mod pipelines;
 mod resuming;
 mod size;
+mod texts;
 
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::history::Row;
 use super::pipeline::Pipeline;
 use super::roster::ConnectionId;
+use super::texts::TextNews;
 use super::{Coordinator, Manifest, Output, Start};
 use crate::config::run::RunConfig;
 use crate::limits::TICK;
@@ -33,6 +35,8 @@ pub(super) struct Desk {
     pub(super) sent: Vec<(ConnectionId, Down)>,
     tickets: Vec<String>,
     pub(super) manifests: Vec<Manifest>,
+    /// News of texts.
+    pub(super) news: Vec<(u64, TextNews)>,
     connections: u64,
     /// The rows that are not synced yet, while the disk is slow.
     unsynced: Option<Vec<u64>>,
@@ -83,6 +87,7 @@ impl Desk {
             sent: Vec::new(),
             tickets: Vec::new(),
             manifests: Vec::new(),
+            news: Vec::new(),
             connections: 0,
             unsynced: None,
             block_us: 50_000,
@@ -119,6 +124,7 @@ impl Desk {
                 }
                 Output::ExpectUpload { ticket, .. } => self.tickets.push(ticket),
                 Output::WriteManifest(manifest) => self.manifests.push(manifest),
+                Output::Text { number, news } => self.news.push((number, news)),
             }
         }
     }

@@ -92,6 +92,7 @@ async fn once<C: Compute, K: Clock>(
     let seat = Job::Seat {
         stages: StageRange { first: 0, end: 1 },
         states: vec![StageState::Seed],
+        keeps_texts: false,
     };
     let forward = Job::Forward {
         slot,

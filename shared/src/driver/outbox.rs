@@ -79,7 +79,9 @@ impl Outbox {
     /// Queues a frame.
     pub(super) fn push(&mut self, frame: &Frame) {
         let lane = match frame.header {
-            Header::Forward { .. } | Header::Backward { .. } => &mut self.microbatches,
+            Header::Forward { .. } | Header::Backward { .. } | Header::Text { .. } => {
+                &mut self.microbatches
+            }
             Header::Merge { .. } => &mut self.merges,
             Header::StateChunk { .. } => &mut self.state,
             Header::Hello { .. }
@@ -91,7 +93,9 @@ impl Outbox {
             | Header::Received { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
-            | Header::MergeTaken { .. } => &mut self.control,
+            | Header::MergeTaken { .. }
+            | Header::Drawn { .. }
+            | Header::Forget { .. } => &mut self.control,
         };
         lane.frames.push_back(Queued {
             purpose: Purpose::of(&frame.header),

@@ -23,6 +23,8 @@ pub enum Purpose {
     Merge,
     /// Pieces of a stage's state.
     State,
+    /// Texts that the model writes, on their way to the next seat.
+    Text,
     /// Everything else: hellos, credit, keepalives, requests.
     Control,
 }
@@ -48,6 +50,7 @@ impl Purpose {
             } => Self::Evaluation,
             Header::Merge { .. } => Self::Merge,
             Header::StateChunk { .. } => Self::State,
+            Header::Text { .. } => Self::Text,
             Header::Hello { .. }
             | Header::Apply { .. }
             | Header::StateRequest { .. }
@@ -57,7 +60,9 @@ impl Purpose {
             | Header::Received { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
-            | Header::MergeTaken { .. } => Self::Control,
+            | Header::MergeTaken { .. }
+            | Header::Drawn { .. }
+            | Header::Forget { .. } => Self::Control,
         }
     }
 }
@@ -86,6 +91,8 @@ pub struct Volumes {
     pub merge: Volume,
     /// State.
     pub state: Volume,
+    /// Texts.
+    pub text: Volume,
     /// Everything else.
     pub control: Volume,
 }
@@ -111,6 +118,7 @@ impl Sent {
             Purpose::Evaluation => &mut volumes.evaluation,
             Purpose::Merge => &mut volumes.merge,
             Purpose::State => &mut volumes.state,
+            Purpose::Text => &mut volumes.text,
             Purpose::Control => &mut volumes.control,
         };
         volume.frames += 1;

@@ -232,6 +232,8 @@ fn of_job(job: &Job) -> (&'static str, About) {
                 ..none
             },
         ),
+        Job::Generate(_) => ("write", none),
+        Job::Forget { .. } => ("forget", none),
         Job::Contribute { .. }
         | Job::Average { .. }
         | Job::OuterStep { .. }
@@ -256,7 +258,10 @@ fn of_frame(peer: PeerId, frame: &Frame) -> Option<(&'static str, About)> {
         | Header::Merge { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
-        | Header::MergeTaken { .. } => (None, None),
+        | Header::MergeTaken { .. }
+        | Header::Text { .. }
+        | Header::Forget { .. } => (None, None),
+        Header::Drawn { .. } => (None, Some("drawn")),
     };
     let name = match Purpose::of(&frame.header) {
         Purpose::Forward => "forward",
@@ -264,6 +269,7 @@ fn of_frame(peer: PeerId, frame: &Frame) -> Option<(&'static str, About)> {
         Purpose::Evaluation => "evaluation",
         Purpose::Merge => "merge",
         Purpose::State => "state",
+        Purpose::Text => "text",
         Purpose::Control => control?,
     };
     let about = About {

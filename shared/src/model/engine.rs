@@ -15,7 +15,7 @@ use super::learning_rate::learning_rate;
 use super::merge::norm_squared;
 use super::seat::{Seat, SeatError};
 use super::state::{StageState, StateError};
-use crate::compute::{Compute, Done, Input, Job, StageState as Source};
+use crate::compute::{Compute, Done, Input, Job, Portion, StageState as Source};
 use crate::config::run::RunConfig;
 use crate::derive::Derivation;
 use crate::units::{Digest, StageId, StageRange};
@@ -47,7 +47,7 @@ impl Engine {
         }
     }
 
-    /// Takes `stages` from their states, dropping what was there before. Gives the hash of each one's agreed part.
+    /// Takes `stages` from their states, dropping what was there before, but for texts if they are kept. Gives the hash of each one's agreed part.
     ///
     /// # Errors
     /// If the stages are not the model's, or a blob is not the state of its stage.
@@ -55,6 +55,7 @@ impl Engine {
         &mut self,
         stages: StageRange,
         sources: &[Source],
+        keeps_texts: bool,
     ) -> Result<Vec<Digest>, String> {
         let count = self.run.model.stages;
         if stages.first >= stages.end || usize::from(stages.end) > count {
@@ -77,15 +78,13 @@ impl Engine {
         let kind = self.run.merge.kind;
         let agreed = states.iter().map(|it| it.agreed_digest(kind)).collect();
         // The old seat goes first: both at once may not fit into the device.
-        self.seat = None;
+        let texts = self.seat.take().map(Seat::into_texts);
         let range = usize::from(stages.first)..usize::from(stages.end);
-        self.seat = Some(Seat::new(
-            &self.run,
-            self.codec.clone(),
-            range,
-            states,
-            &self.device,
-        ));
+        let mut seat = Seat::new(&self.run, self.codec.clone(), range, states, &self.device);
+        if let Some(texts) = texts.filter(|_| keeps_texts) {
+            seat.remember(texts);
+        }
+        self.seat = Some(seat);
         Ok(agreed)
     }
 
@@ -109,8 +108,12 @@ impl Engine {
 
     async fn work(&mut self, job: Job) -> Result<Done, (Option<Slot>, SeatError)> {
         match job {
-            Job::Seat { stages, states } => {
-                let taken = self.take_seat(stages, &states);
+            Job::Seat {
+                stages,
+                states,
+                keeps_texts,
+            } => {
+                let taken = self.take_seat(stages, &states, keeps_texts);
                 Ok(taken.map_or_else(
                     |reason| Done::Refused { reason },
                     |agreed| Done::Seated { agreed },
@@ -119,6 +122,16 @@ impl Engine {
             Job::Forward { slot, mode, input } => {
                 let done = self.forward(slot, mode, &input).await;
                 done.map_err(|error| (Some(slot), error))
+            }
+            Job::Generate(portion) => {
+                let done = self.generate(&portion).await;
+                done.map_err(|error| (None, error))
+            }
+            Job::Forget { request } => {
+                if let Some(seat) = &mut self.seat {
+                    seat.forget(request);
+                }
+                Ok(Done::Forgotten { request })
             }
             Job::Backward {
                 slot,
@@ -208,6 +221,12 @@ impl Engine {
             boundary: done.boundary.map(Bytes::from),
             loss_sum: done.loss_sum,
         })
+    }
+
+    async fn generate(&mut self, portion: &Portion) -> Result<Done, SeatError> {
+        let written = self.taken()?.generate(portion).await?;
+        let request = portion.request;
+        Ok(Done::Generated { request, written })
     }
 
     async fn backward(

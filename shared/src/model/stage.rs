@@ -149,14 +149,20 @@ impl Stage {
         self.layers.head().forward(hidden)
     }
 
-    /// Scores of the token after `batch`, `[sequences, 1, vocabulary]`, by a model of this stage alone.
+    /// What the next stage receives of `batch`, the tokens that follow what is in `memory`; they are added to it.
     ///
-    /// `batch` are the tokens that follow what is in `memory`, and are added to it.
+    /// # Shapes
+    /// As [`Stage::forward`], with as many positions as `batch` has.
     ///
     /// # Panics
-    /// If the stage is not the whole model, or memory and batch together exceed its context.
+    /// If memory and batch together exceed the model's context.
     #[must_use]
-    pub fn next_logits(&self, batch: &Batch, memory: &mut Memory) -> Tensor<3> {
+    pub fn read_on(
+        &self,
+        input: Option<Tensor<3>>,
+        batch: &Batch,
+        memory: &mut Memory,
+    ) -> Tensor<3> {
         let [_, fresh] = batch.tokens.dims();
         assert!(
             memory.positions() + fresh <= self.config.context,
@@ -164,8 +170,21 @@ impl Stage {
             memory.positions()
         );
         let tokens = batch.tokens.clone();
-        let stream = self.layers.forward(None, tokens, &batch.view, Some(memory));
-        let last = stream.slice([0..batch.tokens.dims()[0], fresh - 1..fresh]);
+        self.layers
+            .forward(input, tokens, &batch.view, Some(memory))
+    }
+
+    /// Scores of the token after `batch`, `[sequences, 1, vocabulary]`; last stage only. Else as [`Stage::read_on`].
+    #[must_use]
+    pub fn next_logits(
+        &self,
+        input: Option<Tensor<3>>,
+        batch: &Batch,
+        memory: &mut Memory,
+    ) -> Tensor<3> {
+        let stream = self.read_on(input, batch, memory);
+        let [sequences, fresh] = batch.tokens.dims();
+        let last = stream.slice([0..sequences, fresh - 1..fresh]);
         self.layers.head().forward(self.layers.hidden(last))
     }
 

@@ -248,7 +248,11 @@ impl Peer {
         let running = self.job.as_ref()?;
         // Loading a seat, copying its weights out and merging them take their own time.
         let is_known = match &running.job {
-            Job::Forward { .. } | Job::Backward { .. } | Job::Apply { .. } => true,
+            Job::Forward { .. }
+            | Job::Backward { .. }
+            | Job::Apply { .. }
+            | Job::Generate(_)
+            | Job::Forget { .. } => true,
             Job::Seat { .. }
             | Job::Snapshot { .. }
             | Job::Contribute { .. }

@@ -31,6 +31,9 @@ impl Peer {
     pub fn handle_host_closed(&mut self, now: Time) {
         self.joined = false;
         self.host_away.get_or_insert(now);
+        if let Some(work) = &mut self.work {
+            work.end_own_texts();
+        }
         self.nonce = None;
         if !self.over {
             // Whoever was not let in yet has nothing that could be lost: it may still be preparing.
@@ -146,6 +149,8 @@ impl Peer {
                 }
             }
             Down::Merge(order) => self.merge(now, &order),
+            Down::Generate(order) => self.generate(now, *order),
+            Down::Forget { place, request } => self.forget_text(place, request),
             Down::Commit {
                 round,
                 place,
@@ -425,6 +430,7 @@ impl Peer {
                 let job = Job::Seat {
                     stages: order.stages,
                     states,
+                    keeps_texts: false,
                 };
                 self.run(now, order.place.epoch, None, job);
                 if let Some(gathering) = &mut self.gathering {
@@ -502,6 +508,8 @@ impl Peer {
             }
             Done::Refused { .. } | Done::NonFinite { .. } => named.collect(),
             done @ (Done::Forward { .. }
+            | Done::Generated { .. }
+            | Done::Forgotten { .. }
             | Done::Backward { .. }
             | Done::Applied { .. }
             | Done::Snapshot { .. }

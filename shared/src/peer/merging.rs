@@ -332,6 +332,8 @@ impl Merging {
             Done::Refused { .. } => self.refused(job),
             done @ (Done::Seated { .. }
             | Done::Forward { .. }
+            | Done::Generated { .. }
+            | Done::Forgotten { .. }
             | Done::Backward { .. }
             | Done::Applied { .. }
             | Done::Snapshot { .. }
@@ -395,6 +397,8 @@ impl Merging {
             | Job::Forward { .. }
             | Job::Backward { .. }
             | Job::Apply { .. }
+            | Job::Generate(_)
+            | Job::Forget { .. }
             | Job::Snapshot { .. } => return self.outputs.push_back(MergeOutput::Failed),
         };
         let merged = self.stages.iter().find(|it| it.stage() == stage);

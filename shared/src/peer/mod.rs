@@ -31,6 +31,7 @@ mod pulse;
 mod replicas;
 mod rhythm;
 mod serving;
+mod texts;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -501,12 +502,13 @@ impl Peer {
         self.tell_stats(now);
     }
 
-    /// A job ended: a microbatch's and an update's time counts as work, and is followed by its rest.
+    /// A job ended: a microbatch's, an update's and a token's time counts as work, and is followed by its rest.
     fn worked(&mut self, now: Time, job: &Job, began: Time) {
         match job {
-            Job::Forward { .. } | Job::Apply { .. } => {}
+            Job::Forward { .. } | Job::Apply { .. } | Job::Generate(_) => {}
             Job::Backward { .. } => self.tally.microbatch(),
             Job::Seat { .. }
+            | Job::Forget { .. }
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }
@@ -575,6 +577,7 @@ impl Peer {
             transfer.handle_timeout(now);
         }
         self.check_device(now);
+        self.forget_idle_texts(now);
         self.leave_alone(now);
         self.pump(now);
     }

@@ -59,7 +59,10 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
         | Header::Merge { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
-        | Header::MergeTaken { .. } => None,
+        | Header::MergeTaken { .. }
+        | Header::Text { .. }
+        | Header::Drawn { .. }
+        | Header::Forget { .. } => None,
     }
 }
 
@@ -175,6 +178,9 @@ impl Peer {
                 norm_squared,
             } => self.merge_norm(peer, *attempt, *norm_squared),
             Header::MergeScale { attempt, scale } => self.merge_scale(peer, *attempt, *scale),
+            Header::Text { .. } | Header::Drawn { .. } | Header::Forget { .. } => {
+                self.text_frame(now, peer, frame);
+            }
         }
     }
 
@@ -271,7 +277,10 @@ impl Peer {
             | Header::Merge { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
-            | Header::MergeTaken { .. } => {}
+            | Header::MergeTaken { .. }
+            | Header::Text { .. }
+            | Header::Drawn { .. }
+            | Header::Forget { .. } => {}
         }
     }
 

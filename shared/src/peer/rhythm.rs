@@ -50,6 +50,8 @@ impl Rhythm {
             }
             | Job::Seat { .. }
             | Job::Apply { .. }
+            | Job::Generate(_)
+            | Job::Forget { .. }
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }
@@ -67,6 +69,8 @@ impl Rhythm {
             Job::Backward { .. } => &self.backwards,
             Job::Seat { .. }
             | Job::Apply { .. }
+            | Job::Generate(_)
+            | Job::Forget { .. }
             | Job::Snapshot { .. }
             | Job::Contribute { .. }
             | Job::Average { .. }

@@ -236,7 +236,10 @@ impl Tally {
             | Header::Received { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
-            | Header::MergeTaken { .. } => {}
+            | Header::MergeTaken { .. }
+            | Header::Text { .. }
+            | Header::Drawn { .. }
+            | Header::Forget { .. } => {}
         }
     }
 

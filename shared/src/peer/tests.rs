@@ -3,6 +3,7 @@
 mod closing;
 mod greed;
 mod links;
+
 #[cfg(feature = "sim")]
 mod merging;
 
@@ -62,6 +63,11 @@ fn done(job: Job) -> Done {
                 gradient: Bytes::new(),
             }],
         },
+        Job::Generate(portion) => Done::Generated {
+            request: portion.request,
+            written: crate::compute::Written::Token(portion.drawn),
+        },
+        Job::Forget { request } => Done::Forgotten { request },
         Job::Contribute { .. }
         | Job::Average { .. }
         | Job::OuterStep { .. }

@@ -7,12 +7,14 @@
 //! Knows no links and no host: frames and messages leave as values, addressed by position in the pipe.
 //! A line-up that changes replaces the whole `Work`.
 //!
+//! Texts that are written meanwhile are `texts`' business.
 //! Begin reading at [`Work::next_job`] (in `jobs`) and [`Work::handle_done`] (in `results`).
 
 mod ending;
 mod flow;
 mod jobs;
 mod results;
+mod texts;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -28,6 +30,7 @@ use crate::wire::frame::{Behind, Frame, Header, Mode, Place, Slot, StepEnd};
 use crate::wire::signal::{Held, Lease, Report, SeatOrder, Up};
 use ending::RoundEnd;
 use flow::Flow;
+use texts::Texts;
 
 pub use ending::Committed;
 pub use flow::Pace;
@@ -142,6 +145,7 @@ pub struct Work {
 
     head: Head,
     evaluation: Evaluation,
+    texts: Texts,
     outputs: VecDeque<WorkOutput>,
 }
 
@@ -193,6 +197,7 @@ impl Work {
             room: flow::room(config, order.stages, memory_bytes),
             head: Head::default(),
             evaluation: Evaluation::new(config.schedule.eval_microbatches),
+            texts: Texts::new(config.model.context),
             outputs: VecDeque::new(),
             order,
         };

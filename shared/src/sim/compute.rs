@@ -10,6 +10,7 @@
 
 mod fold;
 mod parts;
+mod texts;
 
 use std::collections::BTreeMap;
 
@@ -17,13 +18,14 @@ use bytes::Bytes;
 
 use crate::compute::{Change, Done, Input, Job, Snapshot, StageState};
 use crate::config::run::{MergeKind, RunConfig};
-use crate::units::{Digest, Epoch, Round, SampleRange, StageId, StageRange};
+use crate::units::{Digest, Epoch, RequestId, Round, SampleRange, StageId, StageRange};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::merge::Shape;
 use crate::wire::payload;
 use parts::{average_part, fill, gathered, in_field};
 
 pub use fold::Fold;
+pub use texts::next_token;
 
 /// A hash of a sequence of byte strings, each with its length.
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
@@ -149,6 +151,8 @@ pub struct FakeCompute {
     first: u16,
     stages: Vec<Stage>,
     kept: BTreeMap<Slot, [u8; 32]>,
+    /// Of each text that is being written, what was read.
+    texts: BTreeMap<RequestId, Vec<u32>>,
     /// Whether its next outer step is a wrong one.
     slips: bool,
     /// Whether states are as long as the model's.
@@ -163,6 +167,7 @@ impl FakeCompute {
             first: 0,
             stages: Vec::new(),
             kept: BTreeMap::new(),
+            texts: BTreeMap::new(),
             slips: false,
             at_length: false,
         }
@@ -200,8 +205,17 @@ impl FakeCompute {
     /// Does a job, at once.
     pub fn run(&mut self, job: &Job) -> Done {
         match job {
-            Job::Seat { stages, states } => self.seat(*stages, states),
+            Job::Seat {
+                stages,
+                states,
+                keeps_texts,
+            } => self.seat(*stages, states, *keeps_texts),
             Job::Forward { slot, mode, input } => self.forward(*slot, *mode, input),
+            Job::Generate(portion) => self.generate(portion),
+            Job::Forget { request } => {
+                self.texts.remove(request);
+                Done::Forgotten { request: *request }
+            }
             Job::Backward {
                 slot,
                 gradient,
@@ -330,7 +344,10 @@ impl FakeCompute {
         }
     }
 
-    fn seat(&mut self, stages: StageRange, states: &[StageState]) -> Done {
+    fn seat(&mut self, stages: StageRange, states: &[StageState], keeps_texts: bool) -> Done {
+        if !keeps_texts {
+            self.texts.clear();
+        }
         self.first = stages.first;
         self.kept.clear();
         self.stages.clear();

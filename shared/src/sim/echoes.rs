@@ -33,7 +33,8 @@ impl World {
             | Event::Tokens { .. }
             | Event::Downloaded { .. }
             | Event::Link { .. }
-            | Event::Fault => false,
+            | Event::Fault
+            | Event::Wanted => false,
         };
         if may_echo && self.now < self.faults_until && self.dice.once_in(ONCE_IN) {
             let wait = self.dice.millis(0, 20_000);
@@ -51,6 +52,8 @@ fn is_of_a_seat_up(message: &Up) -> bool {
             | Up::Holds(_)
             | Up::Evaluated { .. }
             | Up::MergeFailed { .. }
+            | Up::Written { .. }
+            | Up::NotWritten { .. }
             | Up::Ask { .. }
     )
 }
@@ -64,6 +67,7 @@ fn is_of_a_seat(message: &Down) -> bool {
             | Down::Lease(_)
             | Down::Close { .. }
             | Down::Merge(_)
+            | Down::Generate(_)
             | Down::Commit { .. }
     )
 }
@@ -78,7 +82,10 @@ fn is_of_a_round(header: &Header) -> bool {
         | Header::Merge { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
-        | Header::MergeTaken { .. } => true,
+        | Header::MergeTaken { .. }
+        | Header::Text { .. }
+        | Header::Drawn { .. }
+        | Header::Forget { .. } => true,
         Header::Hello { .. }
         | Header::StateRequest { .. }
         | Header::StateChunk { .. }

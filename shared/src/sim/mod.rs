@@ -27,6 +27,7 @@ mod store;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod volunteer;
 #[cfg(test)]
 mod wires;

@@ -131,6 +131,7 @@ fn channel(header: &Header) -> Channel {
     match header {
         Header::Forward { .. }
         | Header::Backward { .. }
+        | Header::Text { .. }
         | Header::Merge { .. }
         | Header::StateChunk { .. } => Channel::Tensors,
         Header::Hello { .. }
@@ -142,6 +143,8 @@ fn channel(header: &Header) -> Channel {
         | Header::Received { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
-        | Header::MergeTaken { .. } => Channel::Control,
+        | Header::MergeTaken { .. }
+        | Header::Drawn { .. }
+        | Header::Forget { .. } => Channel::Control,
     }
 }

@@ -114,7 +114,8 @@ impl World {
             | Event::Manifest { .. }
             | Event::ToHost { .. }
             | Event::HostSees { .. }
-            | Event::Fault => unreachable!("it happens to the host, or was dealt with"),
+            | Event::Fault
+            | Event::Wanted => unreachable!("it happens to the host, or was dealt with"),
         }
     }
 
@@ -234,7 +235,7 @@ impl World {
                 let wait = match &job {
                     Job::Backward { .. } => Span::from_micros(2 * third_us),
                     Job::Forward { .. } => Span::from_micros(third_us),
-                    Job::Apply { .. } => process.job(1),
+                    Job::Apply { .. } | Job::Generate(_) | Job::Forget { .. } => process.job(1),
                     Job::Seat { .. } | Job::Snapshot { .. } => process.job(4),
                     Job::Contribute { .. }
                     | Job::Average { .. }

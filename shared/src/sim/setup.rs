@@ -28,7 +28,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             blocks: 4,
             stages: 4,
             vocabulary: 64,
-            context: 1,
+            context: 4,
             codec: Codec::Dense,
         },
         format: NumberFormat::F32,

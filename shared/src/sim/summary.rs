@@ -15,6 +15,12 @@ pub struct Summary {
     pub faults: u32,
     /// Messages and frames that came twice.
     pub echoes: u32,
+    /// Texts that were written to their end, and those that were given up.
+    pub texts: u32,
+    /// See before.
+    pub texts_given_up: u32,
+    /// Tokens of them.
+    pub tokens_written: u32,
     /// Starts of the host.
     pub incarnations: u32,
 }

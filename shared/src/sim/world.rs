@@ -10,6 +10,7 @@ use super::faults::OfKind;
 use super::network::{Network, ProcessId};
 use super::setup;
 use super::summary::{Failure, Summary};
+use super::texts::Askers;
 use super::volunteer::Process;
 use crate::config::run::RunConfig;
 use crate::coordinator::history::Row;
@@ -113,6 +114,7 @@ pub(super) enum Event {
         frame: Box<Frame>,
     },
     Fault,
+    Wanted,
 }
 
 impl Event {
@@ -138,7 +140,8 @@ impl Event {
             | Self::Manifest { .. }
             | Self::ToHost { .. }
             | Self::HostSees { .. }
-            | Self::Fault => None,
+            | Self::Fault
+            | Self::Wanted => None,
         }
     }
 }
@@ -182,6 +185,7 @@ pub struct World {
     /// Whether states are as long as the model's, and so take their time on a wire.
     pub(super) states_at_length: bool,
     pub(super) summary: Summary,
+    pub(super) askers: Askers,
 }
 
 impl World {
@@ -217,6 +221,7 @@ impl World {
             faults_until: Time::ZERO + Span::from_secs(dice.between(120, 300)),
             states_at_length: false,
             summary: Summary::default(),
+            askers: Askers::new(seed),
             dice,
         };
         world.after(Span::ZERO, Event::HostStart);
@@ -224,6 +229,7 @@ impl World {
             world.spawn();
         }
         world.after(Span::from_secs(10), Event::Fault);
+        world.after(Span::from_secs(5), Event::Wanted);
         world
     }
 
@@ -338,6 +344,7 @@ impl World {
                 }
             }
             Event::Fault => self.fault()?,
+            Event::Wanted => self.want()?,
             Event::ToHost {
                 connection,
                 message,
@@ -463,6 +470,7 @@ impl World {
     pub(super) fn crash_host(&mut self) {
         self.host = None;
         self.tickets.clear();
+        self.askers.forget();
         for (connection, process) in std::mem::take(&mut self.connections) {
             let wait = self.dice.millis(1, 200);
             self.after(
@@ -548,6 +556,7 @@ impl World {
                 self.tickets.insert(ticket, held);
             }
             coordinator::Output::Tell(_) => {}
+            coordinator::Output::Text { number, news } => self.text_news(number, news)?,
             coordinator::Output::WriteManifest(manifest) => {
                 let round = manifest.round;
                 let all = manifest

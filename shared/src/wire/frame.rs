@@ -15,11 +15,14 @@ use crate::limits::{
     FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX, STATE_BYTES_MAX,
     STATE_CHUNK_BYTES,
 };
-use crate::units::{Attempt, Epoch, Microbatch, PeerId, PipelineId, Round, StageId, Step};
+use crate::units::{
+    Attempt, Epoch, Microbatch, PeerId, PipelineId, RequestId, Round, StageId, Step,
+};
+use crate::wire::generate::Sampling;
 use crate::wire::merge::Leg;
 
 /// First byte of every frame and of every hello to the host.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 /// Version of this build, as people install it. Builds that speak the same [`VERSION`] take part in one run.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -212,6 +215,43 @@ pub enum Header {
         /// From 0 to 1.
         scale: f32,
     },
+    /// A text on its way to the next seat. Payload: token ids, then their packed boundary, a row each.
+    Text {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Its line-up. A text outlives rounds.
+        epoch: Epoch,
+        /// Which text.
+        request: RequestId,
+        /// Tokens that the seat has read of it before; 0 begins it, or begins it anew.
+        position: u32,
+        /// Tokens of it that were drawn before.
+        drawn: u32,
+        /// How the next one is drawn.
+        sampling: Sampling,
+    },
+    /// The token that was drawn from a text, on its way to the head. On `control`.
+    Drawn {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Its line-up.
+        epoch: Epoch,
+        /// Which text.
+        request: RequestId,
+        /// Tokens of it that were drawn before.
+        drawn: u32,
+        /// The token; `None` if the sender, or a seat behind it, cannot go on with the text.
+        token: Option<u32>,
+    },
+    /// A text is over: what was read of it may be forgotten. On `control`, down the pipe.
+    Forget {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Its line-up.
+        epoch: Epoch,
+        /// Which text.
+        request: RequestId,
+    },
 }
 
 /// One message between peers.
@@ -300,7 +340,10 @@ impl Header {
             | Self::Merge { .. }
             | Self::MergeNorm { .. }
             | Self::MergeScale { .. }
-            | Self::MergeTaken { .. } => None,
+            | Self::MergeTaken { .. }
+            | Self::Text { .. }
+            | Self::Drawn { .. }
+            | Self::Forget { .. } => None,
         }
     }
 
@@ -322,6 +365,9 @@ impl Header {
             Self::MergeNorm { .. } => "merge norm",
             Self::MergeScale { .. } => "merge scale",
             Self::MergeTaken { .. } => "merge taken",
+            Self::Text { .. } => "text",
+            Self::Drawn { .. } => "drawn",
+            Self::Forget { .. } => "forget",
         }
     }
 
@@ -419,10 +465,16 @@ impl Header {
                 ),
                 (payload_bytes == 0, "has no payload"),
             ],
+            Self::Text { sampling, .. } => &[
+                (sampling.is_sound(), "a token can be drawn so"),
+                (payload_bytes > 0, "has a payload"),
+            ],
             Self::Credit { .. }
             | Self::Keepalive { .. }
             | Self::Received { .. }
-            | Self::MergeTaken { .. } => &[(payload_bytes == 0, "has no payload")],
+            | Self::MergeTaken { .. }
+            | Self::Drawn { .. }
+            | Self::Forget { .. } => &[(payload_bytes == 0, "has no payload")],
             Self::Bye { reason } => &[
                 (
                     reason.len() <= REASON_BYTES_MAX,

@@ -1,4 +1,4 @@
-//! What a forward frame carries: the microbatch's token ids, then the packed boundary.
+//! What a forward frame carries, and a text's: token ids, then the packed boundary.
 //!
 //! The tokens ride with the boundary because the last stage takes its targets from them, and every
 //! `subspace` stage its fixed rows. They are two bytes each, four when the vocabulary exceeds 65,536,
@@ -107,6 +107,29 @@ pub fn decode_forward(
     Ok((tokens, payload.slice(boundary_at..)))
 }
 
+/// Reads what [`encode_forward`] wrote of a text, a token and a packed row of `row_bytes` each.
+///
+/// # Errors
+/// A length that is no such rows, none or more than `context` of them, or a token that is not in the vocabulary.
+pub fn decode_text(
+    payload: &Bytes,
+    context: usize,
+    vocabulary: usize,
+    row_bytes: usize,
+) -> Result<(Vec<u32>, Bytes), DecodeError> {
+    let each = token_bytes(vocabulary) + row_bytes;
+    let rows = (payload.len() / each).clamp(1, context);
+    if payload.len() != rows * each {
+        return Err(DecodeError::Length {
+            len_bytes: payload.len(),
+            expected_bytes: rows * each,
+        });
+    }
+    let boundary_at = rows * token_bytes(vocabulary);
+    let tokens = decode_tokens(&payload[..boundary_at], vocabulary)?;
+    Ok((tokens, payload.slice(boundary_at..)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -155,6 +178,21 @@ mod tests {
             prop_assert_eq!(payload.len(), forward_bytes(rows.len(), 4, size, boundary.len()));
             let read = decode_forward(&payload, rows.len(), 4, size, boundary.len());
             prop_assert_eq!(read, Ok((tokens, Bytes::from(boundary))));
+        }
+
+        #[test]
+        fn any_bytes_are_a_text_or_refused(
+            bytes in vec(any::<u8>(), 0..64),
+            context in 1_usize..6,
+            vocabulary in 2_usize..70_000,
+            row_bytes in 1_usize..16,
+        ) {
+            let payload = Bytes::from(bytes);
+            if let Ok((tokens, boundary)) = decode_text(&payload, context, vocabulary, row_bytes) {
+                prop_assert!((1..=context).contains(&tokens.len()));
+                prop_assert_eq!(boundary.len(), tokens.len() * row_bytes);
+                prop_assert_eq!(encode_forward(&tokens, vocabulary, &boundary), payload);
+            }
         }
 
         #[test]

@@ -7,18 +7,22 @@
 //! host none that exceeds what its run needs ([`RunConfig::signal_bytes_max`]).
 
 mod lending;
+mod proof;
 
-use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Mode, Place};
+pub use super::generate::Generate;
 use super::leases::Leases;
 pub use super::merge::MergeOrder;
 use crate::config::run::RunConfig;
 pub use crate::transport::IceServer;
 use crate::transport::LinkSignal;
-use crate::units::{Attempt, Digest, PeerId, Round, SampleRange, StageId, StageRange, Step};
+use crate::units::{
+    Attempt, Digest, PeerId, RequestId, Round, SampleRange, StageId, StageRange, Step,
+};
 pub use lending::{Capabilities, Pause, VolunteerKind};
+pub use proof::{hello_message, join_message, verifies};
 
 /// A stage's state that somebody holds: round, stage and both hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,42 +81,6 @@ pub struct Join {
     pub resume: Option<Resume>,
     /// An invitation, for runs that ask for one. None does yet: every run is open to whoever has its link.
     pub invite: Option<String>,
-}
-
-/// The bytes that [`Join::proof`] signs.
-pub fn join_message(nonce: &Digest, session: u64) -> Vec<u8> {
-    let mut message = b"shoal join ".to_vec();
-    message.extend_from_slice(&nonce.0);
-    message.extend_from_slice(&session.to_le_bytes());
-    message
-}
-
-/// The bytes that a link's `hello` signs: who speaks to whom, over which certificates.
-///
-/// `from_*` is the signing end. Fingerprints are compared as SDP writes them, in upper case.
-pub fn hello_message(
-    from: PeerId,
-    from_fingerprint: &str,
-    to: PeerId,
-    to_fingerprint: &str,
-) -> Vec<u8> {
-    let text = format!(
-        "shoal hello {from} {} {to} {}",
-        from_fingerprint.to_ascii_uppercase(),
-        to_fingerprint.to_ascii_uppercase()
-    );
-    text.into_bytes()
-}
-
-/// Whether `signature` is `key`'s Ed25519 signature over `message`.
-pub fn verifies(key: &Digest, message: &[u8], signature: &[u8]) -> bool {
-    let Ok(key) = VerifyingKey::from_bytes(&key.0) else {
-        return false;
-    };
-    let Ok(signature) = Signature::from_slice(signature) else {
-        return false;
-    };
-    key.verify_strict(message, &signature).is_ok()
 }
 
 /// A head's account of its round, cumulative.
@@ -271,6 +239,26 @@ pub enum Up {
         place: Place,
         /// The attempt.
         attempt: Attempt,
+    },
+    /// The next token of a text, from the head.
+    Written {
+        /// My seat.
+        place: Place,
+        /// Which text.
+        request: RequestId,
+        /// Tokens of it that were drawn before.
+        drawn: u32,
+        /// The token.
+        token: u32,
+    },
+    /// My pipeline cannot go on with a text, from the head.
+    NotWritten {
+        /// My seat.
+        place: Place,
+        /// Which text.
+        request: RequestId,
+        /// Why, in words.
+        reason: String,
     },
     /// I leave after this round's commit; please find a replacement.
     Finish,
@@ -470,6 +458,15 @@ pub enum Down {
     Close {
         /// Line-up and round.
         place: Place,
+    },
+    /// To the head: go on with a text, beside the training.
+    Generate(Box<Generate>),
+    /// To the head: nobody wants more of a text.
+    Forget {
+        /// Line-up and round.
+        place: Place,
+        /// Which text.
+        request: RequestId,
     },
     /// Merge what the round made of your stages with those of other pipelines, then say `holds` under this attempt.
     Merge(Box<MergeOrder>),

@@ -119,6 +119,7 @@ impl Pipeline {
             let job = Job::Seat {
                 stages: *stages,
                 states: states.collect(),
+                keeps_texts: false,
             };
             match block_on(engine.run(job)) {
                 Done::Seated { agreed } => all.extend(agreed),

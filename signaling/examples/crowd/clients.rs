@@ -296,6 +296,8 @@ impl Client {
             | Down::Begin { .. }
             | Down::Close { .. }
             | Down::Merge(_)
+            | Down::Generate(_)
+            | Down::Forget { .. }
             | Down::Commit { .. }
             | Down::Safe { .. }
             | Down::Rewind { .. }

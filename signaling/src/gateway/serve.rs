@@ -324,7 +324,11 @@ impl Runner {
                 GatewayEvent::Closed { connection }
             }
             // No socket says so.
-            Event::NotStored { .. } | Event::NotHeld { .. } | Event::Stored { .. } => return,
+            Event::NotStored { .. }
+            | Event::NotHeld { .. }
+            | Event::Stored { .. }
+            | Event::Wanted { .. }
+            | Event::Unwanted { .. } => return,
         };
         self.front.say(self.now(), event);
     }

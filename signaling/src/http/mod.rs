@@ -8,6 +8,7 @@ mod page;
 mod range;
 pub(crate) mod socket;
 mod status;
+mod texts;
 mod web;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::serve::{IncomingStream, Listener};
 use tokio::sync::watch;
 
@@ -46,6 +47,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/api/run", get(status::run))
         .route("/api/run/events", get(status::events))
+        .route(
+            "/api/generate",
+            post(texts::generate).layer(DefaultBodyLimit::max(texts::REQUEST_BYTES_MAX)),
+        )
         .route("/data/{name}", get(files::data))
         .route("/store/blobs/{digest}", get(files::blob))
         .route("/store/manifests/newest.json", get(files::newest_manifest))

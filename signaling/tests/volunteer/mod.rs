@@ -215,6 +215,8 @@ impl Volunteer {
                 | Down::Signal { .. }
                 | Down::Close { .. }
                 | Down::Merge(_)
+                | Down::Generate(_)
+                | Down::Forget { .. }
                 | Down::Safe { .. }
                 | Down::Rewind { .. }
                 | Down::Copy { .. }

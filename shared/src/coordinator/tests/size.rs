@@ -16,7 +16,7 @@ const SIZES: [u64; 3] = [1_000, 10_000, 100_000];
 /// Volunteers that take part by script; the rest of the crowd only answers.
 const ACTORS: u8 = 20;
 /// Kinds of messages that are weighed.
-const KINDS: usize = 13;
+const KINDS: usize = 15;
 
 /// A run of `count` volunteers that has committed rounds. Whoever is no actor is struck, so that placement, which looks
 /// at all who may sit, has the actors to choose from; it keeps nothing, since two copies of a state are all that is ordered.
@@ -108,6 +108,17 @@ fn messages(desk: &Desk, to: PeerId) -> Vec<Up> {
         Up::MergeFailed {
             place,
             attempt: place.epoch,
+        },
+        Up::Written {
+            place,
+            request: place.epoch,
+            drawn: 0,
+            token: 1,
+        },
+        Up::NotWritten {
+            place,
+            request: place.epoch,
+            reason: "busy".to_owned(),
         },
         Up::Finish,
         Up::Leave { may_return: true },

@@ -5,6 +5,8 @@
 //! reverse, each running its own forward again with a tape. So a seat computes the same bits as the
 //! single-stage seats that it could be cut into, and no tape is longer than one stage.
 //!
+//! What it remembers of texts that are being written is [`generate`]'s.
+//!
 //! One read from the device a microbatch brings border, loss and norm together. Knows no peers and
 //! no optimizer schedule: what arrives is checked, refused or computed.
 
@@ -21,9 +23,10 @@ use crate::config::run::RunConfig;
 use crate::model::adamw::AdamW;
 use crate::model::block::{Numerics, tensor};
 use crate::model::codec::{Batch, BorderCodec};
+use crate::model::memory::Memory;
 use crate::model::stage::{Objective, Stage};
 use crate::model::state::{DeviceLost, StageState, read_all, to_bytes};
-use crate::units::StageId;
+use crate::units::{RequestId, StageId};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::number::{Direction, Noise, Rounding, pack, unpack};
 
@@ -39,6 +42,8 @@ pub struct Seat {
     gradients_finite: bool,
     /// Where pipelines merge gradients: each stage's, of the last step's mean loss.
     last_gradients: Vec<Vec<Tensor<1>>>,
+    /// What each stage remembers of the texts that are being written.
+    texts: BTreeMap<RequestId, Vec<Memory>>,
 }
 
 /// What a forward leaves for its backward.
@@ -124,6 +129,7 @@ impl Seat {
             kept: BTreeMap::new(),
             gradients_finite: true,
             last_gradients: Vec::new(),
+            texts: BTreeMap::new(),
         }
     }
 
@@ -207,7 +213,7 @@ impl Seat {
         let mut objective = match gradient {
             None if self.is_last() => Objective::Targets,
             Some(bytes) if !self.is_last() => {
-                let values = self.unpacked(bytes, kept.sequences)?;
+                let values = self.unpacked(bytes, kept.sequences * self.run.model.context)?;
                 self.gradients_finite &= all_finite(&values);
                 Objective::Gradient(self.border(values, kept.sequences))
             }
@@ -347,7 +353,7 @@ impl Seat {
         let (border, finite) = match (&input.boundary, self.first()) {
             (None, 0) => (None, true),
             (Some(bytes), 1..) => {
-                let values = self.unpacked(bytes, sequences)?;
+                let values = self.unpacked(bytes, sequences * context)?;
                 let finite = all_finite(&values);
                 (Some(self.border(values, sequences)), finite)
             }
@@ -372,8 +378,8 @@ impl Seat {
         }
     }
 
-    fn unpacked(&self, bytes: &[u8], sequences: usize) -> Result<Vec<f32>, SeatError> {
-        let rows = sequences * self.run.model.context;
+    /// Border values of so many tokens.
+    fn unpacked(&self, bytes: &[u8], rows: usize) -> Result<Vec<f32>, SeatError> {
         unpack(
             self.run.format,
             bytes,

@@ -191,6 +191,7 @@ impl Work {
             states: states
                 .map(|(_, blob)| StageState::Blob(blob.clone()))
                 .collect(),
+            keeps_texts: true,
         })
     }
 

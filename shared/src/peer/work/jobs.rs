@@ -1,7 +1,8 @@
 //! What a seat computes next: one forward, one backward, in number order.
 //!
 //! Backward before forward keeps few microbatches in flight. A step's update comes as soon as its head says how it ended,
-//! which is before the next step's first forward is there; that bears it too, for it may overtake the word.
+//! which is before the next step's first forward is there; that bears it too, for it may overtake the word. A text's job
+//! goes between two of training.
 
 use super::{Phase, Work};
 use crate::compute::Job;
@@ -11,8 +12,26 @@ use crate::units::{Microbatch, Step};
 use crate::wire::frame::{Mode, Slot, StepEnd};
 
 impl Work {
-    /// The next job for the seat, if anything can be computed now.
+    /// The next job for the seat, if anything can be computed now: of training and of texts in turn.
     pub fn next_job(&mut self) -> Option<Job> {
+        if self.phase == Phase::Halted {
+            return None;
+        }
+        if self.texts.is_due()
+            && let Some(job) = self.texts.next_job()
+        {
+            return Some(job);
+        }
+        match self.training_job() {
+            Some(job) => {
+                self.texts.trains();
+                Some(job)
+            }
+            None => self.texts.next_job(),
+        }
+    }
+
+    fn training_job(&mut self) -> Option<Job> {
         match self.phase {
             Phase::Halted => None,
             Phase::Held => self.evaluation_job(),

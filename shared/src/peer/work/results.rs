@@ -42,6 +42,13 @@ impl Work {
             (Job::Seat { .. }, done @ (Done::Seated { .. } | Done::Refused { .. })) => {
                 self.reseated(&done);
             }
+            (Job::Generate(portion), Done::Generated { written, .. }) => {
+                self.text_done(portion, written);
+            }
+            (Job::Generate(portion), Done::Refused { reason }) => {
+                self.text_refused(portion.request, reason);
+            }
+            (Job::Forget { .. }, Done::Forgotten { .. }) => {}
             (_, Done::NonFinite { stage, own, .. }) => {
                 let place = self.place();
                 self.halt(WorkOutput::Up(Up::NonFinite { place, stage, own }));

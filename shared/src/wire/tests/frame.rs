@@ -12,9 +12,10 @@ use crate::units::{Issue, Microbatch, PeerId, PipelineId, Round, StageId, Step};
 use crate::wire::frame::{
     Behind, DecodeError, Echo, Frame, Header, Mode, Place, Slot, StepEnd, VERSION,
 };
+use crate::wire::generate::Sampling;
 use crate::wire::merge::Leg;
 
-fn place() -> Place {
+pub(super) fn place() -> Place {
     Place {
         pipeline: PipelineId(1),
         epoch: Issue {
@@ -34,7 +35,7 @@ fn slot() -> Slot {
 }
 
 /// Writes a frame, compares its bytes, and reads it back.
-fn check(header: Header, payload: &'static [u8], expected: Expect) {
+pub(super) fn check(header: Header, payload: &'static [u8], expected: Expect) {
     let frame = Frame {
         header,
         payload: Bytes::from_static(payload),
@@ -54,7 +55,7 @@ fn hello_is_version_kind_peer_and_64_bytes_of_signature() {
         header,
         b"",
         expect![
-            "04000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
+            "05000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
         ],
     );
 }
@@ -75,7 +76,7 @@ fn forward_carries_slot_and_how_the_step_before_ended() {
     check(
         header,
         b"tensor",
-        expect!["04010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
+        expect!["05010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
     );
 }
 
@@ -90,12 +91,12 @@ fn backward_carries_loss_and_on_the_last_microbatch_the_norm() {
     check(
         header(Mode::Train, Some(0.25)),
         b"gradient",
-        expect!["04020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
+        expect!["05020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
     );
     check(
         header(Mode::Evaluate, None),
         b"",
-        expect!["04020102ac0211040501000000000000f83f00"],
+        expect!["05020102ac0211040501000000000000f83f00"],
     );
 }
 
@@ -110,11 +111,11 @@ fn apply_says_how_a_step_ended_and_whether_it_was_the_last() {
         },
         last,
     };
-    check(header(true), b"", expect!["04030102ac0211130000803fe80701"]);
+    check(header(true), b"", expect!["05030102ac0211130000803fe80701"]);
     check(
         header(false),
         b"",
-        expect!["04030102ac0211130000803fe80700"],
+        expect!["05030102ac0211130000803fe80700"],
     );
 }
 
@@ -125,7 +126,7 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
         stage: StageId(3),
         offset: 262_144,
     };
-    check(request, b"", expect!["04041103808010"]);
+    check(request, b"", expect!["05041103808010"]);
     let chunk = |offset, total| Header::StateChunk {
         round: Round(17),
         stage: StageId(3),
@@ -135,9 +136,9 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
     check(
         chunk(262_144, 262_149),
         b"state",
-        expect!["040511038080108580107374617465"],
+        expect!["050511038080108580107374617465"],
     );
-    check(chunk(262_144, 0), b"", expect!["0405110380801000"]);
+    check(chunk(262_144, 0), b"", expect!["0505110380801000"]);
 }
 
 fn slice(leg: Leg, offset: u64) -> Header {
@@ -154,18 +155,18 @@ fn a_slice_of_a_merge_names_attempt_stage_leg_and_offset() {
     check(
         slice(Leg::Scatter, 262_144),
         b"part",
-        expect!["040a02ac02030080801070617274"],
+        expect!["050a02ac02030080801070617274"],
     );
     check(
         slice(Leg::Gather, 0),
         b"average",
-        expect!["040a02ac0203010061766572616765"],
+        expect!["050a02ac0203010061766572616765"],
     );
     let taken = Header::MergeTaken {
         attempt: place().epoch,
         taken: 300,
     };
-    check(taken, b"", expect!["040b02ac02ac02"]);
+    check(taken, b"", expect!["050b02ac02ac02"]);
 }
 
 #[test]
@@ -179,27 +180,27 @@ fn credit_keepalive_bye_and_received_are_small() {
             slowest_us: 7,
         },
     };
-    check(credit, b"", expect!["04060102ac020cac0207"]);
+    check(credit, b"", expect!["05060102ac020cac0207"]);
     let keepalive = |echo| Header::Keepalive {
         stamp_us: 300,
         echo,
     };
-    check(keepalive(None), b"", expect!["0407ac0200"]);
+    check(keepalive(None), b"", expect!["0507ac0200"]);
     let echo = Echo {
         stamp_us: 200,
         held_us: 5,
     };
-    check(keepalive(Some(echo)), b"", expect!["0407ac0201c80105"]);
+    check(keepalive(Some(echo)), b"", expect!["0507ac0201c80105"]);
     let received = Header::Received {
         slot: slot(),
         mode: Mode::Train,
     };
-    check(received, b"", expect!["04090102ac0211040500"]);
-    check(Header::bye("over"), b"", expect!["0408046f766572"]);
+    check(received, b"", expect!["05090102ac0211040500"]);
+    check(Header::bye("over"), b"", expect!["0508046f766572"]);
 }
 
 /// Encodes without looking, as a faulty peer would, and tells what the reader says.
-fn refusal(header: Header, payload: &'static [u8]) -> String {
+pub(super) fn refusal(header: Header, payload: &'static [u8]) -> String {
     let frame = Frame {
         header,
         payload: Bytes::from_static(payload),
@@ -493,7 +494,41 @@ fn any_header() -> impl Strategy<Value = Header> {
             attempt: place.epoch,
             scale,
         }),
+        any_text_header(),
     ]
+}
+
+fn any_text_header() -> impl Strategy<Value = Header> {
+    let text = (any_place(), any::<[u32; 2]>(), 0.0_f32..10.0, 0.1_f32..1.0).prop_map(
+        |(place, [position, drawn], temperature, top_p)| Header::Text {
+            pipeline: place.pipeline,
+            epoch: place.epoch,
+            request: place.epoch,
+            position,
+            drawn,
+            sampling: Sampling {
+                temperature,
+                top_p,
+                seed: u64::from(position),
+            },
+        },
+    );
+    let drawn =
+        (any_place(), any::<u32>(), any::<Option<u32>>()).prop_map(|(place, drawn, token)| {
+            Header::Drawn {
+                pipeline: place.pipeline,
+                epoch: place.epoch,
+                request: place.epoch,
+                drawn,
+                token,
+            }
+        });
+    let forget = any_place().prop_map(|place| Header::Forget {
+        pipeline: place.pipeline,
+        epoch: place.epoch,
+        request: place.epoch,
+    });
+    prop_oneof![text, drawn, forget]
 }
 
 /// Any frame that a correct build may send.
@@ -504,6 +539,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             Header::Forward { .. }
                 | Header::StateChunk { .. }
                 | Header::Merge { .. }
+                | Header::Text { .. }
                 | Header::Backward {
                     mode: Mode::Train,
                     ..

@@ -5,3 +5,4 @@
 mod frame;
 mod gateway;
 mod signal;
+mod text;
