@@ -212,3 +212,9 @@ pub const TEXT_TOKENS_MAX: u32 = 1_024;
 pub const PROMPT_TOKENS_MAX: usize = 4_096;
 /// Bytes of a prompt's text that are read at all.
 pub const PROMPT_BYTES_MAX: usize = 32 << 10;
+/// Rounds between two texts that the page shows of themselves.
+pub const SAMPLE_ROUNDS: u32 = 4;
+/// ... and at least this long, where rounds are short.
+pub const SAMPLE_EVERY: Span = Span::from_secs(30);
+/// Tokens of such a text: a few lines.
+pub const SAMPLE_TOKENS: u32 = 160;

@@ -16,7 +16,7 @@ use shared::coordinator::roster::ConnectionId;
 use shared::coordinator::texts::TextNews;
 use shared::coordinator::{Coordinator, Manifest, Output};
 use shared::units::{Digest, Round, Span, Time};
-use shared::wire::report::RunReport;
+use shared::wire::report::{RunReport, SampleReport};
 use shared::wire::signal::Down;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
@@ -80,6 +80,8 @@ pub struct Parts {
     pub trouble: watch::Receiver<Option<String>>,
     /// To whoever looks at the run.
     pub report: watch::Sender<Arc<RunReport>>,
+    /// What the model wrote by itself.
+    pub sample: watch::Receiver<Option<SampleReport>>,
 }
 
 struct Connection {
@@ -496,7 +498,7 @@ impl Conductor {
         let copies = view.stage_copies.clone();
         let trouble = self.parts.trouble.borrow().clone();
         self.tell_trouble(trouble.as_ref());
-        let report = report::of_run(
+        let mut report = report::of_run(
             &self.parts.config,
             &self.parts.data,
             &self.parts.coordinator,
@@ -504,6 +506,7 @@ impl Conductor {
             trouble,
             self.checkpoint_trouble.as_deref(),
         );
+        report.sample = self.parts.sample.borrow().clone();
         let wire_bytes = self.parts.coordinator.wire_bytes();
         self.parts.metrics.observe(&report, &copies, wire_bytes);
         self.changed = false;

@@ -19,6 +19,7 @@ pub mod journal;
 pub mod metrics;
 pub mod process;
 pub mod report;
+mod sampler;
 pub mod start;
 pub mod store;
 pub mod texts;

@@ -62,6 +62,7 @@ pub fn of_run(
         volunteers: view.volunteers.into_iter().map(of_volunteer).collect(),
         wire_bytes_per_token: DIRECTIONS * payload_bytes(config.format, 1, width) as u64,
         dense_f16_bytes_per_token: DIRECTIONS * F16_BYTES * model.d_model as u64,
+        sample: None,
     }
 }
 

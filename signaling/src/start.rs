@@ -36,6 +36,7 @@ use crate::http;
 use crate::journal::{Address, Identity, Journal, Record};
 use crate::metrics::Metrics;
 use crate::report;
+use crate::sampler::Sampler;
 use crate::store::Store;
 use crate::texts::Texts;
 use crate::tls::{Tls, TlsError, TlsListener};
@@ -200,6 +201,14 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         texts: Arc::new(Texts::new(&tokenizer, config.model.vocabulary)),
     };
     let telling = Telling::default();
+    let (sample_sender, sample) = watch::channel(None);
+    let sampler = Sampler {
+        texts: app.texts.clone(),
+        inbox: entrance.inbox.clone(),
+        report: app.report.clone(),
+        sample: sample_sender,
+    };
+    tokio::spawn(sampler.run(stop.clone()));
     let parts = Parts {
         coordinator,
         config,
@@ -213,6 +222,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         announce,
         trouble,
         report: report_sender,
+        sample,
     };
     let (mut conductor, writer) = Conductor::new(parts, journal, trouble_sender);
     conductor.prepare().await;

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 
 use shared::config::model::{Codec, NumberFormat};
 use shared::units::PipelineId;
-use shared::wire::report::{RoundReport, RunReport, VolunteerReport, VolunteerState};
+use shared::wire::report::{RoundReport, RunReport, SampleReport, VolunteerReport, VolunteerState};
 use shared::wire::signal::{Pause, VolunteerKind};
 
 use super::chart::Curve;
@@ -26,7 +26,7 @@ const ROUNDS_SHOWN: usize = 100;
 
 /// All parts of the page that show the run, by name.
 #[must_use]
-pub fn parts(report: &RunReport) -> [(&'static str, String); 8] {
+pub fn parts(report: &RunReport) -> [(&'static str, String); 9] {
     let curve = Curve::new(&report.rounds, report.model.context);
     [
         ("head", head(report)),
@@ -46,6 +46,7 @@ pub fn parts(report: &RunReport) -> [(&'static str, String); 8] {
         ("rounds", rounds(&report.rounds)),
         ("standing", standing(report)),
         ("volunteers", volunteers(&report.volunteers)),
+        ("sample", sample(report.sample.as_ref())),
     ]
 }
 
@@ -141,6 +142,18 @@ fn rounds(rounds: &[RoundReport]) -> String {
         );
     }
     html
+}
+
+/// What the model wrote by itself.
+fn sample(sample: Option<&SampleReport>) -> String {
+    let Some(SampleReport { round, text }) = sample else {
+        return "<p class=\"soft\">Nothing yet: it writes a few lines by itself now and then.</p>\n".to_owned();
+    };
+    format!(
+        "<figure class=\"sample\"><blockquote>{}</blockquote><figcaption class=\"soft\">By itself, at round {round}. It says \
+         what it finds likely, true or not.</figcaption></figure>\n",
+        escape(text.trim()),
+    )
 }
 
 /// What would survive, and what the compression saves.
@@ -321,6 +334,7 @@ mod tests {
             volunteers: vec![],
             wire_bytes_per_token: 68,
             dense_f16_bytes_per_token: 512,
+            sample: None,
         }
     }
 

@@ -63,6 +63,18 @@ pub struct RunReport {
     pub wire_bytes_per_token: u64,
     /// The same for the full width in f16.
     pub dense_f16_bytes_per_token: u64,
+    /// What the model wrote lately, if it has.
+    #[serde(default)]
+    pub sample: Option<SampleReport>,
+}
+
+/// What the model wrote by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleReport {
+    /// The newest committed round when it began to write.
+    pub round: Round,
+    /// Its words.
+    pub text: String,
 }
 
 /// What changes from step to step: an event of `/api/run/events`.

@@ -43,6 +43,7 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
         rounds,
         standing,
         volunteers,
+        sample,
     ] = parts(report).map(|(_, html)| html);
     let name = escape(&report.name);
     let link = escape(link);
@@ -104,6 +105,11 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
 </table></div>
 </details>
 <p class="soft" data-part="standing">{standing}</p>
+</section>
+<section aria-labelledby="writes-title">
+<h2 id="writes-title">What it writes</h2>
+<div data-part="sample">
+{sample}</div>
 </section>
 <section aria-labelledby="who-title">
 <h2 id="who-title">Who trains it</h2>
@@ -207,6 +213,7 @@ mod tests {
             volunteers: vec![],
             wire_bytes_per_token: 68,
             dense_f16_bytes_per_token: 512,
+            sample: None,
         }
     }
 
