@@ -15,10 +15,11 @@ use proptest::prelude::*;
 use shared::compute::{Compute, Done, Job, Portion, StageState as Source, Written};
 use shared::config::model::{Codec, NumberFormat};
 use shared::units::{RequestId, StageRange};
+use shared::wire::frame::Mode;
 use shared::wire::generate::{Sampling, window_start};
 use shared::wire::number::payload_bytes;
 
-use pipeline::{FORMATS, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{FORMATS, LEARNED, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
 
 const GREEDY: Sampling = Sampling {
     temperature: 0.0,
@@ -124,7 +125,12 @@ fn written_afresh(pipeline: &Pipeline, prompt: &[u32], sampling: Sampling, count
 }
 
 fn codecs() -> impl Strategy<Value = Codec> {
-    prop_oneof![Just(Codec::Dense), Just(SUBSPACE), Just(PROJECTOR)]
+    prop_oneof![
+        Just(Codec::Dense),
+        Just(SUBSPACE),
+        Just(PROJECTOR),
+        Just(LEARNED)
+    ]
 }
 
 proptest! {
@@ -145,6 +151,8 @@ proptest! {
         }
         let states = whole.snapshot();
         let mut cut = Pipeline::new(&run, &cuts, Some(&states));
+        // Learned bases go on with the first microbatch of whatever comes first.
+        cut.forward(cut.slot(0), Mode::Evaluate, &counting(&run, 3));
         // Three windows of eight.
         let expected = written_afresh(&whole, &prompt, sampling, 24);
         prop_assert_eq!(&written(&mut whole, &prompt, sampling, 24), &expected);
@@ -154,7 +162,7 @@ proptest! {
 
 #[test]
 fn a_trained_model_goes_on_as_it_was_taught_in_any_format() {
-    for codec in [Codec::Dense, SUBSPACE, PROJECTOR] {
+    for codec in [Codec::Dense, SUBSPACE, PROJECTOR, LEARNED] {
         for format in FORMATS {
             let run = run_config(codec, format, 3);
             let mut pipeline = Pipeline::new(&run, &[1, 3], None);

@@ -12,14 +12,14 @@ mod pipeline;
 use bytes::Bytes;
 use pollster::block_on;
 use shared::compute::{Change, Compute, Done, Job, Snapshot, StageState as Source, clip_scale};
-use shared::config::model::NumberFormat;
+use shared::config::model::{Codec, NumberFormat};
 use shared::config::run::{MergeKind, RunConfig};
 use shared::model::engine::Engine;
 use shared::model::state::StageState;
 use shared::units::{Digest, Round, StageId};
 use shared::wire::merge::{Level, Shape};
 
-use pipeline::{Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{LEARNED, Pipeline, SUBSPACE, counting, run_config};
 
 /// Steps of a run here.
 const STEPS: u32 = 20;
@@ -168,8 +168,8 @@ fn run_job(pipeline: &mut Pipeline, job: Job) -> Done {
     block_on(engine.run(job))
 }
 
-fn two_merge(format: NumberFormat) -> RunConfig {
-    let mut run = run_config(SUBSPACE, NumberFormat::F32, 3);
+fn two_merge(codec: Codec, format: NumberFormat) -> RunConfig {
+    let mut run = run_config(codec, NumberFormat::F32, 3);
     run.schedule.pipelines_max = 2;
     run.schedule.round_steps = 1;
     run.merge.kind = MergeKind::Gradient;
@@ -192,7 +192,13 @@ fn difference(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f64
 
 #[test]
 fn two_pipelines_whose_gradients_are_merged_are_one_with_twice_the_batch() {
-    let run = two_merge(NumberFormat::F32);
+    for codec in [SUBSPACE, LEARNED] {
+        check_twice_the_batch(codec);
+    }
+}
+
+fn check_twice_the_batch(codec: Codec) {
+    let run = two_merge(codec, NumberFormat::F32);
     let mut twice = run.clone();
     twice.training.batch *= 2;
     twice.training.microbatches *= 2;
@@ -207,8 +213,8 @@ fn two_pipelines_whose_gradients_are_merged_are_one_with_twice_the_batch() {
         worst = worst.max((loss - alone.loss).abs() / alone.loss);
         losses.push(loss);
     }
-    assert!(worst <= SHARE_MAX, "losses differ by {worst:e}");
-    assert!(losses[19] < 0.9 * losses[0], "{losses:.3?}");
+    assert!(worst <= SHARE_MAX, "{codec:?}: losses differ by {worst:e}");
+    assert!(losses[19] < 0.9 * losses[0], "{codec:?}: {losses:.3?}");
     for (stage, (merged, alone)) in two.states().iter().zip(one.snapshot()).enumerate() {
         let alone = StageState::from_blob(&run.model, stage, &alone.blob).expect("our own");
         assert_eq!(merged.updates, u64::from(STEPS));
@@ -220,7 +226,10 @@ fn two_pipelines_whose_gradients_are_merged_are_one_with_twice_the_batch() {
         for (what, (merged, alone)) in lists.into_iter().enumerate() {
             let values = |lists: &Vec<Vec<f32>>| lists.concat().into_iter();
             let share = difference(values(merged), values(alone));
-            assert!(share <= SHARE_MAX, "stage {stage}, list {what}: {share:e}");
+            assert!(
+                share <= SHARE_MAX,
+                "{codec:?}, stage {stage}, list {what}: {share:e}"
+            );
         }
     }
 }
@@ -228,7 +237,7 @@ fn two_pipelines_whose_gradients_are_merged_are_one_with_twice_the_batch() {
 #[test]
 fn gradients_of_eight_bits_learn_what_exact_ones_do() {
     let train = |format| {
-        let run = two_merge(format);
+        let run = two_merge(SUBSPACE, format);
         let mut two = Two::new(&run);
         let losses = (0..40).map(|step| {
             let tokens = [2 * step, 2 * step + 1].map(|salt| counting(&run, salt));

@@ -21,10 +21,15 @@ use shared::units::StageRange;
 use shared::wire::frame::Mode;
 use shared::wire::number::payload_bytes;
 
-use pipeline::{FORMATS, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{FORMATS, LEARNED, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
 
 fn codecs() -> impl Strategy<Value = Codec> {
-    prop_oneof![Just(Codec::Dense), Just(SUBSPACE), Just(PROJECTOR)]
+    prop_oneof![
+        Just(Codec::Dense),
+        Just(SUBSPACE),
+        Just(PROJECTOR),
+        Just(LEARNED)
+    ]
 }
 
 proptest! {
@@ -67,8 +72,22 @@ fn every_border_byte_is_in_the_formula() {
 }
 
 #[test]
+fn a_learned_basis_goes_on_once_a_step_and_its_gradient_comes_back_once() {
+    let format = NumberFormat::Int8;
+    let run = run_config(LEARNED, format, 1);
+    let mut pipeline = Pipeline::new(&run, &[1, 2, 3], None);
+    pipeline.train(&counting(&run, 0));
+    let rows = usize::try_from(run.step_tokens()).expect("small");
+    let basis_bytes = 4 * 16 * 4;
+    assert_eq!(
+        pipeline.border_bytes,
+        6 * (payload_bytes(format, rows, 4) + basis_bytes)
+    );
+}
+
+#[test]
 fn the_loss_falls_whatever_crosses_the_borders() {
-    for codec in [Codec::Dense, SUBSPACE, PROJECTOR] {
+    for codec in [Codec::Dense, SUBSPACE, PROJECTOR, LEARNED] {
         for format in FORMATS {
             let run = run_config(codec, format, 3);
             let mut pipeline = Pipeline::new(&run, &[1, 3], None);

@@ -16,12 +16,13 @@ use pollster::block_on;
 use shared::compute::{Change, Compute, Done, Job, Snapshot, StageState as Source};
 use shared::config::model::NumberFormat;
 use shared::config::run::{MergeKind, RunConfig};
+use shared::derive::Derivation;
 use shared::model::engine::Engine;
 use shared::model::state::StageState;
 use shared::units::{Digest, Round, StageId};
 use shared::wire::merge::{Level, Shape};
 
-use pipeline::{Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{LEARNED, Pipeline, SUBSPACE, counting, run_config};
 
 /// Pipelines of one seat each, and the states that they begin the next round from.
 struct Merging {
@@ -238,6 +239,36 @@ fn a_merge_leaves_the_seat_alone_and_may_be_tried_again() {
         .map(Pipeline::snapshot)
         .collect();
     assert_eq!(after, ends);
+}
+
+#[test]
+fn merged_bases_are_equal_and_have_orthonormal_columns() {
+    let mut run = run_config(LEARNED, NumberFormat::Int8, 5);
+    run.schedule.pipelines_max = 2;
+    let mut merging = Merging::new(&run, 2);
+    for round in 1..4 {
+        merging.round(round, &[4, 3]);
+    }
+    let basis = |of: usize, stage: usize| {
+        let blob = &merging.starts[of][stage].blob;
+        let state = StageState::from_blob(&run.model, stage, blob).expect("our own");
+        let parameters = run.model.parameters_of(stage);
+        let position = parameters.iter().position(|it| it.basis_rank().is_some());
+        position.map(|position| state.weights[position].clone())
+    };
+    let derivation = Derivation::new(run.model.clone(), run.seed);
+    for stage in 0..3 {
+        let ours = basis(0, stage).expect("it learns the basis of its border");
+        assert_eq!(Some(&ours), basis(1, stage).as_ref());
+        assert_ne!(Some(&ours), derivation.border_basis(stage).as_ref());
+        for (a, b) in (0..4).flat_map(|a| (0..4).map(move |b| (a, b))) {
+            let rows = ours.chunks_exact(4);
+            let dot: f64 = rows.map(|row| f64::from(row[a]) * f64::from(row[b])).sum();
+            let expected = f64::from(u8::from(a == b));
+            assert!((dot - expected).abs() < 1e-6, "stage {stage}: {dot}");
+        }
+    }
+    assert_eq!(basis(0, 3), None, "behind the last stage is no border");
 }
 
 #[test]

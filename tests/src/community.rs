@@ -57,6 +57,8 @@ pub struct Small {
     pub merge_kind: &'static str,
     /// Rounds between two evaluations, 0 for none, and microbatches of each.
     pub evaluations: (u32, u32),
+    /// What crosses borders, as a host writes it under `[model]`.
+    pub codec: &'static str,
 }
 
 impl Default for Small {
@@ -73,6 +75,7 @@ impl Default for Small {
             pipelines_max: 1,
             merge_kind: "outer",
             evaluations: (0, 8),
+            codec: "codec = \"subspace\"\nrank = 8",
         }
     }
 }
@@ -94,8 +97,7 @@ d_ff = 96
 blocks = {}
 stages = {}
 context = 32
-codec = "subspace"
-rank = 8
+{}
 
 [wire]
 format = "f32"
@@ -122,6 +124,7 @@ kind = "{}"
             self.seed,
             self.blocks,
             self.blocks,
+            self.codec,
             self.microbatches,
             self.samples,
             self.round_steps,

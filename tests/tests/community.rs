@@ -218,10 +218,22 @@ fn a_stage_that_is_lost_with_its_last_holder_takes_the_run_back_to_its_store() {
 
 #[test]
 fn any_cut_of_the_pipeline_gives_the_losses_of_the_whole() {
-    let whole = step_losses(1);
+    check_cuts(Small::default().codec, &[2, 3, 4]);
+}
+
+#[test]
+fn any_cut_of_a_pipeline_that_learns_its_bases_gives_the_losses_of_the_whole() {
+    // Two borders inside the seats, and one between them.
+    let codec = "codec = \"projector\"\nrank = 8\nanchor = 8\nbasis = \"learned\"";
+    check_cuts(codec, &[2, 4]);
+}
+
+fn check_cuts(codec: &'static str, cuts: &[u16]) {
+    let whole = step_losses(codec, 1);
     assert!(whole.len() >= 50, "{} steps", whole.len());
-    for seats in 2..=4 {
-        for (step, (one, many)) in whole.iter().zip(step_losses(seats)).enumerate().take(50) {
+    for &seats in cuts {
+        let cut = step_losses(codec, seats);
+        for (step, (one, many)) in whole.iter().zip(cut).enumerate().take(50) {
             let tolerance = 1e-4 * one.abs();
             assert!(
                 (one - many).abs() <= tolerance,
@@ -232,8 +244,9 @@ fn any_cut_of_the_pipeline_gives_the_losses_of_the_whole() {
 }
 
 /// The loss of each of the first 50 steps with so many volunteers, a stage or more each.
-fn step_losses(seats: u16) -> Vec<f64> {
+fn step_losses(codec: &'static str, seats: u16) -> Vec<f64> {
     let small = Small {
+        codec,
         seats_min: seats,
         ..Small::default()
     };

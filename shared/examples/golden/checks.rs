@@ -9,7 +9,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
-use shared::config::model::{Codec, ModelConfig};
+use shared::config::model::{Basis, Codec, ModelConfig};
 use shared::model::adamw::{AdamW, Moments};
 use shared::model::block::Numerics;
 use shared::model::codec::{Batch, BorderCodec, FixedRows, Projector};
@@ -182,6 +182,7 @@ impl Model {
             "projector" => Codec::Projector {
                 rank: golden.constant("rank")?,
                 anchor: golden.constant("anchor")?,
+                basis: Basis::Fixed,
             },
             _ => Codec::Dense,
         };

@@ -68,7 +68,21 @@ pub enum Codec {
         rank: usize,
         /// Width of what a receiver learns of each token.
         anchor: usize,
+        /// What becomes of the subspaces.
+        #[serde(default)]
+        basis: Basis,
     },
+}
+
+/// What becomes of the subspaces of [`Codec::Projector`] while the model trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// They stay as the seed has them.
+    #[default]
+    Fixed,
+    /// The stage before each border turns its basis down the loss, and sends it on with every step.
+    Learned,
 }
 
 /// How numbers are packed where a border crosses the network.
@@ -122,6 +136,11 @@ pub enum Initial {
     },
     /// Standard normal: tables of tokens.
     Normal,
+    /// Orthonormal columns, those of the border after `stage`; they stay orthonormal.
+    Basis {
+        /// Whose border it is.
+        stage: usize,
+    },
 }
 
 /// One parameter tensor of a stage.
@@ -237,7 +256,7 @@ impl ModelConfig {
         let (rank, anchor) = match self.codec {
             Codec::Dense => (1, 1),
             Codec::Subspace { rank } => (rank, 1),
-            Codec::Projector { rank, anchor } => (rank, anchor),
+            Codec::Projector { rank, anchor, .. } => (rank, anchor),
         };
         let ranges = [
             ("d_model", self.d_model, 2, WIDTH_MAX),
@@ -331,6 +350,32 @@ impl ModelConfig {
         }
     }
 
+    /// Rank of the basis that `stage` learns for the border after it; `None` where it learns none.
+    #[must_use]
+    pub const fn learned_rank(&self, stage: usize) -> Option<usize> {
+        match self.codec {
+            Codec::Projector {
+                rank,
+                basis: Basis::Learned,
+                ..
+            } if !self.is_last(stage) => Some(rank),
+            Codec::Dense | Codec::Subspace { .. } | Codec::Projector { .. } => None,
+        }
+    }
+
+    /// Bytes of a learned basis, and of its gradient, where one crosses a border.
+    #[must_use]
+    pub const fn learned_basis_bytes(&self) -> usize {
+        match self.codec {
+            Codec::Projector {
+                rank,
+                basis: Basis::Learned,
+                ..
+            } => 4 * self.d_model * rank,
+            Codec::Dense | Codec::Subspace { .. } | Codec::Projector { .. } => 0,
+        }
+    }
+
     /// Every parameter of `stage`, sorted by name: the order of hashes, norms and blobs.
     ///
     /// # Panics
@@ -361,6 +406,10 @@ impl ModelConfig {
                 &[self.vocabulary, width],
                 Initial::Normal,
             );
+        }
+        if let Some(rank) = self.learned_rank(stage) {
+            let initial = Initial::Basis { stage };
+            add(format!("basis.{stage}"), &[d_model, rank], initial);
         }
         for block in self.blocks_of(stage) {
             let name = |part: &str| format!("block.{block}.{part}");
@@ -411,10 +460,19 @@ impl Parameter {
         self.shape.iter().product()
     }
 
-    /// Whether weight decay acts on it: two-dimensional tensors only, tables included.
+    /// Whether weight decay acts on it: two-dimensional tensors only, tables included, bases not.
     #[must_use]
     pub fn decays(&self) -> bool {
-        self.shape.len() == 2
+        self.shape.len() == 2 && self.basis_rank().is_none()
+    }
+
+    /// Columns of a learned basis, which stay orthonormal; `None` for all else.
+    #[must_use]
+    pub fn basis_rank(&self) -> Option<usize> {
+        match self.initial {
+            Initial::Basis { .. } => Some(self.shape[1]),
+            Initial::Zero | Initial::One | Initial::Linear { .. } | Initial::Normal => None,
+        }
     }
 }
 

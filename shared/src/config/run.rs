@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::model::{ModelConfig, NumberFormat, token_bytes};
 use crate::limits::{SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE};
-use crate::units::{Digest, Span};
+use crate::units::{Digest, Microbatch, Span};
 
 /// Weights and both moments of one parameter, in f32.
 const PARAMETER_STATE_BYTES: u64 = 12;
@@ -121,7 +121,8 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// Bytes of a forward frame's payload: token ids and the packed boundary of a microbatch.
+    /// Bytes of a forward frame's payload: token ids and the packed boundary of a microbatch. A step's first one also
+    /// carries the border's basis, where it is learned; see [`Self::forward_boundary_bytes`].
     #[must_use]
     pub fn forward_payload_bytes(&self) -> usize {
         let sequences = usize::from(self.microbatch_sequences());
@@ -144,6 +145,22 @@ impl RunConfig {
     pub fn boundary_bytes(&self) -> usize {
         let rows = usize::from(self.microbatch_sequences()) * self.model.context;
         rows * self.format.row_bytes(self.model.boundary_width())
+    }
+
+    /// Bytes that follow the token ids of a forward frame: the packed boundary, and with a step's first microbatch the
+    /// border's basis, where it is learned, as f32 little-endian.
+    #[must_use]
+    pub fn forward_boundary_bytes(&self, microbatch: Microbatch) -> usize {
+        let is_first = microbatch.0 == 0;
+        self.boundary_bytes() + usize::from(is_first) * self.model.learned_basis_bytes()
+    }
+
+    /// Bytes of a backward frame's payload: the packed gradient of a boundary, and with a step's last microbatch what the
+    /// receiver adds to the gradient of a learned basis, as f32 little-endian.
+    #[must_use]
+    pub fn backward_payload_bytes(&self, microbatch: Microbatch) -> usize {
+        let is_last = microbatch.0 + 1 == self.training.microbatches;
+        self.boundary_bytes() + usize::from(is_last) * self.model.learned_basis_bytes()
     }
 
     /// Bytes of the weights and moments of `stage`.

@@ -17,7 +17,7 @@ use toml::{Table, Value};
 use section::{Section, check_names, lookup, named};
 
 use super::check::RunConfigError;
-use super::model::{Codec, ModelConfig, ModelConfigError, NumberFormat};
+use super::model::{Basis, Codec, ModelConfig, ModelConfigError, NumberFormat};
 use super::presets::{PRESETS, warmup_of};
 use super::run::{MergeKind, RunConfig};
 use crate::units::Span;
@@ -38,6 +38,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "codec",
             "rank",
             "anchor",
+            "basis",
         ],
     ),
     ("wire", &["format"]),
@@ -149,6 +150,9 @@ pub enum WrittenError {
     /// Anchors for a codec without them.
     #[error("model.anchor is written, but model.codec is not \"projector\": leave out one of them")]
     AnchorWithoutProjector,
+    /// What becomes of bases, for a codec without bases of its borders.
+    #[error("model.basis is written, but model.codec is not \"projector\": leave out one of them")]
+    BasisWithoutProjector,
     /// Understood, but no run can be made of it.
     #[error(transparent)]
     Invalid(#[from] RunConfigError),
@@ -186,6 +190,8 @@ const FORMATS: [(&str, NumberFormat); 4] = [
     ("int4", NumberFormat::Int4),
 ];
 
+const BASES: [(&str, Basis); 2] = [("fixed", Basis::Fixed), ("learned", Basis::Learned)];
+
 const MERGE_KINDS: [(&str, MergeKind); 2] = [
     ("outer", MergeKind::Outer),
     ("gradient", MergeKind::Gradient),
@@ -213,14 +219,24 @@ fn read_model(section: &Section<'_>, model: &mut ModelConfig) -> Result<(), Writ
     let rank_written = section.number("rank", &mut rank)?;
     let mut anchor = (model.d_model / 4).max(1);
     let anchor_written = section.number("anchor", &mut anchor)?;
+    let bases = BASES.map(|(name, _)| name);
+    let basis = section.choice("basis", &bases)?;
     let codec = section.choice("codec", &["subspace", "projector", "dense"])?;
+    if basis.is_some() && codec != Some("projector") {
+        return Err(WrittenError::BasisWithoutProjector);
+    }
+    let basis = basis.map_or(Basis::Fixed, |name| lookup(&BASES, name));
     if anchor_written && codec != Some("projector") {
         return Err(WrittenError::AnchorWithoutProjector);
     }
     model.codec = match codec {
         Some("dense") if rank_written => return Err(WrittenError::RankWithoutSubspace),
         Some("dense") => Codec::Dense,
-        Some("projector") => Codec::Projector { rank, anchor },
+        Some("projector") => Codec::Projector {
+            rank,
+            anchor,
+            basis,
+        },
         Some(_) | None => Codec::Subspace { rank },
     };
     Ok(())
@@ -284,10 +300,14 @@ pub fn write(config: &RunConfig) -> String {
         schedule,
         merge,
     } = config;
-    let (codec, rank, anchor) = match model.codec {
+    let (codec, rank, projector) = match model.codec {
         Codec::Dense => ("dense", None, None),
         Codec::Subspace { rank } => ("subspace", Some(rank), None),
-        Codec::Projector { rank, anchor } => ("projector", Some(rank), Some(anchor)),
+        Codec::Projector {
+            rank,
+            anchor,
+            basis,
+        } => ("projector", Some(rank), Some((anchor, basis))),
     };
     let name_of = |format: NumberFormat| named(&FORMATS, format);
     let section = |name: &str, values: Vec<(&str, Value)>| {
@@ -308,7 +328,10 @@ pub fn write(config: &RunConfig) -> String {
         ("codec", codec.into()),
     ];
     model_values.extend(rank.map(|rank| ("rank", integer(rank))));
-    model_values.extend(anchor.map(|anchor| ("anchor", integer(anchor))));
+    if let Some((anchor, basis)) = projector {
+        model_values.push(("anchor", integer(anchor)));
+        model_values.push(("basis", named(&BASES, basis).into()));
+    }
     let training_values = vec![
         ("batch", integer(training.batch)),
         ("microbatches", integer(training.microbatches)),

@@ -11,9 +11,9 @@ use super::round;
 /// # Shapes
 /// - returns `[rows, rank]`, row by row, rounded to f32
 ///
-/// # Panics
-/// If a column lies in the span of those before it: random columns with `rank <= rows` do not.
-pub(super) fn orthonormal_columns(mut columns: Vec<f64>, rows: usize, rank: usize) -> Vec<f32> {
+/// `None` if a column lies in the span of those before it, or is not finite: random columns with `rank <= rows` do not.
+#[must_use]
+pub fn orthonormal_columns(mut columns: Vec<f64>, rows: usize, rank: usize) -> Option<Vec<f32>> {
     assert_eq!(columns.len(), rows * rank, "columns of {rows} rows");
     for index in 0..rank {
         let (before, rest) = columns.split_at_mut(index * rows);
@@ -27,14 +27,17 @@ pub(super) fn orthonormal_columns(mut columns: Vec<f64>, rows: usize, rank: usiz
             }
         }
         let length = dot(column, column).sqrt();
-        assert!(length > 1e-6, "column {index} depends on those before it");
+        // Neither is what is not a number.
+        if !(length > 1e-6 && length.is_finite()) {
+            return None;
+        }
         for value in column {
             *value /= length;
         }
     }
-    (0..rows * rank)
-        .map(|element| round(columns[element % rank * rows + element / rank]))
-        .collect()
+    let rounded =
+        (0..rows * rank).map(|element| round(columns[element % rank * rows + element / rank]));
+    Some(rounded.collect())
 }
 
 /// Sum of products, from first to last.

@@ -15,6 +15,8 @@ pub mod samples;
 use crate::config::model::{Codec, Initial, ModelConfig, Parameter};
 use crate::random::Words;
 
+pub use basis::orthonormal_columns;
+
 /// Values of each weight that go into the seed hash.
 const HASHED_VALUES: usize = 1024;
 /// Rows of `F` that go into the seed hash, spread over the vocabulary.
@@ -92,7 +94,8 @@ impl Derivation {
         let rows = self.config.d_model;
         let mut normals = Normals::new(self.seed, name);
         let columns: Vec<f64> = (0..rows * rank).map(|_| normals.next()).collect();
-        basis::orthonormal_columns(columns, rows, rank)
+        orthonormal_columns(columns, rows, rank)
+            .expect("random columns are no combinations of each other")
     }
 
     /// `F[token]` for each of `tokens`: random signs, never trained and never sent.
@@ -152,6 +155,13 @@ impl Derivation {
             Initial::One => vec![1.0; count],
             Initial::Linear { fan_in } => scaled(1.0 / (3.0 * fan_in as f64).sqrt()),
             Initial::Normal => scaled(1.0),
+            Initial::Basis { stage } => {
+                let mut basis = self
+                    .border_basis(stage)
+                    .expect("a projector has a basis a border");
+                basis.truncate(count);
+                basis
+            }
         }
     }
 
@@ -266,6 +276,7 @@ fn round(value: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::Basis;
     use expect_test::{Expect, expect};
 
     fn small() -> ModelConfig {
@@ -283,7 +294,11 @@ mod tests {
 
     fn projector() -> ModelConfig {
         ModelConfig {
-            codec: Codec::Projector { rank: 8, anchor: 6 },
+            codec: Codec::Projector {
+                rank: 8,
+                anchor: 6,
+                basis: Basis::Fixed,
+            },
             ..small()
         }
     }

@@ -64,6 +64,15 @@ impl View {
         }
     }
 
+    /// The same view but for the basis of the border before `stage`.
+    #[must_use]
+    pub(super) fn entered_by(mut self, stage: usize, basis: Tensor<2>) -> Self {
+        if let Self::Projected(Projector { bases, .. }) = &mut self {
+            bases[stage - 1] = basis;
+        }
+        self
+    }
+
     /// The state at the beginning of `stage`, from the border before it and what the stage knows of the tokens.
     pub(super) fn enter(
         &self,
@@ -81,11 +90,17 @@ impl View {
         }
     }
 
-    /// What crosses the border after `stage`, from the state at its end.
-    pub(super) fn leave(&self, stage: usize, state: Tensor<3>) -> Tensor<3> {
+    /// What crosses the border after `stage`, from the state at its end and the basis that the stage learns, if it does.
+    pub(super) fn leave(
+        &self,
+        stage: usize,
+        state: Tensor<3>,
+        learned: Option<Tensor<2>>,
+    ) -> Tensor<3> {
         match self {
             Self::Projected(Projector { bases, .. }) => {
-                state.matmul(bases[stage].clone().unsqueeze())
+                let basis = learned.unwrap_or_else(|| bases[stage].clone());
+                state.matmul(basis.unsqueeze())
             }
             Self::Whole | Self::Coordinates { .. } => state,
         }

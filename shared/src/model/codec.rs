@@ -42,7 +42,7 @@ pub enum BorderCodec {
 /// What `projector` does at borders.
 #[derive(Clone, Debug)]
 pub struct Projector {
-    /// `A_s` of each border, in order, `[d_model, rank]`.
+    /// `A_s` of each border, in order, `[d_model, rank]`; what a run that learns them begins with.
     pub bases: Vec<Tensor<2>>,
     /// `P`, `[anchor, d_model]`.
     pub anchor_out: Tensor<2>,
@@ -90,7 +90,7 @@ impl BorderCodec {
                 };
                 Self::subspace(config, basis, fixed, device)
             }
-            Codec::Projector { rank, anchor } => {
+            Codec::Projector { rank, anchor, .. } => {
                 let basis = |stage| {
                     let basis = derivation.border_basis(stage);
                     let basis = basis.expect("a projector has a basis a border");

@@ -149,7 +149,9 @@ impl Engine {
             } => {
                 let rate = learning_rate(&self.run.training, samples_done);
                 let seat = self.taken().map_err(|error| (None, error))?;
-                seat.apply(scale, rate, step_tokens);
+                seat.apply(scale, rate, step_tokens)
+                    .await
+                    .map_err(|error| (None, error.into()))?;
                 Ok(Done::Applied { step })
             }
             Job::Snapshot { round } => {

@@ -18,6 +18,7 @@ use crate::config::model::ModelConfig;
 pub(super) struct Layers {
     embed: Option<Embedding>,
     anchor: Option<Embedding>,
+    basis: Option<Param<Tensor<2>>>,
     blocks: Vec<Block>,
     norm_final: Option<RmsNorm>,
     head: Option<Linear>,
@@ -39,6 +40,8 @@ impl Layers {
         let embed = (index == 0).then(|| table("embed"));
         let anchor = config.anchor_width(index);
         let anchor = anchor.map(|_| table(&format!("anchor.{index}")));
+        let basis = config.learned_rank(index);
+        let basis = basis.map(|_| Param::from_data(take(&format!("basis.{index}")), device));
         let blocks = config
             .blocks_of(index)
             .map(|block| {
@@ -53,6 +56,7 @@ impl Layers {
         Self {
             embed,
             anchor,
+            basis,
             blocks,
             norm_final,
             head,
@@ -95,8 +99,14 @@ impl Layers {
         if is_last {
             state
         } else {
-            view.leave(self.index, state)
+            let learned = self.basis.as_ref().map(Param::val);
+            view.leave(self.index, state, learned)
         }
+    }
+
+    /// The basis of the border after the stage, where it is learned.
+    pub(super) fn basis(&self) -> Option<Tensor<2>> {
+        self.basis.as_ref().map(Param::val)
     }
 
     /// What the head reads.
@@ -120,6 +130,9 @@ impl Layers {
         if let Some(anchor) = &mut self.anchor {
             let name = format!("anchor.{}", self.index);
             slots.push((name, Slot::Matrix(&mut anchor.weight)));
+        }
+        if let Some(basis) = &mut self.basis {
+            slots.push((format!("basis.{}", self.index), Slot::Matrix(basis)));
         }
         for (index, block) in self.blocks.iter_mut().enumerate() {
             let mut add = |part: &str, slot| {

@@ -18,9 +18,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::basis;
 use super::block::narrow;
 use super::state::to_bytes;
-use crate::config::model::NumberFormat;
+use crate::config::model::{NumberFormat, Parameter};
 use crate::config::run::MergeConfig;
 use crate::wire::merge::{Shape, TILE};
 use crate::wire::number::{self, NumberError, Rounding};
@@ -126,6 +127,9 @@ pub enum MergeError {
         /// Bytes that it has.
         found: usize,
     },
+    /// The average of learned bases is none.
+    #[error("the merged basis has columns that depend on each other")]
+    Basis,
     /// A result is NaN or infinite.
     #[error("{what} is NaN or infinite in {count} places")]
     NonFinite {
@@ -246,6 +250,21 @@ pub fn outer_step(
         check_finite("the outer momentum", momentum)?;
         check_finite("the merged stage", weights)?;
         rest = after;
+    }
+    Ok(())
+}
+
+/// Makes the columns of learned bases orthonormal again.
+///
+/// # Errors
+/// If what was merged has columns that depend on each other.
+pub fn restore_bases(parameters: &[Parameter], weights: &mut [Vec<f32>]) -> Result<(), MergeError> {
+    for (parameter, values) in parameters.iter().zip(weights) {
+        if let Some(rank) = parameter.basis_rank()
+            && !basis::restore(values, rank)
+        {
+            return Err(MergeError::Basis);
+        }
     }
     Ok(())
 }

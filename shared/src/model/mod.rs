@@ -10,6 +10,7 @@
 //! the model is cut, because each stage runs alone, on the same border values, in any seat.
 
 pub mod adamw;
+mod basis;
 pub mod block;
 pub mod codec;
 pub mod device;

@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
 use super::adamw::{AdamW, Moments};
-use super::block::{Numerics, narrow};
+use super::block::{Numerics, View, narrow};
 use super::codec::Batch;
 use super::layers::{Layers, cross_entropy_sum, rows};
 use super::memory::Memory;
@@ -32,8 +32,21 @@ pub struct Stage {
     moments: Vec<Moments>,
     updates: u64,
     gradients: Option<Vec<Tensor<1>>>,
+    /// The basis of the border before the stage, where the stage before it learns it.
+    entering: Option<Tensor<2>>,
+    /// What the learned basis is to be stepped by: it is not the optimizer's.
+    basis_due: Option<Tensor<1>>,
     /// Logits that exist at once.
     logits_max: usize,
+}
+
+/// A learned basis that waits for its step.
+#[derive(Debug)]
+pub(super) struct BasisDue {
+    pub(super) rank: usize,
+    pub(super) basis: Tensor<1>,
+    pub(super) momentum: Tensor<1>,
+    pub(super) gradient: Tensor<1>,
 }
 
 /// What a backward gives besides the gradients that it adds to the stage's.
@@ -41,6 +54,8 @@ pub struct Stage {
 pub struct Backward {
     /// Gradient of the border input; none at stage 0, whose input are tokens.
     pub input_gradient: Option<Tensor<3>>,
+    /// Gradient of the basis that lifts the border input, where it is learned: a part of what the stage before learns by.
+    pub basis_gradient: Option<Tensor<2>>,
     /// Sum of token losses, `[1]`, at the last stage.
     pub loss_sum: Option<Tensor<1>>,
 }
@@ -115,6 +130,8 @@ impl Stage {
             moments,
             updates,
             gradients: None,
+            entering: None,
+            basis_due: None,
             logits_max: LOGITS_MAX,
         }
     }
@@ -139,7 +156,16 @@ impl Stage {
     #[must_use]
     pub fn forward(&self, input: Option<Tensor<3>>, batch: &Batch) -> Tensor<3> {
         self.layers
-            .forward(input, batch.tokens.clone(), &batch.view, None)
+            .forward(input, batch.tokens.clone(), &self.view(batch), None)
+    }
+
+    /// How border values become the stream here, with the basis as it is learned.
+    fn view(&self, batch: &Batch) -> View {
+        let view = batch.view.clone();
+        match &self.entering {
+            Some(basis) => view.entered_by(self.index, basis.clone()),
+            None => view,
+        }
     }
 
     /// Scores of every next token, `[sequences, context, vocabulary]`; last stage only.
@@ -171,7 +197,7 @@ impl Stage {
         );
         let tokens = batch.tokens.clone();
         self.layers
-            .forward(input, tokens, &batch.view, Some(memory))
+            .forward(input, tokens, &self.view(batch), Some(memory))
     }
 
     /// Scores of the token after `batch`, `[sequences, 1, vocabulary]`; last stage only. Else as [`Stage::read_on`].
@@ -216,7 +242,12 @@ impl Stage {
     ) -> Backward {
         let live = self.layers.clone().train();
         let input = input.map(|input| input.autodiff().require_grad());
-        let view = batch.view.clone().autodiff();
+        let mut view = self.view(batch).autodiff();
+        let entering = self.entering.clone();
+        let entering = entering.map(|basis| basis.autodiff().require_grad());
+        if let Some(basis) = &entering {
+            view = view.entered_by(self.index, basis.clone());
+        }
         let tokens = batch.tokens.clone().autodiff();
         let output = live.forward(input.clone(), tokens, &view, None);
         let (mut tape, head) = match objective {
@@ -252,8 +283,14 @@ impl Stage {
                 .grad_remove(&mut tape)
                 .expect("the output depends on the border input")
         });
+        let basis_gradient = entering.map(|basis| {
+            basis
+                .grad_remove(&mut tape)
+                .expect("the output depends on the basis that lifts its input")
+        });
         Backward {
             input_gradient,
+            basis_gradient,
             loss_sum: head.map(|head| head.loss_sum),
         }
     }
@@ -352,6 +389,10 @@ impl Stage {
             .zip(&mut self.moments)
             .zip(&self.parameters);
         for ((((_, slot), gradient), moments), parameter) in tensors {
+            if parameter.basis_rank().is_some() {
+                self.basis_due = Some(gradient * factor);
+                continue;
+            }
             let weights = adamw.step(
                 slot.value(),
                 gradient * factor,
@@ -362,6 +403,62 @@ impl Stage {
             );
             slot.replace(weights);
         }
+    }
+
+    /// The basis of the border before the stage is this one from now on.
+    pub(super) fn enter_by(&mut self, basis: Tensor<2>) {
+        self.entering = Some(basis);
+    }
+
+    /// Whether the basis of the border before the stage came.
+    pub(super) fn is_entered(&self) -> bool {
+        self.entering.is_some()
+    }
+
+    /// The basis of the border after the stage, where it is learned.
+    pub(super) fn basis(&self) -> Option<Tensor<2>> {
+        self.layers.basis()
+    }
+
+    /// Adds to the gradient of the stage's basis what came of whoever lifts by it. After a backward of the stage's own.
+    pub(super) fn add_basis_gradient(&mut self, gradient: Tensor<2>) {
+        let position = self.basis_position();
+        let gradients = self.gradients.iter_mut().flatten();
+        for (_, sum) in gradients
+            .enumerate()
+            .filter(|(at, _)| Some(*at) == position)
+        {
+            *sum = sum.clone() + gradient.clone().flatten(0, 1);
+        }
+    }
+
+    fn basis_position(&self) -> Option<usize> {
+        let mut parameters = self.parameters.iter();
+        parameters.position(|parameter| parameter.basis_rank().is_some())
+    }
+
+    /// The basis and what it is to be stepped by, after an update.
+    pub(super) fn take_basis_due(&mut self) -> Option<BasisDue> {
+        let gradient = self.basis_due.take()?;
+        let position = self.basis_position()?;
+        Some(BasisDue {
+            rank: self.parameters[position].basis_rank()?,
+            basis: self.basis()?.flatten(0, 1),
+            momentum: self.moments[position].first.clone(),
+            gradient,
+        })
+    }
+
+    /// What became of basis and momentum, row by row.
+    pub(super) fn set_basis(&mut self, basis: &[f32], momentum: &[f32]) {
+        let position = self.basis_position().expect("it had a basis");
+        let device = self.device();
+        let upload = |values: &[f32]| Tensor::<1>::from_floats(values, &device);
+        self.moments[position].first = upload(momentum);
+        let first_block = self.config.blocks_of(self.index).start;
+        let mut slots = self.layers.slots(first_block).into_iter();
+        let (_, slot) = slots.nth(position).expect("a slot for each parameter");
+        slot.replace(upload(basis));
     }
 
     /// Makes the first parameter NaN, as a faulty device would; see [`crate::faults`].

@@ -25,6 +25,7 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
     let of_step = config.training.microbatches;
     match &frame.header {
         Header::Forward {
+            slot,
             mode,
             sequences,
             microbatches,
@@ -34,9 +35,10 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
                 Mode::Train => of_step,
                 Mode::Evaluate => of_step.max(*microbatches),
             };
+            let tokens = config.forward_payload_bytes() - config.boundary_bytes();
             let fits = *sequences == config.microbatch_sequences()
                 && *microbatches == expected
-                && bytes == config.forward_payload_bytes();
+                && bytes == tokens + config.forward_boundary_bytes(slot.microbatch);
             (!fits).then_some(FORWARD_MISFIT)
         }
         Header::Backward {
@@ -44,7 +46,8 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
             mode: Mode::Train,
             ..
         } => {
-            let fits = slot.microbatch.0 < of_step && bytes == config.boundary_bytes();
+            let expected = config.backward_payload_bytes(slot.microbatch);
+            let fits = slot.microbatch.0 < of_step && bytes == expected;
             (!fits).then_some("a gradient that does not fit the model")
         }
         Header::Backward { .. }
@@ -232,7 +235,7 @@ impl Peer {
                     usize::from(sequences),
                     context,
                     vocabulary,
-                    config.boundary_bytes(),
+                    config.forward_boundary_bytes(slot.microbatch),
                 );
                 let Ok((tokens, boundary)) = payload else {
                     return self.refuse_link(peer, FORWARD_MISFIT);

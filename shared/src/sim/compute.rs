@@ -377,16 +377,16 @@ impl FakeCompute {
         }
     }
 
-    /// A value in the form of a boundary of the right length.
-    fn leaving(&self, value: [u8; 32]) -> Bytes {
-        repeated(&value, self.config.boundary_bytes())
+    /// What came is as long as it must be.
+    fn fits(came: Option<&Bytes>, bytes: usize) -> bool {
+        came.is_none_or(|came| came.len() == bytes)
     }
 
     fn forward(&mut self, slot: Slot, mode: Mode, input: &Input) -> Done {
-        let Some(entering) = self.entering(input) else {
-            return Done::Refused {
-                reason: "boundary too short".to_owned(),
-            };
+        let bytes = self.config.forward_boundary_bytes(slot.microbatch);
+        let entering = self.entering(input);
+        let Some(entering) = entering.filter(|_| Self::fits(input.boundary.as_ref(), bytes)) else {
+            return refused("a boundary of another length");
         };
         if mode == Mode::Train {
             self.kept.insert(slot, entering);
@@ -411,13 +411,17 @@ impl FakeCompute {
             },
             false => Done::Forward {
                 slot,
-                boundary: Some(self.leaving(value)),
+                boundary: Some(repeated(&value, bytes)),
                 loss_sum: None,
             },
         }
     }
 
     fn backward(&mut self, slot: Slot, gradient: Option<&Bytes>, step_tokens: Option<u64>) -> Done {
+        let bytes = self.config.backward_payload_bytes(slot.microbatch);
+        if !Self::fits(gradient, bytes) {
+            return refused("a gradient of another length");
+        }
         let entering = self
             .kept
             .remove(&slot)
@@ -444,7 +448,7 @@ impl FakeCompute {
             back = stage.backward(input, &back);
         }
         let norm_squared = step_tokens.map(|_| self.stages.iter().map(Stage::norm_squared).sum());
-        let gradient = (self.first > 0).then(|| self.leaving(back));
+        let gradient = (self.first > 0).then(|| repeated(&back, bytes));
         Done::Backward {
             slot,
             gradient,

@@ -4,7 +4,7 @@ use super::audit::Auditor;
 #[cfg(test)]
 use super::network::ProcessId;
 use super::summary::Failure;
-use super::world::{Sabotage, World};
+use super::world::{Event, Sabotage, World};
 use crate::config::run::RunConfig;
 use crate::units::{Span, Time};
 
@@ -27,6 +27,10 @@ impl World {
         world.config.schedule.checkpoint = Span::from_secs(3_600);
         world.auditor = Auditor::new(world.config.clone());
         world.faults_until = Time::ZERO;
+        // Texts take their time between the jobs that are measured here.
+        world
+            .events
+            .retain(|_, event| !matches!(event, Event::Wanted));
         world
     }
 

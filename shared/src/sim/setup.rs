@@ -1,7 +1,7 @@
 //! What is trained in a world: a model of four stages, so small that only its rules matter.
 
 use super::Dice;
-use crate::config::model::{Codec, ModelConfig, NumberFormat};
+use crate::config::model::{Basis, Codec, ModelConfig, NumberFormat};
 use crate::config::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::limits::MERGE_GROUP_MAX;
 use crate::units::Span;
@@ -18,6 +18,16 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
         // Gradients are merged after each step.
         MergeKind::Gradient => 1,
     };
+    // Where bases are learned a step's first and last frames are longer.
+    let codec = if seed % 3 == 2 {
+        Codec::Projector {
+            rank: 8,
+            anchor: 1,
+            basis: Basis::Learned,
+        }
+    } else {
+        Codec::Dense
+    };
     RunConfig {
         name: "simulation".to_owned(),
         seed,
@@ -29,7 +39,7 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
             stages: 4,
             vocabulary: 64,
             context: 4,
-            codec: Codec::Dense,
+            codec,
         },
         format: NumberFormat::F32,
         training: TrainingConfig {

@@ -4,14 +4,15 @@ use burn::tensor::Device;
 use bytes::Bytes;
 use pollster::block_on;
 use shared::compute::{Compute, Done, Input, Job, Snapshot, StageState as Source, clip_scale};
-use shared::config::model::{Codec, ModelConfig, NumberFormat};
+use shared::config::model::{Basis, Codec, ModelConfig, NumberFormat};
 use shared::config::run::{MergeConfig, MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use shared::model::engine::Engine;
 use shared::units::{Digest, Microbatch, PipelineId, Round, Span, StageRange, Step};
 use shared::wire::frame::{Mode, Place, Slot};
 
 pub(crate) const SUBSPACE: Codec = Codec::Subspace { rank: 4 };
-pub(crate) const PROJECTOR: Codec = Codec::Projector { rank: 4, anchor: 3 };
+pub(crate) const PROJECTOR: Codec = projector(Basis::Fixed);
+pub(crate) const LEARNED: Codec = projector(Basis::Learned);
 /// All number formats.
 pub(crate) const FORMATS: [NumberFormat; 4] = [
     NumberFormat::F32,
@@ -19,6 +20,14 @@ pub(crate) const FORMATS: [NumberFormat; 4] = [
     NumberFormat::Int8,
     NumberFormat::Int4,
 ];
+
+const fn projector(basis: Basis) -> Codec {
+    Codec::Projector {
+        rank: 4,
+        anchor: 3,
+        basis,
+    }
+}
 
 pub(crate) fn run_config(codec: Codec, format: NumberFormat, seed: u64) -> RunConfig {
     RunConfig {

@@ -282,6 +282,7 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             "[model]\nrank = 32\ncodec = \"dense\"",
             "[model]\nanchor = 3",
             "[model]\nanchor = 129\ncodec = \"projector\"",
+            "[model]\nbasis = \"learned\"",
             "[model]\nheads = 3",
             "[model]\nheads = -3",
             "[model]\nstages = 5",
@@ -324,6 +325,7 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             model.rank is written, but model.codec is "dense": leave out one of them
             model.anchor is written, but model.codec is not "projector": leave out one of them
             model.anchor is 129, must be between 1 and 128
+            model.basis is written, but model.codec is not "projector": leave out one of them
             model.d_model 128 must be a multiple of twice model.heads 3
             model.heads is -3, must not be negative
             model.stages is 5, must be between 1 and 4
@@ -386,7 +388,11 @@ proptest! {
         config.model.codec = match kind {
             0 => Codec::Dense,
             1 => Codec::Subspace { rank },
-            _ => Codec::Projector { rank, anchor: 1 + rank / 2 },
+            _ => Codec::Projector {
+                rank,
+                anchor: 1 + rank / 2,
+                basis: if rank % 2 == 0 { Basis::Fixed } else { Basis::Learned },
+            },
         };
         config.format = format;
         config.merge.format = merge_format;

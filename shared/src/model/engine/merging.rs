@@ -102,6 +102,7 @@ impl Engine {
         let mut momentum = outer.unwrap_or_else(|| zeros(&weights));
         let config = &self.run.merge;
         merge::outer_step(shape, config, &mut weights, &mut momentum, parts)?;
+        merge::restore_bases(&self.run.model.parameters_of(stage), &mut weights)?;
         let (first, second, updates) = at("end", self.open(stage, end).and_then(carried))?;
         let state = StageState {
             weights,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{Contribution, Cut, MergeError, check_finite};
 use crate::config::model::Parameter;
 use crate::model::adamw::{AdamW, Lists};
+use crate::model::basis;
 use crate::model::state::StageState;
 use crate::wire::merge::Shape;
 
@@ -74,13 +75,17 @@ pub fn gradient_step(
         parameters.iter().zip(&mut state.weights).zip(moments)
     {
         let (own, after) = rest.split_at(weights.len());
-        let lists = Lists {
-            weights,
-            first,
-            second,
-        };
         let (rate, decays) = (update.learning_rate, parameter.decays());
-        AdamW::default().step_lists(lists, own, state.updates, rate, decays);
+        if let Some(rank) = parameter.basis_rank() {
+            basis::step(weights, first, own, rank, rate);
+        } else {
+            let lists = Lists {
+                weights,
+                first,
+                second,
+            };
+            AdamW::default().step_lists(lists, own, state.updates, rate, decays);
+        }
         check_finite("a first moment", first)?;
         check_finite("a second moment", second)?;
         check_finite("the merged stage", weights)?;

@@ -110,6 +110,11 @@ impl Seat {
         self.check_ids(&portion.tokens)?;
         let input = match (&portion.boundary, self.first()) {
             (None, 0) => None,
+            (Some(_), 1..) if self.lacks_basis() => {
+                return refuse(
+                    "the basis of the border before the seat is not here yet".to_owned(),
+                );
+            }
             (Some(bytes), 1..) => {
                 let values = self.unpacked(bytes, rows)?;
                 let shape = [1, rows, self.run.model.boundary_width()];

@@ -12,12 +12,14 @@
 
 mod blame;
 mod generate;
+mod learned;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, Transaction};
 
+use self::learned::Learned;
 use crate::compute::{Input, Snapshot};
 use crate::config::run::RunConfig;
 use crate::model::adamw::AdamW;
@@ -26,7 +28,7 @@ use crate::model::codec::{Batch, BorderCodec};
 use crate::model::memory::Memory;
 use crate::model::stage::{Objective, Stage};
 use crate::model::state::{DeviceLost, StageState, read_all, to_bytes};
-use crate::units::{RequestId, StageId};
+use crate::units::{Microbatch, RequestId, StageId};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::number::{Direction, Noise, Rounding, pack, unpack};
 
@@ -38,6 +40,8 @@ pub struct Seat {
     device: Device,
     stages: Vec<Stage>,
     kept: BTreeMap<Slot, Kept>,
+    /// What the bases of borders are learned by here.
+    learned: Learned,
     /// Whether all gradients that came in since the last update were finite.
     gradients_finite: bool,
     /// Where pipelines merge gradients: each stage's, of the last step's mean loss.
@@ -121,12 +125,15 @@ impl Seat {
         assert_eq!(stages.len(), states.len(), "one state a stage");
         let build =
             |(index, state)| Stage::new(&run.model, index, Numerics::default(), state, device);
+        let mut stages: Vec<Stage> = stages.zip(states).map(build).collect();
+        learned::enter_inner(&mut stages);
         Self {
             run: run.clone(),
             codec,
             device: device.clone(),
-            stages: stages.zip(states).map(build).collect(),
+            stages,
             kept: BTreeMap::new(),
+            learned: Learned::default(),
             gradients_finite: true,
             last_gradients: Vec::new(),
             texts: BTreeMap::new(),
@@ -156,7 +163,7 @@ impl Seat {
         if mode == Mode::Train && self.kept.contains_key(&slot) {
             return refuse(format!("{slot:?} came twice"));
         }
-        let mut kept = self.take_in(input)?;
+        let mut kept = self.take_in(slot.microbatch, input)?;
         let (boundary, loss_sum) = match (self.is_last(), mode) {
             // The backward runs the forward anyway.
             (true, Mode::Train) => (None, None),
@@ -176,15 +183,20 @@ impl Seat {
                 let stage = self.stages.last().expect("a seat has stages");
                 let input = kept.inputs.last().expect("one input a stage").clone();
                 let output = stage.forward(input, &kept.batch);
-                let values = read(vec![output.clone().flatten(0, 2)]).await?.remove(0);
+                let basis = stage.basis().filter(|_| slot.microbatch.0 == 0);
+                let basis = basis.map(|basis| basis.flatten(0, 1));
+                let border = [output.clone().flatten(0, 2)].into_iter();
+                let mut lists = read(border.chain(basis).collect()).await?.into_iter();
+                let values = lists.next().unwrap_or_default();
                 if !all_finite(&values) {
                     return Err(self.blame_forward(&kept, Some(output)).await?);
                 }
                 let width = self.run.model.boundary_width();
-                (
-                    Some(pack(self.run.format, &values, width, Rounding::Nearest)),
-                    None,
-                )
+                let mut bytes = pack(self.run.format, &values, width, Rounding::Nearest);
+                for basis in lists {
+                    bytes.extend(to_bytes(&basis));
+                }
+                (Some(bytes), None)
             }
         };
         if mode == Mode::Train {
@@ -213,8 +225,12 @@ impl Seat {
         let mut objective = match gradient {
             None if self.is_last() => Objective::Targets,
             Some(bytes) if !self.is_last() => {
+                let (bytes, basis) = self.cut_basis(bytes, step_tokens.is_some())?;
                 let values = self.unpacked(bytes, kept.sequences * self.run.model.context)?;
-                self.gradients_finite &= all_finite(&values);
+                self.gradients_finite &= all_finite(&values) && all_finite(&basis);
+                let basis = learned::uploaded(&self.run.model, basis, &self.device);
+                self.learned
+                    .add(self.first() + self.stages.len() - 1, basis);
                 Objective::Gradient(self.border(values, kept.sequences))
             }
             Some(_) | None => {
@@ -227,6 +243,8 @@ impl Seat {
         let mut flowed = Vec::with_capacity(self.stages.len());
         for (stage, input) in self.stages.iter_mut().zip(&kept.inputs).rev() {
             let back = stage.backward(input.clone(), &kept.batch, objective);
+            self.learned
+                .add(stage.index().saturating_sub(1), back.basis_gradient);
             loss = loss.or(back.loss_sum);
             let Some(gradient) = back.input_gradient else {
                 break;
@@ -234,8 +252,10 @@ impl Seat {
             flowed.push((StageId(number(stage.index())), gradient.clone()));
             objective = Objective::Gradient(gradient);
         }
+        let basis = step_tokens.and_then(|_| self.learned.end_step(&mut self.stages));
         let norms = step_tokens.map(|tokens| self.norms(tokens));
         let border = (self.first() > 0).then(|| flowed.last().expect("not the head").1.clone());
+        let border = border.map(|border| (border, basis));
         self.read_backward(slot, &kept, &flowed, border, loss, norms)
             .await
     }
@@ -246,25 +266,30 @@ impl Seat {
         slot: Slot,
         kept: &Kept,
         flowed: &[(StageId, Tensor<3>)],
-        border: Option<Tensor<3>>,
+        border: Option<(Tensor<3>, Option<Tensor<2>>)>,
         loss: Option<Tensor<1>>,
         norms: Option<Vec<Tensor<1>>>,
     ) -> Result<BackwardDone, SeatError> {
+        let (border, basis) = border.map_or((None, None), |(border, basis)| (Some(border), basis));
         let (has_border, has_loss) = (border.is_some(), loss.is_some());
+        let has_basis = basis.is_some();
         let tensors = border
             .map(|border| border.flatten(0, 2))
             .into_iter()
+            .chain(basis.map(|basis| basis.flatten(0, 1)))
             .chain(loss);
         let mut lists = read(tensors.chain(norms.iter().flatten().cloned()).collect())
             .await?
             .into_iter();
         let border = if has_border { lists.next() } else { None };
+        let basis = if has_basis { lists.next() } else { None };
         let loss = if has_loss { lists.next() } else { None };
         let loss_sum = loss.map(|loss| f64::from(loss[0]));
         if loss_sum.is_some_and(|loss| !loss.is_finite()) {
             return Err(self.blame_forward(kept, None).await?);
         }
-        if border.as_ref().is_some_and(|values| !all_finite(values)) {
+        let received = border.iter().chain(&basis);
+        if received.into_iter().any(|values| !all_finite(values)) {
             return Err(self.blame_backward(kept, flowed).await?);
         }
         let norms: Vec<f64> = lists
@@ -286,7 +311,11 @@ impl Seat {
                 border: self.first() as u64 - 1,
                 direction: Direction::Backward,
             };
-            pack(self.run.format, &values, width, Rounding::Stochastic(noise))
+            let mut bytes = pack(self.run.format, &values, width, Rounding::Stochastic(noise));
+            if let Some(basis) = basis {
+                bytes.extend(to_bytes(&basis));
+            }
+            bytes
         });
         let norm_squared = (!norms.is_empty()).then(|| norms.iter().sum());
         Ok(BackwardDone {
@@ -296,8 +325,17 @@ impl Seat {
         })
     }
 
-    /// The optimizer's update of all stages with the step's gradients, which are then cleared.
-    pub fn apply(&mut self, scale: f32, learning_rate: f64, step_tokens: u64) {
+    /// The optimizer's update of all stages with the step's gradients, which are then cleared; and a step of each basis
+    /// that is learned.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub async fn apply(
+        &mut self,
+        scale: f32,
+        learning_rate: f64,
+        step_tokens: u64,
+    ) -> Result<(), DeviceLost> {
         if self.run.merges_gradients() {
             let stages = self.stages.iter();
             self.last_gradients = stages.map(|it| it.mean_gradients(step_tokens)).collect();
@@ -305,13 +343,16 @@ impl Seat {
         for stage in &mut self.stages {
             stage.apply(&AdamW::default(), learning_rate, scale, step_tokens);
         }
+        learned::step_bases(&mut self.stages, learning_rate).await?;
         self.gradients_finite = true;
+        Ok(())
     }
 
     /// Drops kept inputs and the gradients of a step that will not be applied.
     pub fn reset(&mut self) {
         self.kept.clear();
         self.stages.iter_mut().for_each(Stage::clear_gradients);
+        self.learned = Learned::default();
         self.gradients_finite = true;
     }
 
@@ -342,7 +383,7 @@ impl Seat {
     }
 
     /// Checks an input and brings it to the device.
-    fn take_in(&self, input: &Input) -> Result<Kept, SeatError> {
+    fn take_in(&mut self, microbatch: Microbatch, input: &Input) -> Result<Kept, SeatError> {
         let context = self.run.model.context;
         if input.tokens.is_empty() || !input.tokens.len().is_multiple_of(context + 1) {
             let count = input.tokens.len();
@@ -353,8 +394,10 @@ impl Seat {
         let (border, finite) = match (&input.boundary, self.first()) {
             (None, 0) => (None, true),
             (Some(bytes), 1..) => {
+                let (bytes, basis) = self.cut_basis(bytes, microbatch.0 == 0)?;
                 let values = self.unpacked(bytes, sequences * context)?;
-                let finite = all_finite(&values);
+                let finite = all_finite(&values) && all_finite(&basis);
+                learned::enter_first(&mut self.stages, &self.run.model, basis, &self.device);
                 (Some(self.border(values, sequences)), finite)
             }
             (Some(_), 0) => return refuse("the head reads tokens, not a border".to_owned()),

@@ -76,8 +76,8 @@ pub(super) fn room(config: &RunConfig, stages: StageRange, memory_bytes: u64) ->
     // Between forward and backward, the border input of each of its stages.
     let kept = rows * config.model.boundary_width() as u64 * 4 * stages.count() as u64;
     // As it came, its tokens unpacked, and its gradient.
-    let packed =
-        2 * config.boundary_bytes() as u64 + 4 * (rows + u64::from(config.microbatch_sequences()));
+    let boundary = (config.boundary_bytes() + config.model.learned_basis_bytes()) as u64;
+    let packed = 2 * boundary + 4 * (rows + u64::from(config.microbatch_sequences()));
     let taken = StageCosts::new(config).memory_of(stages);
     // The other half is for copies and for what a transfer is put together from.
     let free = memory_bytes.saturating_sub(taken) / 2;

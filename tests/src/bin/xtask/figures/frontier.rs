@@ -130,7 +130,7 @@ impl Bench {
             return Ok(());
         }
         let mut rows = self.rows.clone();
-        rows.sort_by(|a, b| a.point.order().cmp(&b.point.order()));
+        rows.sort_by_key(|row| row.point.order());
         let figures = json!({
             "preset": "tiny",
             "text": self.text,

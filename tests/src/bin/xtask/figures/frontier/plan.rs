@@ -17,6 +17,8 @@ const CLOSE: f64 = 0.03;
 /// Width of the residual stream of `tiny`, and of each tile of int4.
 const D_MODEL: u64 = 128;
 const TILE: u64 = 32;
+/// Tokens of a step of `tiny`.
+const STEP_TOKENS: f64 = 4_096.0;
 /// Points that decide, at most, besides dense f32.
 const DECIDING_MAX: usize = 5;
 
@@ -26,17 +28,33 @@ const DECIDING_MAX: usize = 5;
 pub(super) enum Codec {
     Dense,
     Subspace,
+    /// With the seed's bases.
     Projector,
+    /// With bases that it learns.
+    Learned,
 }
 
 impl Codec {
-    pub(super) const ALL: [Self; 3] = [Self::Dense, Self::Subspace, Self::Projector];
+    pub(super) const ALL: [Self; 4] = [Self::Dense, Self::Subspace, Self::Projector, Self::Learned];
+    /// Those that have a rank.
+    const NARROW: [Self; 3] = [Self::Subspace, Self::Projector, Self::Learned];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Dense => "dense",
             Self::Subspace => "subspace",
             Self::Projector => "projector",
+            Self::Learned => "projector, learned",
+        }
+    }
+
+    /// As a host writes it.
+    const fn keys(self) -> &'static str {
+        match self {
+            Self::Dense => "codec = \"dense\"",
+            Self::Subspace => "codec = \"subspace\"",
+            Self::Projector => "codec = \"projector\"",
+            Self::Learned => "codec = \"projector\"\nbasis = \"learned\"",
         }
     }
 }
@@ -109,14 +127,14 @@ impl Point {
             steps,
             ..
         } = self;
-        let (codec, format) = (self.codec.name(), self.format.name());
+        let (codec, format) = (self.codec.keys(), self.format.name());
         let rank = self
             .rank
             .map_or(String::new(), |rank| format!("rank = {rank}\n"));
         let (round_steps, samples) = (steps / EVALUATIONS, steps * BATCH);
         format!(
             "[run]\nname = \"figures\"\nseed = {seed}\npreset = \"tiny\"\n\n\
-             [model]\nblocks = {stages}\nstages = {stages}\ncontext = {CONTEXT}\ncodec = \"{codec}\"\n{rank}\n\
+             [model]\nblocks = {stages}\nstages = {stages}\ncontext = {CONTEXT}\n{codec}\n{rank}\n\
              [wire]\nformat = \"{format}\"\n\n\
              [training]\nbatch = {BATCH}\nmicrobatches = {MICROBATCHES}\n\
              learning_rate = {learning_rate:e}\nsamples = {samples}\n\n\
@@ -125,11 +143,16 @@ impl Point {
         )
     }
 
-    /// Bytes of a token at one border, both ways, with the ids that go forward.
+    /// Bytes of a token at one border, both ways, with the ids that go forward. A learned basis and its gradient count for
+    /// the tokens of a step of `tiny`.
     pub(super) fn bytes_a_token(&self) -> f64 {
         let width = self.rank.unwrap_or(D_MODEL);
         let ids = 2.0 * (CONTEXT + 1) as f64 / CONTEXT as f64;
-        2.0 * self.format.row_bytes(width) as f64 + ids
+        let bases = match self.codec {
+            Codec::Learned => 4.0 * (D_MODEL * width) as f64 / STEP_TOKENS,
+            Codec::Dense | Codec::Subspace | Codec::Projector => 0.0,
+        };
+        2.0 * (self.format.row_bytes(width) as f64 + bases) + ids
     }
 
     /// The same but for its seed and depth.
@@ -212,7 +235,7 @@ impl Plan {
             Phase::Ranks => {
                 let dense = self.point(Codec::Dense, None, Format::F32, rows);
                 let others = self.ranks.iter().flat_map(|rank| {
-                    let codecs = [Codec::Subspace, Codec::Projector].into_iter();
+                    let codecs = Codec::NARROW.into_iter();
                     codecs.map(|codec| self.point(codec, Some(*rank), Format::F32, rows))
                 });
                 std::iter::once(dense).chain(others).collect()
@@ -464,6 +487,7 @@ mod tests {
             Codec::Dense => (0.0, 2e-3),
             Codec::Subspace => (0.08 * 32.0 / rank, 4e-3),
             Codec::Projector => (0.006 * 32.0 / rank, 2e-3),
+            Codec::Learned => (0.005 * 32.0 / rank, 2e-3),
         };
         let format = match point.format {
             Format::F32 | Format::F16 => 0.0,
