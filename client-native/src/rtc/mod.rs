@@ -32,8 +32,9 @@ use link::LinkTask;
 use outbox::Outbox;
 use traffic::Traffic;
 
-/// Bytes that wait on the `tensors` channel of one link before `try_send` says no.
-pub const TENSORS_BYTES_MAX: usize = 4 << 20;
+/// Bytes that wait on the `tensors` channel of one link before `try_send` says no: a message that the pacer holds, and
+/// one that follows it. What is urgent waits behind them, so what can wait does so where it is put in order.
+pub const TENSORS_BYTES_MAX: usize = 72 << 10;
 /// Bytes that wait on the `control` channel of one link: thousands of small frames.
 pub const CONTROL_BYTES_MAX: usize = 256 << 10;
 /// Bytes of one channel inside the SCTP stack: one bandwidth-delay product of 80 Mbit/s at 100 ms.

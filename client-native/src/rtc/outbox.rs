@@ -114,6 +114,9 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use shared::limits::CHUNK_BYTES_MAX;
+    use shared::wire::chunk::CHUNK_HEADER_BYTES;
+
     use super::*;
 
     #[tokio::test]
@@ -135,6 +138,21 @@ mod tests {
         }
         assert_eq!(drained, [5], "once, when half of the room is free");
         assert!(outbox.is_empty());
+    }
+
+    #[tokio::test]
+    async fn bulk_leaves_an_urgent_message_two_others_to_wait_for_at_most() {
+        let outbox = Outbox::new(crate::rtc::TENSORS_BYTES_MAX);
+        outbox.open();
+        let message = Bytes::from(vec![0; CHUNK_HEADER_BYTES + CHUNK_BYTES_MAX]);
+        let mut waiting = 0;
+        while outbox.push(message.clone()) {
+            waiting += 1;
+        }
+        assert_eq!(waiting, 2);
+        // The first is sent: there is room for the urgent one at once, behind the second alone.
+        assert!(outbox.sent(outbox.take().await.len()));
+        assert!(outbox.push(message));
     }
 
     #[tokio::test]
