@@ -6,6 +6,7 @@
 //! HTTP.
 
 pub mod browser;
+pub mod bulk;
 pub mod chaos;
 pub mod community;
 pub mod disk;

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::setpriority_process;
 use rustix::time::{ClockId, clock_gettime};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::exchange::Exchange;
 use crate::namespace::Namespace;
+use crate::process::{Urgency, go_first};
 
 /// The interface of an end. Not `tun0`: browsers take that for a VPN.
 pub(super) const INTERFACE: &str = "eth0";
@@ -27,8 +27,6 @@ pub(super) const INTERFACE: &str = "eth0";
 const PACKET_BYTES_MAX: usize = 65_535;
 /// Packets taken from one interface in a row: what is due does not wait behind a sender that never stops.
 const TAKEN_MAX: usize = 64;
-/// Before others, so that a packet leaves when it is due on a busy machine, too.
-const PRIORITY: i32 = -10;
 
 /// The running thread; it ends with this.
 #[derive(Debug)]
@@ -130,8 +128,8 @@ impl Drop for Pump {
 impl Works {
     /// Until it is stopped; gives the processor time that it took.
     fn carry(mut self) -> anyhow::Result<Duration> {
-        // Who may not is as exact as the machine is idle.
-        let _ = setpriority_process(None, PRIORITY);
+        // A packet leaves when it is due on a busy machine, too.
+        go_first(Urgency::Link);
         while let Woken::By(ends) = self.sleep(self.next())? {
             for end in ends {
                 self.take(end)?;

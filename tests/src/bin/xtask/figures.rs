@@ -3,8 +3,8 @@
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
 //! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`frontier`],
-//! [`generate`], [`browser`], [`outer`], [`overlap`], [`packing`], [`recovery`] and [`scaling`]. Begin with
-//! [`figures`].
+//! [`generate`], [`browser`], [`outer`], [`overlap`], [`packing`], [`recovery`], [`scaling`] and [`slow_link`].
+//! Begin with [`figures`].
 
 mod browser;
 mod cost;
@@ -15,6 +15,7 @@ mod overlap;
 mod packing;
 mod recovery;
 mod scaling;
+mod slow_link;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -64,7 +65,7 @@ pub(crate) struct Figures {
     /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`)
     #[arg(long)]
     resume: bool,
-    /// Few steps, to see that it works (`scaling`, `overlap`, `frontier`)
+    /// Few steps or seconds, to see that it works (`scaling`, `overlap`, `frontier`, `slow_link`)
     #[arg(long)]
     quick: bool,
     /// Runs at once, instead of one a core (`frontier`)
@@ -96,6 +97,9 @@ enum Name {
     Overlap,
     /// Speed of packing borders
     Packing,
+    /// What a slow link carries between native clients and browsers, and how soon
+    #[value(name = "slow_link")]
+    SlowLink,
 }
 
 impl Name {
@@ -108,7 +112,8 @@ impl Name {
             | Self::Generate
             | Self::Browser
             | Self::Scaling
-            | Self::Overlap => 3,
+            | Self::Overlap
+            | Self::SlowLink => 3,
             Self::Recovery => 20,
         }
     }
@@ -136,6 +141,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         | Name::Recovery
         | Name::Overlap => programs_and(&["--example", "alone"])?,
         Name::Scaling | Name::Crowd => programs_and(&["--example", "scaling"])?,
+        Name::SlowLink => programs_and(&["--example", "bulk"])?,
         // Builds what it needs, optimised.
         Name::Packing => {}
     }
@@ -159,6 +165,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Crowd => scaling::crowd(asked),
         Name::Overlap => overlap::overlap(asked, &data),
         Name::Packing => packing::packing(),
+        Name::SlowLink => slow_link::slow_link(asked),
     }
 }
 
