@@ -42,6 +42,9 @@ struct Text {
     own: Option<Own>,
 }
 
+/// Texts that ended here and are remembered by their number: what was said of them may still come twice.
+const ENDED_MAX: usize = 8 * TEXTS_MAX;
+
 /// What only the head has of a text.
 #[derive(Clone, Debug)]
 struct Own {
@@ -60,6 +63,8 @@ pub(super) struct Texts {
     waiting: VecDeque<Portion>,
     /// What the compute is to remember no more.
     over: VecDeque<RequestId>,
+    /// Texts that ended, and the draw that they were at, newest last.
+    ended: VecDeque<(RequestId, u32)>,
     /// Jobs of training since the last one for a text.
     trained: u32,
 }
@@ -72,6 +77,7 @@ impl Texts {
             texts: BTreeMap::new(),
             waiting: VecDeque::new(),
             over: VecDeque::new(),
+            ended: VecDeque::new(),
             trained: 0,
         }
     }
@@ -99,12 +105,22 @@ impl Texts {
 
     /// Remembers a text no more. Whether it was there.
     fn end(&mut self, request: RequestId) -> bool {
-        let was_there = self.texts.remove(&request).is_some();
-        if was_there {
-            self.waiting.retain(|portion| portion.request != request);
-            self.over.push_back(request);
+        let Some(text) = self.texts.remove(&request) else {
+            return false;
+        };
+        self.waiting.retain(|portion| portion.request != request);
+        self.over.push_back(request);
+        if self.ended.len() == ENDED_MAX {
+            self.ended.pop_front();
         }
-        was_there
+        self.ended.push_back((request, text.drawn));
+        true
+    }
+
+    /// Whether a text ended here after that draw, or at it.
+    fn has_ended(&self, request: RequestId, drawn: u32) -> bool {
+        let mut ended = self.ended.iter();
+        ended.any(|(of, at)| *of == request && drawn <= *at)
     }
 
     /// Room for a text that is not there yet.
@@ -200,6 +216,7 @@ impl Work {
     pub fn handle_text(&mut self, now: Time, portion: Portion) {
         let request = portion.request;
         let rows = u32::try_from(portion.tokens.len()).unwrap_or(u32::MAX);
+        let has_ended = self.texts.has_ended(request, portion.drawn);
         match self.texts.texts.get_mut(&request) {
             // It came before.
             Some(text) if portion.drawn <= text.drawn => {}
@@ -213,6 +230,8 @@ impl Work {
                 text.awaited = true;
                 self.texts.waiting.push_back(portion);
             }
+            // It came before, and the text ended since.
+            None if has_ended => {}
             None if portion.position == 0 => {
                 self.texts.make_room();
                 let text = Text {
