@@ -89,7 +89,8 @@ pub enum Written {
     Boundary(Bytes),
     /// The next token, at the last seat.
     Token(u32),
-    /// None: a number is not finite. Training will find the stage, and name it.
+    /// None: a number is not finite, and training will find the stage, and name it; or the learned basis of the border
+    /// before the seat is still to come.
     Nothing,
 }
 

@@ -294,7 +294,8 @@ impl RunConfig {
         let row_bytes = self.format.row_bytes(model.boundary_width());
         let sequence_bytes = sequence_tokens * token_bytes(model.vocabulary) as u64
             + model.context as u64 * row_bytes as u64;
-        let bytes = sequence_bytes * u64::from(self.microbatch_sequences());
+        let bytes = sequence_bytes * u64::from(self.microbatch_sequences())
+            + model.learned_basis_bytes() as u64;
         if bytes > (FRAME_BYTES_MAX - HEADER_BYTES_MAX) as u64 {
             return Err(RunConfigError::Frame { bytes });
         }

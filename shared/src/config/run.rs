@@ -147,19 +147,19 @@ impl RunConfig {
         rows * self.format.row_bytes(self.model.boundary_width())
     }
 
-    /// Bytes that follow the token ids of a forward frame: the packed boundary, and with a step's first microbatch the
-    /// border's basis, where it is learned, as f32 little-endian.
+    /// Bytes that follow the token ids of a forward frame: the packed boundary, and where it bears the border's basis
+    /// and that is learned, the basis as f32 little-endian.
     #[must_use]
-    pub fn forward_boundary_bytes(&self, microbatch: Microbatch) -> usize {
-        let is_first = microbatch.0 == 0;
-        self.boundary_bytes() + usize::from(is_first) * self.model.learned_basis_bytes()
+    pub fn forward_boundary_bytes(&self, bears_basis: bool) -> usize {
+        self.boundary_bytes() + usize::from(bears_basis) * self.model.learned_basis_bytes()
     }
 
     /// Bytes of a backward frame's payload: the packed gradient of a boundary, and with a step's last microbatch what the
     /// receiver adds to the gradient of a learned basis, as f32 little-endian.
     #[must_use]
     pub fn backward_payload_bytes(&self, microbatch: Microbatch) -> usize {
-        let is_last = microbatch.0 + 1 == self.training.microbatches;
+        let last = self.training.microbatches.checked_sub(1);
+        let is_last = last == Some(microbatch.0);
         self.boundary_bytes() + usize::from(is_last) * self.model.learned_basis_bytes()
     }
 

@@ -98,6 +98,7 @@ impl Coordinator {
         if let Some(older) = self.roster.join(connection, volunteer) {
             self.out(Output::Close(older));
         }
+        self.lose_texts_of(now, peer);
         let resumed = resume
             .as_ref()
             .is_some_and(|resume| self.may_resume(resume));

@@ -172,6 +172,7 @@ impl Coordinator {
         text.tokens.push(token);
         text.drawn += 1;
         text.since = now;
+        text.tries = 0;
         let is_over = text.drawn == text.count;
         let news = TextNews::Token(token);
         self.out(Output::Text { number, news });
@@ -185,6 +186,16 @@ impl Coordinator {
     /// A head cannot go on with a text.
     pub(super) fn not_written(&mut self, now: Time, peer: PeerId, request: RequestId) {
         if let Some((number, _)) = self.texts.of(peer, request) {
+            self.lose_text(now, number);
+        }
+    }
+
+    /// A volunteer joined again: as head it remembers no text.
+    pub(super) fn lose_texts_of(&mut self, now: Time, head: PeerId) {
+        let texts = self.texts.0.iter();
+        let own = texts.filter(|(_, text)| text.at.is_some_and(|at| at.head == head));
+        let own: Vec<u64> = own.map(|(number, _)| *number).collect();
+        for number in own {
             self.lose_text(now, number);
         }
     }
@@ -239,7 +250,7 @@ impl Coordinator {
             let Some(place) = self.place_with_room() else {
                 return;
             };
-            self.have_written(number, place);
+            self.have_written(now, number, place);
         }
     }
 
@@ -257,7 +268,7 @@ impl Coordinator {
         fewest.and_then(|(count, place)| (count < TEXTS_MAX).then_some(place))
     }
 
-    fn have_written(&mut self, number: u64, place: Place) {
+    fn have_written(&mut self, now: Time, number: u64, place: Place) {
         let request = self.issue();
         let context = self.config().model.context;
         let Some(head) = self.pipelines.get(place.pipeline).map(Pipeline::head) else {
@@ -266,6 +277,7 @@ impl Coordinator {
         let Some(text) = self.texts.0.get_mut(&number) else {
             return;
         };
+        text.since = now;
         text.at = Some(At {
             request,
             place,

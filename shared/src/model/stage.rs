@@ -410,6 +410,16 @@ impl Stage {
         self.entering = Some(basis);
     }
 
+    /// The basis of the border before the stage, if it came.
+    pub(super) fn entering(&self) -> Option<Tensor<2>> {
+        self.entering.clone()
+    }
+
+    /// Puts back what [`Self::entering`] gave.
+    pub(super) fn set_entering(&mut self, basis: Option<Tensor<2>>) {
+        self.entering = basis;
+    }
+
     /// Whether the basis of the border before the stage came.
     pub(super) fn is_entered(&self) -> bool {
         self.entering.is_some()

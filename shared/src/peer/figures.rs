@@ -248,11 +248,11 @@ impl Peer {
         let running = self.job.as_ref()?;
         // Loading a seat, copying its weights out and merging them take their own time.
         let is_known = match &running.job {
-            Job::Forward { .. }
-            | Job::Backward { .. }
-            | Job::Apply { .. }
-            | Job::Generate(_)
-            | Job::Forget { .. } => true,
+            Job::Forward { .. } | Job::Backward { .. } | Job::Apply { .. } | Job::Forget { .. } => {
+                true
+            }
+            // A device may compile all anew for single rows.
+            Job::Generate(_) => false,
             Job::Seat { .. }
             | Job::Snapshot { .. }
             | Job::Contribute { .. }

@@ -38,7 +38,8 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
             let tokens = config.forward_payload_bytes() - config.boundary_bytes();
             let fits = *sequences == config.microbatch_sequences()
                 && *microbatches == expected
-                && bytes == tokens + config.forward_boundary_bytes(slot.microbatch);
+                && bytes
+                    == tokens + config.forward_boundary_bytes(mode.bears_basis(slot.microbatch));
             (!fits).then_some(FORWARD_MISFIT)
         }
         Header::Backward {
@@ -235,7 +236,7 @@ impl Peer {
                     usize::from(sequences),
                     context,
                     vocabulary,
-                    config.forward_boundary_bytes(slot.microbatch),
+                    config.forward_boundary_bytes(mode.bears_basis(slot.microbatch)),
                 );
                 let Ok((tokens, boundary)) = payload else {
                     return self.refuse_link(peer, FORWARD_MISFIT);

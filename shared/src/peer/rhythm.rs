@@ -64,9 +64,21 @@ impl Rhythm {
     /// How much of a job's time was work. A machine that sleeps or is stopped in the middle of one does not work
     /// meanwhile, and no job says so but by its length.
     pub(super) fn worked(&self, job: &Job, span: Span) -> Span {
-        let window = match job {
-            Job::Forward { .. } => &self.forwards,
-            Job::Backward { .. } => &self.backwards,
+        // An evaluation computes what training leaves to the backward; a step's last backward may wait for what others only
+        // handed to the device.
+        let all = self.microbatch();
+        let usual = match job {
+            Job::Forward {
+                mode: Mode::Train, ..
+            } => self.median_of(&self.forwards),
+            Job::Forward {
+                mode: Mode::Evaluate,
+                ..
+            } => all,
+            Job::Backward {
+                step_tokens: None, ..
+            } => self.median_of(&self.backwards),
+            Job::Backward { .. } => all.map(|all| all.times(HUNG_TIMES / WORKED_TIMES)),
             Job::Seat { .. }
             | Job::Apply { .. }
             | Job::Generate(_)
@@ -78,10 +90,11 @@ impl Rhythm {
             | Job::Norm { .. }
             | Job::GradientStep { .. } => return span,
         };
-        if window.len() < ENOUGH {
-            return span;
-        }
-        span.min(median(window).times(WORKED_TIMES))
+        usual.map_or(span, |usual| span.min(usual.times(WORKED_TIMES)))
+    }
+
+    fn median_of(&self, window: &VecDeque<Span>) -> Option<Span> {
+        (window.len() >= ENOUGH).then(|| median(window))
     }
 
     /// Forward and backward of a microbatch, without rests; `None` until there were enough.

@@ -261,7 +261,7 @@ impl Work {
     }
 
     fn send(&mut self, side: Side, header: Header, payload: Bytes) {
-        if side == Side::Next {
+        if side == Side::Next && matches!(header, Header::Forward { .. }) {
             self.head.forward_bytes += payload.len() as u64;
         }
         self.outputs

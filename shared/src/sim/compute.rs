@@ -383,7 +383,9 @@ impl FakeCompute {
     }
 
     fn forward(&mut self, slot: Slot, mode: Mode, input: &Input) -> Done {
-        let bytes = self.config.forward_boundary_bytes(slot.microbatch);
+        let bytes = self
+            .config
+            .forward_boundary_bytes(mode.bears_basis(slot.microbatch));
         let entering = self.entering(input);
         let Some(entering) = entering.filter(|_| Self::fits(input.boundary.as_ref(), bytes)) else {
             return refused("a boundary of another length");

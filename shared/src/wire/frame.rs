@@ -36,6 +36,18 @@ pub enum Mode {
     Evaluate,
 }
 
+impl Mode {
+    /// Whether a forward frame bears the basis of its border, where that is learned: a step's first one, for those that
+    /// follow in their order, and in evaluation each, since those come in any.
+    #[must_use]
+    pub fn bears_basis(self, microbatch: Microbatch) -> bool {
+        match self {
+            Self::Train => microbatch.0 == 0,
+            Self::Evaluate => true,
+        }
+    }
+}
+
 /// Which line-up and round something belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Place {

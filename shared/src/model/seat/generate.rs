@@ -34,6 +34,9 @@ impl Seat {
     /// Refuses what does not fit the model, or does not follow what was read of the text before.
     pub async fn generate(&mut self, portion: &Portion) -> Result<Written, SeatError> {
         let (input, batch) = self.portion_in(portion)?;
+        if self.lacks_basis() {
+            return Ok(Written::Nothing);
+        }
         let remembered = self.texts.remove(&portion.request);
         let mut memories = match remembered {
             Some(memories) if portion.position > 0 => memories,
@@ -110,11 +113,6 @@ impl Seat {
         self.check_ids(&portion.tokens)?;
         let input = match (&portion.boundary, self.first()) {
             (None, 0) => None,
-            (Some(_), 1..) if self.lacks_basis() => {
-                return refuse(
-                    "the basis of the border before the seat is not here yet".to_owned(),
-                );
-            }
             (Some(bytes), 1..) => {
                 let values = self.unpacked(bytes, rows)?;
                 let shape = [1, rows, self.run.model.boundary_width()];

@@ -15,6 +15,9 @@ use crate::model::block::tensor;
 use crate::model::stage::{BasisDue, Stage};
 use crate::model::state::DeviceLost;
 
+/// No value of orthonormal columns is larger than one, but for rounding.
+pub(super) const VALUE_MAX: f32 = 1.001;
+
 /// What stages that lift by a basis add to its gradient, summed over a step apart from what the stage adds that learns it:
 /// so the sum is the same to the bit wherever the model is cut.
 #[derive(Debug, Default)]

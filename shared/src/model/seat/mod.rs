@@ -28,7 +28,7 @@ use crate::model::codec::{Batch, BorderCodec};
 use crate::model::memory::Memory;
 use crate::model::stage::{Objective, Stage};
 use crate::model::state::{DeviceLost, StageState, read_all, to_bytes};
-use crate::units::{Microbatch, RequestId, StageId};
+use crate::units::{RequestId, StageId};
 use crate::wire::frame::{Mode, Slot};
 use crate::wire::number::{Direction, Noise, Rounding, pack, unpack};
 
@@ -163,7 +163,24 @@ impl Seat {
         if mode == Mode::Train && self.kept.contains_key(&slot) {
             return refuse(format!("{slot:?} came twice"));
         }
-        let mut kept = self.take_in(slot.microbatch, input)?;
+        let bears_basis = mode.bears_basis(slot.microbatch);
+        // What an evaluation enters by is its own: training may have gone on meanwhile.
+        let entering = self.stages[0].entering();
+        let kept = self.take_in(bears_basis, input)?;
+        let done = self.forward_taken(slot, mode, kept).await;
+        if mode == Mode::Evaluate {
+            self.stages[0].set_entering(entering);
+        }
+        done
+    }
+
+    async fn forward_taken(
+        &mut self,
+        slot: Slot,
+        mode: Mode,
+        mut kept: Kept,
+    ) -> Result<ForwardDone, SeatError> {
+        let bears_basis = mode.bears_basis(slot.microbatch);
         let (boundary, loss_sum) = match (self.is_last(), mode) {
             // The backward runs the forward anyway.
             (true, Mode::Train) => (None, None),
@@ -183,7 +200,7 @@ impl Seat {
                 let stage = self.stages.last().expect("a seat has stages");
                 let input = kept.inputs.last().expect("one input a stage").clone();
                 let output = stage.forward(input, &kept.batch);
-                let basis = stage.basis().filter(|_| slot.microbatch.0 == 0);
+                let basis = stage.basis().filter(|_| bears_basis);
                 let basis = basis.map(|basis| basis.flatten(0, 1));
                 let border = [output.clone().flatten(0, 2)].into_iter();
                 let mut lists = read(border.chain(basis).collect()).await?.into_iter();
@@ -383,7 +400,7 @@ impl Seat {
     }
 
     /// Checks an input and brings it to the device.
-    fn take_in(&mut self, microbatch: Microbatch, input: &Input) -> Result<Kept, SeatError> {
+    fn take_in(&mut self, bears_basis: bool, input: &Input) -> Result<Kept, SeatError> {
         let context = self.run.model.context;
         if input.tokens.is_empty() || !input.tokens.len().is_multiple_of(context + 1) {
             let count = input.tokens.len();
@@ -394,7 +411,10 @@ impl Seat {
         let (border, finite) = match (&input.boundary, self.first()) {
             (None, 0) => (None, true),
             (Some(bytes), 1..) => {
-                let (bytes, basis) = self.cut_basis(bytes, microbatch.0 == 0)?;
+                let (bytes, basis) = self.cut_basis(bytes, bears_basis)?;
+                if basis.iter().any(|value| value.abs() > learned::VALUE_MAX) {
+                    return refuse("what came as a basis has no orthonormal columns".to_owned());
+                }
                 let values = self.unpacked(bytes, sequences * context)?;
                 let finite = all_finite(&values) && all_finite(&basis);
                 learned::enter_first(&mut self.stages, &self.run.model, basis, &self.device);

@@ -110,11 +110,15 @@ impl Texts {
         };
         self.waiting.retain(|portion| portion.request != request);
         self.over.push_back(request);
+        self.remember_ended(request, text.drawn);
+        true
+    }
+
+    fn remember_ended(&mut self, request: RequestId, drawn: u32) {
         if self.ended.len() == ENDED_MAX {
             self.ended.pop_front();
         }
-        self.ended.push_back((request, text.drawn));
-        true
+        self.ended.push_back((request, drawn));
     }
 
     /// Whether a text ended here after that draw, or at it.
@@ -128,7 +132,8 @@ impl Texts {
         if self.texts.len() < TEXTS_MAX {
             return;
         }
-        let idlest = self.texts.iter().min_by_key(|(_, text)| text.heard);
+        let texts = self.texts.iter();
+        let idlest = texts.min_by_key(|(_, text)| (text.awaited, text.heard));
         if let Some(request) = idlest.map(|(request, _)| *request) {
             self.end(request);
         }
@@ -181,6 +186,7 @@ impl Work {
         let fits = |token: &u32| usize::try_from(*token).is_ok_and(|it| it < self.vocabulary);
         let is_sound =
             !tokens.is_empty() && tokens.iter().all(fits) && count > 0 && sampling.is_sound();
+        let is_sound = is_sound && drawn.checked_add(count).is_some();
         if !self.is_head() || !is_sound || self.texts.texts.len() >= TEXTS_MAX {
             let reason = "the pipeline has no room for it";
             return self.not_written(request, reason);
@@ -232,7 +238,8 @@ impl Work {
             }
             // It came before, and the text ended since.
             None if has_ended => {}
-            None if portion.position == 0 => {
+            // Texts that end have jobs of their own: no more of them than are remembered.
+            None if portion.position == 0 && self.texts.over.len() < ENDED_MAX => {
                 self.texts.make_room();
                 let text = Text {
                     heard: now,
@@ -315,7 +322,14 @@ impl Work {
 
     /// Ends a text here and in the seats behind.
     pub fn end_text(&mut self, request: RequestId) {
-        if self.texts.end(request) && !self.is_last() {
+        if !self.texts.end(request) {
+            if self.is_head() || self.texts.has_ended(request, u32::MAX) {
+                return;
+            }
+            // The word may have overtaken the text, which is not to begin any more; or it ended here, and goes on behind.
+            self.texts.remember_ended(request, u32::MAX);
+        }
+        if !self.is_last() {
             let make = |place: Place| Header::Forget {
                 pipeline: place.pipeline,
                 epoch: place.epoch,
