@@ -265,3 +265,29 @@ fn what_does_not_fit_is_refused_and_what_is_forgotten_is_not_gone_on_with() {
     let done = block_on(engine.run(Job::Generate(portion(request, 2, &[1], None))));
     assert!(matches!(done, Done::Refused { .. }), "{done:?}");
 }
+
+#[test]
+fn a_seat_whose_basis_is_still_to_come_draws_nothing_and_accuses_nobody() {
+    let run = run_config(LEARNED, NumberFormat::F32, 3);
+    let mut pipeline = Pipeline::new(&run, &[2], None);
+    let mut portion = Portion {
+        request: Text::new(0, &[1, 2], GREEDY).request,
+        position: 0,
+        tokens: vec![1, 2],
+        boundary: None,
+        sampling: GREEDY,
+        drawn: 0,
+    };
+    let mut read = |seat: usize, portion: &Portion| {
+        let job = Job::Generate(portion.clone());
+        match block_on(pipeline.seats[seat].1.run(job)) {
+            Done::Generated { written, .. } => written,
+            other => panic!("{other:?}"),
+        }
+    };
+    let Written::Boundary(boundary) = read(0, &portion) else {
+        panic!("the head lifts nothing");
+    };
+    portion.boundary = Some(boundary);
+    assert_eq!(read(1, &portion), Written::Nothing);
+}

@@ -9,7 +9,8 @@
 #[allow(dead_code, reason = "each test uses what it needs of it")]
 mod pipeline;
 
-use shared::compute::Snapshot;
+use pollster::block_on;
+use shared::compute::{Compute, Done, Input, Job, Snapshot};
 use shared::config::model::NumberFormat;
 use shared::config::run::{MergeKind, RunConfig};
 use shared::model::state::StageState;
@@ -98,4 +99,59 @@ fn bases_that_are_learned_carry_more_than_those_of_the_seed() {
     };
     let (fixed, learned) = (train(PROJECTOR), train(LEARNED));
     assert!(learned < fixed, "learned {learned}, fixed {fixed}");
+}
+
+#[test]
+fn each_microbatch_of_an_evaluation_bears_the_basis() {
+    let run = run_config(LEARNED, NumberFormat::F32, 3);
+    let mut trained = Pipeline::new(&run, &[], None);
+    for step in 0..6 {
+        trained.train(&counting(&run, step));
+    }
+    let states = trained.snapshot();
+    let tokens = counting(&run, 6);
+    // The second one is there first, at seats that have not trained.
+    let evaluate = |cuts: &[u16]| {
+        let mut pipeline = Pipeline::new(&run, cuts, Some(&states));
+        let slot = pipeline.slot(1);
+        pipeline.forward(slot, Mode::Evaluate, &tokens)
+    };
+    assert_eq!(evaluate(&[1, 2]), evaluate(&[]));
+}
+
+#[test]
+fn the_basis_of_an_evaluation_that_comes_late_does_not_stay() {
+    let run = run_config(LEARNED, NumberFormat::F32, 3);
+    let mut trained = Pipeline::new(&run, &[], None);
+    for step in 0..6 {
+        trained.train(&counting(&run, step));
+    }
+    let states = trained.snapshot();
+    let tokens = counting(&run, 6);
+    let forward = |pipeline: &mut Pipeline, seat: usize, of: (u16, Mode), boundary| {
+        let (slot, mode) = (pipeline.slot(of.0), of.1);
+        let input = Input {
+            tokens: tokens.clone(),
+            boundary,
+            first_sample: 0,
+        };
+        let job = Job::Forward { slot, mode, input };
+        match block_on(pipeline.seats[seat].1.run(job)) {
+            Done::Forward { boundary, .. } => boundary,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut of_seed = Pipeline::new(&run, &[1, 2], None);
+    let late = forward(&mut of_seed, 0, (0, Mode::Evaluate), None);
+    let second = |is_late: bool| {
+        let mut pipeline = Pipeline::new(&run, &[1, 2], Some(&states));
+        let came = [0, 1].map(|at| forward(&mut pipeline, 0, (at, Mode::Train), None));
+        let [first, second] = came;
+        forward(&mut pipeline, 1, (0, Mode::Train), first);
+        if is_late {
+            forward(&mut pipeline, 1, (1, Mode::Evaluate), late.clone());
+        }
+        forward(&mut pipeline, 1, (1, Mode::Train), second)
+    };
+    assert_eq!(second(true), second(false));
 }

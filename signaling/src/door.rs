@@ -24,6 +24,14 @@ pub const JOIN_MAX: Span = Span::from_secs(10);
 pub const MESSAGES_BURST: u32 = 512;
 /// Between two more of them.
 pub const MESSAGE_EVERY: Span = Span::from_millis(5);
+/// Words of texts that a head may say at once, one a message, and between two more: a small model on a fast machine.
+pub const WORDS_BURST: u32 = 4_096;
+/// ... see [`WORDS_BURST`].
+pub const WORD_EVERY: Span = Span::from_micros(200);
+/// Texts that one address may ask for at once, however soon it lets them go: each is read anew at every seat.
+pub const TEXTS_BURST: u32 = 8;
+/// Between two more of them.
+pub const TEXT_EVERY: Span = Span::from_secs(3);
 /// Messages that wait for a volunteer; one that reads none of them is disconnected.
 pub const OUTBOX_MESSAGES_MAX: usize = 512;
 /// Messages from all volunteers that wait for the coordinator; then their connections are read more slowly.
@@ -72,10 +80,18 @@ impl Bucket {
     }
 }
 
-/// Rates of joining, by address.
-#[derive(Debug, Default)]
+/// Rates of something, by address: of joining, if nothing else is said.
+#[derive(Debug)]
 pub struct Door {
+    /// Of an address that is new.
+    full: Bucket,
     known: Mutex<Known>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self::new(JOINS_BURST, JOIN_EVERY)
+    }
 }
 
 /// Buckets by address, and addresses by how long their bucket has been untouched.
@@ -86,12 +102,20 @@ struct Known {
 }
 
 impl Door {
-    /// Whether `address` may open one more connection now.
+    /// So many at once from an address, then one each `every`.
+    #[must_use]
+    pub fn new(burst: u32, every: Span) -> Self {
+        Self {
+            full: Bucket::new(burst, every),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Whether `address` may have one more now.
     pub fn admit(&self, now: Time, address: IpAddr) -> bool {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = neighbourhood(address);
-        let new = Bucket::new(JOINS_BURST, JOIN_EVERY);
-        let mut bucket = known.buckets.remove(&key).unwrap_or(new);
+        let mut bucket = known.buckets.remove(&key).unwrap_or(self.full);
         known.quietest_first.remove(&(bucket.full_at, key));
         let admitted = bucket.take(now);
         if known.buckets.len() >= ADDRESSES_MAX
@@ -106,7 +130,7 @@ impl Door {
 }
 
 /// What one person holds: an IPv4 address, or a /64 of IPv6.
-fn neighbourhood(address: IpAddr) -> IpAddr {
+pub(crate) fn neighbourhood(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {

@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shared::limits::{PROMPT_BYTES_MAX, PROMPT_TOKENS_MAX, TEXT_TOKENS_MAX, TEXTS_AN_ADDRESS_MAX};
+use shared::units::Time;
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
 use crate::app::Event;
+use crate::door::{Door, TEXT_EVERY, TEXTS_BURST, neighbourhood};
 
 /// Why a text is not asked for at all. Each says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +51,9 @@ pub enum TextError {
         /// What it said.
         reason: String,
     },
+    /// The address asks too often.
+    #[error("your address asks for texts too often: wait for {} seconds", TEXT_EVERY.as_secs_f64())]
+    TooOften,
     /// The address has as many as it may.
     #[error(
         "{TEXTS_AN_ADDRESS_MAX} texts are being written for your address: wait for one of them"
@@ -63,6 +68,7 @@ pub struct Texts {
     vocabulary: usize,
     asked: AtomicU64,
     by_address: Mutex<BTreeMap<IpAddr, usize>>,
+    rates: Door,
 }
 
 /// One text of an address. Dropped, nobody wants it any more.
@@ -90,18 +96,24 @@ impl Texts {
             vocabulary,
             asked: AtomicU64::new(0),
             by_address: Mutex::default(),
+            rates: Door::new(TEXTS_BURST, TEXT_EVERY),
         }
     }
 
     /// Lets an address have a text.
     ///
     /// # Errors
-    /// It has too many.
+    /// It has too many, or asks too often.
     pub fn admit(
         self: Arc<Self>,
+        now: Time,
         address: IpAddr,
         inbox: mpsc::Sender<Event>,
     ) -> Result<Permit, TextError> {
+        if !self.rates.admit(now, address) {
+            return Err(TextError::TooOften);
+        }
+        let address = neighbourhood(address);
         let mut by_address = self
             .by_address
             .lock()
@@ -282,7 +294,11 @@ mod tests {
         let texts = Arc::new(bytes());
         let (inbox, mut events) = mpsc::channel(8);
         let address = |last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
-        let admit = |last| texts.clone().admit(address(last), inbox.clone());
+        let admit = |last| {
+            texts
+                .clone()
+                .admit(Time::ZERO, address(last), inbox.clone())
+        };
         let mut held: Vec<Permit> = (0..TEXTS_AN_ADDRESS_MAX)
             .map(|_| admit(1).unwrap())
             .collect();
@@ -295,5 +311,18 @@ mod tests {
         }
         assert!(ended.contains(&first), "{ended:?}");
         assert!(admit(1).is_ok());
+    }
+
+    #[test]
+    fn an_address_that_lets_texts_go_at_once_gets_no_more_of_them_for_a_while() {
+        let texts = Arc::new(bytes());
+        let (inbox, _events) = mpsc::channel(64);
+        let address = IpAddr::from(Ipv4Addr::new(10, 0, 0, 1));
+        let admit = |now| texts.clone().admit(now, address, inbox.clone());
+        for _ in 0..TEXTS_BURST {
+            assert!(admit(Time::ZERO).is_ok());
+        }
+        assert_eq!(admit(Time::ZERO).unwrap_err(), TextError::TooOften);
+        assert!(admit(Time::ZERO + TEXT_EVERY).is_ok());
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use crate::app::{App, Entrance, Event};
 use crate::door::{
     Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX,
-    SOCKET_BUFFER_BYTES,
+    SOCKET_BUFFER_BYTES, WORD_EVERY, WORDS_BURST,
 };
 
 const fn duration(span: Span) -> Duration {
@@ -100,6 +100,7 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Rece
 /// Reads until the other end closes, breaks a limit or says what is no message.
 async fn read(entrance: &Entrance, connection: u64, mut stream: SplitStream<WebSocket>) {
     let mut rate = Bucket::new(MESSAGES_BURST, MESSAGE_EVERY);
+    let mut words = Bucket::new(WORDS_BURST, WORD_EVERY);
     let mut joined = false;
     loop {
         let next = if joined {
@@ -119,15 +120,20 @@ async fn read(entrance: &Entrance, connection: u64, mut stream: SplitStream<WebS
             Some(Ok(Message::Binary(_))) => {
                 malformed(connection, "binary messages mean nothing here".to_owned())
             }
-            Some(Ok(Message::Text(_))) if !rate.take(entrance.clock.now()) => malformed(
-                connection,
-                "more messages than any volunteer has to send".to_owned(),
-            ),
             Some(Ok(Message::Text(text))) => match decode(entrance, &text) {
-                Ok(message) => Event::Message {
-                    connection,
-                    message,
-                },
+                Ok(message) => {
+                    let is_word = matches!(message, Up::Written { .. });
+                    let rate = if is_word { &mut words } else { &mut rate };
+                    if rate.take(entrance.clock.now()) {
+                        Event::Message {
+                            connection,
+                            message,
+                        }
+                    } else {
+                        let reason = "more messages than any volunteer has to send";
+                        malformed(connection, reason.to_owned())
+                    }
+                }
                 Err(error) => malformed(connection, error.to_string()),
             },
         };

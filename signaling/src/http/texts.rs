@@ -33,8 +33,10 @@ pub(super) async fn generate(
 ) -> Response {
     let address = super::client_address(app.entrance.trust_proxy, address, &headers);
     let inbox = app.entrance.inbox.clone();
-    let asked = wanted(&app.texts, request)
-        .and_then(|wanted| Ok((wanted, app.texts.clone().admit(address, inbox)?)));
+    let now = app.entrance.clock.now();
+    // First: to read a prompt is work, too.
+    let permit = app.texts.clone().admit(now, address, inbox);
+    let asked = permit.and_then(|permit| Ok((wanted(&app.texts, request)?, permit)));
     let (wanted, permit) = match asked {
         Ok(asked) => asked,
         Err(error) => return (status_of(&error), error.to_string()).into_response(),
@@ -93,7 +95,7 @@ fn wanted(texts: &Texts, request: GenerateRequest) -> Result<Wanted, TextError> 
 fn status_of(error: &TextError) -> StatusCode {
     match error {
         TextError::NoTokenizer => StatusCode::NOT_IMPLEMENTED,
-        TextError::TooMany => StatusCode::TOO_MANY_REQUESTS,
+        TextError::TooMany | TextError::TooOften => StatusCode::TOO_MANY_REQUESTS,
         TextError::Empty
         | TextError::TooLong
         | TextError::Count { .. }

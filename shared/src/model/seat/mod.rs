@@ -164,11 +164,11 @@ impl Seat {
             return refuse(format!("{slot:?} came twice"));
         }
         let bears_basis = mode.bears_basis(slot.microbatch);
-        // What an evaluation enters by is its own: training may have gone on meanwhile.
+        // What an evaluation enters by is its own: training may have gone on meanwhile. It stays only where nothing was.
         let entering = self.stages[0].entering();
         let kept = self.take_in(bears_basis, input)?;
         let done = self.forward_taken(slot, mode, kept).await;
-        if mode == Mode::Evaluate {
+        if mode == Mode::Evaluate && entering.is_some() {
             self.stages[0].set_entering(entering);
         }
         done
