@@ -370,10 +370,7 @@ impl Link {
                     remote: remote_fingerprint,
                     relayed,
                 };
-                // One that does not fit may be of the connection before: the right one is still to come.
-                if let Some(signature) = self.early_hello.take()
-                    && self.fits(&signature)
-                {
+                if let Some(signature) = self.early_hello.take() {
                     self.handle_hello(now, &signature);
                 }
             }
@@ -393,16 +390,6 @@ impl Link {
             | LinkEvent::Resumed { .. }
             | LinkEvent::Down { .. } => {}
         }
-    }
-
-    /// Whether a hello is the other end's, over both certificates of the connection that is being opened.
-    fn fits(&self, signature: &[u8]) -> bool {
-        let State::Greeting { local, remote, .. } = &self.state else {
-            return false;
-        };
-        let message = hello_message(self.other, remote, self.me, local);
-        let verified = |key| verifies(&key, &message, signature);
-        self.key.is_some_and(verified)
     }
 
     /// The other end's signature over both certificates.
@@ -429,8 +416,9 @@ impl Link {
                     self.unanswered = None;
                     self.meter = Meter::default();
                     self.outputs.push_back(LinkOutput::Up { relayed });
+                } else {
+                    self.refuse("the signature in `hello` does not fit key and certificates");
                 }
-                // Else it may be of the connection before. From whoever has no right one the try gets nowhere.
             }
             State::Idle | State::Asking | State::Opening => {
                 self.early_hello = Some(signature.to_vec());

@@ -97,15 +97,18 @@ impl World {
             Event::Link { peer, event, .. } => self.happen_to_link(id, peer, event),
             Event::Frame {
                 from,
+                to,
                 generation,
                 frame,
                 ..
-            } => {
+            } if process.peer.id() == Some(to) => {
                 let end = process.links.get(&from);
                 if end.is_some_and(|end| end.open && end.connection == generation) {
                     process.peer.handle_frame(now, from, *frame);
                 }
             }
+            // It was for whoever this one was before.
+            Event::Frame { .. } => {}
             Event::Connect { .. }
             | Event::HostStart
             | Event::HostTimer { .. }
@@ -388,6 +391,7 @@ impl World {
             at,
             Event::Frame {
                 from: me,
+                to,
                 process: receiver,
                 generation,
                 frame,

@@ -109,6 +109,8 @@ pub(super) enum Event {
     },
     Frame {
         from: PeerId,
+        /// The number of whom it is for: a connection ends where that one joins under another.
+        to: PeerId,
         process: ProcessId,
         generation: u32,
         frame: Box<Frame>,
