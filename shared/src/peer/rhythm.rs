@@ -19,36 +19,29 @@ const ENOUGH: usize = 8;
 /// been begun at another speed.
 const FORWARDS_ENOUGH: usize = 2;
 
-/// What a seat's device takes.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Rhythm {
-    forwards: VecDeque<Span>,
-    backwards: VecDeque<Span>,
+/// A microbatch's job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Forward,
+    Evaluation,
+    Backward,
+    /// Of a step: it asks for the norm.
+    LastBackward,
 }
 
-impl Rhythm {
-    /// A job took so long.
-    pub(super) fn took(&mut self, job: &Job, span: Span) {
-        let Some(window) = self.window_mut(job) else {
-            return;
-        };
-        if window.len() == WINDOW {
-            window.pop_front();
-        }
-        window.push_back(span);
-    }
-
-    fn window_mut(&mut self, job: &Job) -> Option<&mut VecDeque<Span>> {
+impl Kind {
+    /// `None` for all that is not about a microbatch.
+    fn of(job: &Job) -> Option<Self> {
         match job {
-            Job::Forward {
-                mode: Mode::Train, ..
-            } => Some(&mut self.forwards),
-            Job::Backward { .. } => Some(&mut self.backwards),
-            Job::Forward {
-                mode: Mode::Evaluate,
-                ..
-            }
-            | Job::Seat { .. }
+            Job::Forward { mode, .. } => Some(match mode {
+                Mode::Train => Self::Forward,
+                Mode::Evaluate => Self::Evaluation,
+            }),
+            Job::Backward { step_tokens, .. } => Some(match step_tokens {
+                None => Self::Backward,
+                Some(_) => Self::LastBackward,
+            }),
+            Job::Seat { .. }
             | Job::Apply { .. }
             | Job::Generate(_)
             | Job::Forget { .. }
@@ -60,35 +53,41 @@ impl Rhythm {
             | Job::GradientStep { .. } => None,
         }
     }
+}
+
+/// What a seat's device takes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rhythm {
+    forwards: VecDeque<Span>,
+    backwards: VecDeque<Span>,
+}
+
+impl Rhythm {
+    /// A job took so long.
+    pub(super) fn took(&mut self, job: &Job, span: Span) {
+        let window = match Kind::of(job) {
+            Some(Kind::Forward) => &mut self.forwards,
+            Some(Kind::Backward | Kind::LastBackward) => &mut self.backwards,
+            Some(Kind::Evaluation) | None => return,
+        };
+        if window.len() == WINDOW {
+            window.pop_front();
+        }
+        window.push_back(span);
+    }
 
     /// How much of a job's time was work. A machine that sleeps or is stopped in the middle of one does not work
     /// meanwhile, and no job says so but by its length.
     pub(super) fn worked(&self, job: &Job, span: Span) -> Span {
-        // An evaluation computes what training leaves to the backward; a step's last backward may wait for what others only
-        // handed to the device.
         let all = self.microbatch();
-        let usual = match job {
-            Job::Forward {
-                mode: Mode::Train, ..
-            } => self.median_of(&self.forwards),
-            Job::Forward {
-                mode: Mode::Evaluate,
-                ..
-            } => all,
-            Job::Backward {
-                step_tokens: None, ..
-            } => self.median_of(&self.backwards),
-            Job::Backward { .. } => all.map(|all| all.times(HUNG_TIMES / WORKED_TIMES)),
-            Job::Seat { .. }
-            | Job::Apply { .. }
-            | Job::Generate(_)
-            | Job::Forget { .. }
-            | Job::Snapshot { .. }
-            | Job::Contribute { .. }
-            | Job::Average { .. }
-            | Job::OuterStep { .. }
-            | Job::Norm { .. }
-            | Job::GradientStep { .. } => return span,
+        let usual = match Kind::of(job) {
+            Some(Kind::Forward) => self.median_of(&self.forwards),
+            Some(Kind::Backward) => self.median_of(&self.backwards),
+            // It computes what training leaves to the backward.
+            Some(Kind::Evaluation) => all,
+            // It may wait for what others only handed to the device.
+            Some(Kind::LastBackward) => all.map(|all| all.times(HUNG_TIMES / WORKED_TIMES)),
+            None => None,
         };
         usual.map_or(span, |usual| span.min(usual.times(WORKED_TIMES)))
     }
