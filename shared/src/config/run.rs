@@ -121,17 +121,23 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// Bytes of a forward frame's payload: token ids and the packed boundary of a microbatch. A step's first one also
-    /// carries the border's basis, where it is learned; see [`Self::forward_boundary_bytes`].
+    /// Bytes of a forward frame's payload that bears no basis: token ids and the packed boundary of a microbatch. See
+    /// [`Self::forward_boundary_bytes`] for those that do.
     #[must_use]
     pub fn forward_payload_bytes(&self) -> usize {
+        self.token_ids_bytes() + self.boundary_bytes()
+    }
+
+    /// Bytes of a microbatch's token ids.
+    #[must_use]
+    pub fn token_ids_bytes(&self) -> usize {
         let sequences = usize::from(self.microbatch_sequences());
         let ModelConfig {
             vocabulary,
             context,
             ..
         } = self.model;
-        sequences * (context + 1) * token_bytes(vocabulary) + self.boundary_bytes()
+        sequences * (context + 1) * token_bytes(vocabulary)
     }
 
     /// Longest message that a volunteer has to say in this run.

@@ -35,11 +35,10 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
                 Mode::Train => of_step,
                 Mode::Evaluate => of_step.max(*microbatches),
             };
-            let tokens = config.forward_payload_bytes() - config.boundary_bytes();
+            let boundary = config.forward_boundary_bytes(mode.bears_basis(slot.microbatch));
             let fits = *sequences == config.microbatch_sequences()
                 && *microbatches == expected
-                && bytes
-                    == tokens + config.forward_boundary_bytes(mode.bears_basis(slot.microbatch));
+                && bytes == config.token_ids_bytes() + boundary;
             (!fits).then_some(FORWARD_MISFIT)
         }
         Header::Backward {
