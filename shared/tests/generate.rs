@@ -19,7 +19,7 @@ use shared::wire::frame::Mode;
 use shared::wire::generate::{Sampling, window_start};
 use shared::wire::number::payload_bytes;
 
-use pipeline::{FORMATS, LEARNED, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{CODECS, FORMATS, LEARNED, Pipeline, SUBSPACE, counting, run_config};
 
 const GREEDY: Sampling = Sampling {
     temperature: 0.0,
@@ -124,21 +124,12 @@ fn written_afresh(pipeline: &Pipeline, prompt: &[u32], sampling: Sampling, count
     tokens
 }
 
-fn codecs() -> impl Strategy<Value = Codec> {
-    prop_oneof![
-        Just(Codec::Dense),
-        Just(SUBSPACE),
-        Just(PROJECTOR),
-        Just(LEARNED)
-    ]
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn cut_anywhere_the_model_writes_what_it_writes_alone(
-        codec in codecs(),
+        codec in proptest::sample::select(CODECS.to_vec()),
         seed in any::<u64>(),
         cuts in proptest::sample::subsequence(vec![1_u16, 2, 3], 0..=3),
         prompt in proptest::collection::vec(0_u32..11, 1..20),
@@ -162,7 +153,7 @@ proptest! {
 
 #[test]
 fn a_trained_model_goes_on_as_it_was_taught_in_any_format() {
-    for codec in [Codec::Dense, SUBSPACE, PROJECTOR, LEARNED] {
+    for codec in CODECS {
         for format in FORMATS {
             let run = run_config(codec, format, 3);
             let mut pipeline = Pipeline::new(&run, &[1, 3], None);

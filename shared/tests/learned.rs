@@ -101,8 +101,8 @@ fn bases_that_are_learned_carry_more_than_those_of_the_seed() {
     assert!(learned < fixed, "learned {learned}, fixed {fixed}");
 }
 
-#[test]
-fn each_microbatch_of_an_evaluation_bears_the_basis() {
+/// A run whose bases have left their seed, its states, and what comes next.
+fn after_six_steps() -> (RunConfig, Vec<Snapshot>, Vec<u32>) {
     let run = run_config(LEARNED, NumberFormat::F32, 3);
     let mut trained = Pipeline::new(&run, &[], None);
     for step in 0..6 {
@@ -110,6 +110,12 @@ fn each_microbatch_of_an_evaluation_bears_the_basis() {
     }
     let states = trained.snapshot();
     let tokens = counting(&run, 6);
+    (run, states, tokens)
+}
+
+#[test]
+fn each_microbatch_of_an_evaluation_bears_the_basis() {
+    let (run, states, tokens) = after_six_steps();
     // The second one is there first, at seats that have not trained.
     let evaluate = |cuts: &[u16]| {
         let mut pipeline = Pipeline::new(&run, cuts, Some(&states));
@@ -121,13 +127,7 @@ fn each_microbatch_of_an_evaluation_bears_the_basis() {
 
 #[test]
 fn the_basis_of_an_evaluation_that_comes_late_does_not_stay() {
-    let run = run_config(LEARNED, NumberFormat::F32, 3);
-    let mut trained = Pipeline::new(&run, &[], None);
-    for step in 0..6 {
-        trained.train(&counting(&run, step));
-    }
-    let states = trained.snapshot();
-    let tokens = counting(&run, 6);
+    let (run, states, tokens) = after_six_steps();
     let forward = |pipeline: &mut Pipeline, seat: usize, of: (u16, Mode), boundary| {
         let (slot, mode) = (pipeline.slot(of.0), of.1);
         let input = Input {

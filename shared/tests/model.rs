@@ -21,23 +21,14 @@ use shared::units::StageRange;
 use shared::wire::frame::Mode;
 use shared::wire::number::payload_bytes;
 
-use pipeline::{FORMATS, LEARNED, PROJECTOR, Pipeline, SUBSPACE, counting, run_config};
-
-fn codecs() -> impl Strategy<Value = Codec> {
-    prop_oneof![
-        Just(Codec::Dense),
-        Just(SUBSPACE),
-        Just(PROJECTOR),
-        Just(LEARNED)
-    ]
-}
+use pipeline::{CODECS, FORMATS, LEARNED, Pipeline, SUBSPACE, counting, run_config};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn cut_anywhere_trains_the_same_bits_as_not_cut(
-        codec in codecs(), seed in any::<u64>(), cuts in proptest::sample::subsequence(vec![1_u16, 2, 3], 0..=3),
+        codec in proptest::sample::select(CODECS.to_vec()), seed in any::<u64>(), cuts in proptest::sample::subsequence(vec![1_u16, 2, 3], 0..=3),
     ) {
         let run = run_config(codec, NumberFormat::F32, seed);
         let mut whole = Pipeline::new(&run, &[], None);
@@ -87,7 +78,7 @@ fn a_learned_basis_goes_on_once_a_step_and_its_gradient_comes_back_once() {
 
 #[test]
 fn the_loss_falls_whatever_crosses_the_borders() {
-    for codec in [Codec::Dense, SUBSPACE, PROJECTOR, LEARNED] {
+    for codec in CODECS {
         for format in FORMATS {
             let run = run_config(codec, format, 3);
             let mut pipeline = Pipeline::new(&run, &[1, 3], None);

@@ -8,6 +8,8 @@
 //! the norm is taken and when they are applied. Invariant: tensors are always in the order of
 //! [`ModelConfig::parameters_of`], sorted by name.
 
+mod learned;
+
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
@@ -18,6 +20,8 @@ use super::layers::{Layers, cross_entropy_sum, rows};
 use super::memory::Memory;
 use super::state::StageState;
 use crate::config::model::{ModelConfig, Parameter};
+
+pub(super) use learned::BasisDue;
 
 /// Logits that exist at once: 64 MiB, a few times over on the tape. More tokens go in turns.
 const LOGITS_MAX: usize = 16 << 20;
@@ -38,15 +42,6 @@ pub struct Stage {
     basis_due: Option<Tensor<1>>,
     /// Logits that exist at once.
     logits_max: usize,
-}
-
-/// A learned basis that waits for its step.
-#[derive(Debug)]
-pub(super) struct BasisDue {
-    pub(super) rank: usize,
-    pub(super) basis: Tensor<1>,
-    pub(super) momentum: Tensor<1>,
-    pub(super) gradient: Tensor<1>,
 }
 
 /// What a backward gives besides the gradients that it adds to the stage's.
@@ -403,72 +398,6 @@ impl Stage {
             );
             slot.replace(weights);
         }
-    }
-
-    /// The basis of the border before the stage is this one from now on.
-    pub(super) fn enter_by(&mut self, basis: Tensor<2>) {
-        self.entering = Some(basis);
-    }
-
-    /// The basis of the border before the stage, if it came.
-    pub(super) fn entering(&self) -> Option<Tensor<2>> {
-        self.entering.clone()
-    }
-
-    /// Puts back what [`Self::entering`] gave.
-    pub(super) fn set_entering(&mut self, basis: Option<Tensor<2>>) {
-        self.entering = basis;
-    }
-
-    /// Whether the basis of the border before the stage came.
-    pub(super) fn is_entered(&self) -> bool {
-        self.entering.is_some()
-    }
-
-    /// The basis of the border after the stage, where it is learned.
-    pub(super) fn basis(&self) -> Option<Tensor<2>> {
-        self.layers.basis()
-    }
-
-    /// Adds to the gradient of the stage's basis what came of whoever lifts by it. After a backward of the stage's own.
-    pub(super) fn add_basis_gradient(&mut self, gradient: Tensor<2>) {
-        let position = self.basis_position();
-        let gradients = self.gradients.iter_mut().flatten();
-        for (_, sum) in gradients
-            .enumerate()
-            .filter(|(at, _)| Some(*at) == position)
-        {
-            *sum = sum.clone() + gradient.clone().flatten(0, 1);
-        }
-    }
-
-    fn basis_position(&self) -> Option<usize> {
-        let mut parameters = self.parameters.iter();
-        parameters.position(|parameter| parameter.basis_rank().is_some())
-    }
-
-    /// The basis and what it is to be stepped by, after an update.
-    pub(super) fn take_basis_due(&mut self) -> Option<BasisDue> {
-        let gradient = self.basis_due.take()?;
-        let position = self.basis_position()?;
-        Some(BasisDue {
-            rank: self.parameters[position].basis_rank()?,
-            basis: self.basis()?.flatten(0, 1),
-            momentum: self.moments[position].first.clone(),
-            gradient,
-        })
-    }
-
-    /// What became of basis and momentum, row by row.
-    pub(super) fn set_basis(&mut self, basis: &[f32], momentum: &[f32]) {
-        let position = self.basis_position().expect("it had a basis");
-        let device = self.device();
-        let upload = |values: &[f32]| Tensor::<1>::from_floats(values, &device);
-        self.moments[position].first = upload(momentum);
-        let first_block = self.config.blocks_of(self.index).start;
-        let mut slots = self.layers.slots(first_block).into_iter();
-        let (_, slot) = slots.nth(position).expect("a slot for each parameter");
-        slot.replace(upload(basis));
     }
 
     /// Makes the first parameter NaN, as a faulty device would; see [`crate::faults`].

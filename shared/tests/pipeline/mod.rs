@@ -13,6 +13,8 @@ use shared::wire::frame::{Mode, Place, Slot};
 pub(crate) const SUBSPACE: Codec = Codec::Subspace { rank: 4 };
 pub(crate) const PROJECTOR: Codec = projector(Basis::Fixed);
 pub(crate) const LEARNED: Codec = projector(Basis::Learned);
+/// All codecs.
+pub(crate) const CODECS: [Codec; 4] = [Codec::Dense, SUBSPACE, PROJECTOR, LEARNED];
 /// All number formats.
 pub(crate) const FORMATS: [NumberFormat; 4] = [
     NumberFormat::F32,

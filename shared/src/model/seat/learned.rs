@@ -57,7 +57,7 @@ impl Seat {
     /// Whether the basis that lifts what enters the seat has still to come, with the first microbatch.
     pub(super) fn lacks_basis(&self) -> bool {
         let is_learned = self.run.model.learned_basis_bytes() > 0;
-        is_learned && self.first() > 0 && !self.stages[0].is_entered()
+        is_learned && self.first() > 0 && self.stages[0].entering().is_none()
     }
 
     /// Cuts off a basis, or its gradient, that follows the packed numbers of a border; empty where none does.
@@ -90,16 +90,15 @@ pub(super) fn enter_first(
     device: &Device,
 ) {
     if let Some((basis, first)) = uploaded(model, values, device).zip(stages.first_mut()) {
-        first.enter_by(basis);
+        first.set_entering(Some(basis));
     }
 }
 
 /// Inside the seat each stage lifts by the basis of the one before it.
 pub(super) fn enter_inner(stages: &mut [Stage]) {
     for behind in 1..stages.len() {
-        if let Some(basis) = stages[behind - 1].basis() {
-            stages[behind].enter_by(basis);
-        }
+        let basis = stages[behind - 1].basis();
+        stages[behind].set_entering(basis);
     }
 }
 
