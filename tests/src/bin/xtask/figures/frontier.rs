@@ -8,6 +8,7 @@
 
 mod plan;
 mod plot;
+mod point;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Figures, load, mean, save, save_tokens};
-use plan::{Phase, Plan, Point};
+use plan::{Phase, Plan};
+use point::Point;
 
 /// Positions of a sequence, sequences of a step, and of a microbatch.
 const CONTEXT: u64 = 128;
@@ -29,6 +31,8 @@ const MICROBATCHES: u64 = 2;
 /// Microbatches of held-out text an evaluation: 32,768 tokens; and with `--quick`.
 const EVAL_MICROBATCHES: u64 = 64;
 const EVAL_MICROBATCHES_QUICK: u64 = 2;
+/// What `examples/alone` says of a run whose numbers are not finite any more.
+const DIVERGED: &str = "NonFinite";
 /// Evaluations of a run.
 const EVALUATIONS: u64 = 6;
 
@@ -40,7 +44,8 @@ struct Row {
     tokens: u64,
     /// Bytes of a token at one border, both ways, ids of tokens included.
     bytes_a_token: f64,
-    validation_loss: f64,
+    /// None where it came to numbers that are not finite.
+    validation_loss: Option<f64>,
     /// Tokens, mean training loss since the entry before, validation loss.
     curve: Vec<(u64, f64, f64)>,
     seconds: f64,
@@ -169,9 +174,14 @@ fn train(point: &Point, eval_microbatches: u64, folder: &Path) -> anyhow::Result
         // So many train at once as there are cores.
         .env("RAYON_NUM_THREADS", "1")
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
         .output()?;
-    ensure!(output.status.success(), "it ended with {}", output.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let has_diverged = said.contains(DIVERGED);
+    ensure!(
+        output.status.success() || has_diverged,
+        "it ended with {}: {said}",
+        output.status
+    );
     let written = String::from_utf8(output.stdout)?;
     let steps = point.steps / EVALUATIONS;
     let mut curve = Vec::new();
@@ -183,12 +193,13 @@ fn train(point: &Point, eval_microbatches: u64, folder: &Path) -> anyhow::Result
         curve.push((tokens, mean(&event["losses"])?, number("validation_loss")?));
         seconds += number("seconds")?;
     }
-    let (tokens, _, validation_loss) = *curve.last().context("a run has rounds")?;
+    let last = curve.last().map(|(_, _, validation_loss)| *validation_loss);
+    ensure!(last.is_some() || has_diverged, "a run has rounds");
     Ok(Row {
         point: point.clone(),
-        tokens,
+        tokens: point.steps * BATCH * CONTEXT,
         bytes_a_token: point.bytes_a_token(),
-        validation_loss,
+        validation_loss: last.filter(|_| !has_diverged),
         curve,
         seconds,
         load: load_before,
@@ -196,9 +207,14 @@ fn train(point: &Point, eval_microbatches: u64, folder: &Path) -> anyhow::Result
 }
 
 impl Row {
+    /// A run that came to nothing is worse than any other.
+    fn loss(&self) -> f64 {
+        self.validation_loss.unwrap_or(f64::INFINITY)
+    }
+
     fn brief(&self) -> String {
         format!(
-            "{}: validation loss {:.4}, {:.1} bytes a token and border, {:.0} s",
+            "{}: validation loss {:.4?}, {:.1} bytes a token and border, {:.0} s",
             self.point, self.validation_loss, self.bytes_a_token, self.seconds
         )
     }

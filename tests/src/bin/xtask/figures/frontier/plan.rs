@@ -6,162 +6,15 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
-use super::{BATCH, CONTEXT, EVALUATIONS, MICROBATCHES, Row};
+use super::point::{Codec, Format, Point};
+use super::{EVALUATIONS, Row};
 
 /// How much more than dense f32's loss a default may cost.
 pub(super) const TOLERANCE: f64 = 0.01;
 /// How much more a point may cost that is measured again.
 const CLOSE: f64 = 0.03;
-/// Width of the residual stream of `tiny`, and of each tile of int4.
-const D_MODEL: u64 = 128;
-const TILE: u64 = 32;
-/// Tokens of a step of `tiny`.
-const STEP_TOKENS: f64 = 4_096.0;
 /// Points that decide, at most, besides dense f32.
 const DECIDING_MAX: usize = 5;
-
-/// What crosses a border.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Codec {
-    Dense,
-    Subspace,
-    /// With the seed's bases.
-    Projector,
-    /// With bases that it learns.
-    Learned,
-}
-
-impl Codec {
-    pub(super) const ALL: [Self; 4] = [Self::Dense, Self::Subspace, Self::Projector, Self::Learned];
-    /// Those that have a rank.
-    const NARROW: [Self; 3] = [Self::Subspace, Self::Projector, Self::Learned];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Dense => "dense",
-            Self::Subspace => "subspace",
-            Self::Projector => "projector",
-            Self::Learned => "projector, learned",
-        }
-    }
-
-    /// As a host writes it.
-    const fn keys(self) -> &'static str {
-        match self {
-            Self::Dense => "codec = \"dense\"",
-            Self::Subspace => "codec = \"subspace\"",
-            Self::Projector => "codec = \"projector\"",
-            Self::Learned => "codec = \"projector\"\nbasis = \"learned\"",
-        }
-    }
-}
-
-/// How its numbers are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Format {
-    F32,
-    F16,
-    Int8,
-    Int4,
-}
-
-impl Format {
-    const PACKED: [Self; 3] = [Self::F16, Self::Int8, Self::Int4];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-        }
-    }
-
-    const fn row_bytes(self, width: u64) -> u64 {
-        match self {
-            Self::F32 => 4 * width,
-            Self::F16 => 2 * width,
-            Self::Int8 => width + 2,
-            Self::Int4 => width.div_ceil(TILE) * (TILE / 2 + 2),
-        }
-    }
-}
-
-/// A run to measure.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Point {
-    pub(super) codec: Codec,
-    /// Of what crosses; none is the whole width.
-    pub(super) rank: Option<u64>,
-    pub(super) format: Format,
-    pub(super) learning_rate: f64,
-    pub(super) seed: u64,
-    /// One block each; the borders between them are one fewer.
-    pub(super) stages: u64,
-    pub(super) steps: u64,
-}
-
-impl fmt::Display for Point {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rank = self.rank.map_or(String::new(), |rank| format!(" {rank}"));
-        let (codec, format) = (self.codec.name(), self.format.name());
-        write!(
-            to,
-            "{codec}{rank} {format}, {} stages, rate {}, seed {}, {} steps",
-            self.stages, self.learning_rate, self.seed, self.steps
-        )
-    }
-}
-
-impl Point {
-    /// A run's configuration, with so many microbatches of held-out text an evaluation.
-    pub(super) fn config(&self, eval_microbatches: u64) -> String {
-        let Self {
-            learning_rate,
-            seed,
-            stages,
-            steps,
-            ..
-        } = self;
-        let (codec, format) = (self.codec.keys(), self.format.name());
-        let rank = self
-            .rank
-            .map_or(String::new(), |rank| format!("rank = {rank}\n"));
-        let (round_steps, samples) = (steps / EVALUATIONS, steps * BATCH);
-        format!(
-            "[run]\nname = \"figures\"\nseed = {seed}\npreset = \"tiny\"\n\n\
-             [model]\nblocks = {stages}\nstages = {stages}\ncontext = {CONTEXT}\n{codec}\n{rank}\n\
-             [wire]\nformat = \"{format}\"\n\n\
-             [training]\nbatch = {BATCH}\nmicrobatches = {MICROBATCHES}\n\
-             learning_rate = {learning_rate:e}\nsamples = {samples}\n\n\
-             [schedule]\nround_steps = {round_steps}\n\
-             eval_rounds = 1\neval_microbatches = {eval_microbatches}\n"
-        )
-    }
-
-    /// Bytes of a token at one border, both ways, with the ids that go forward. A learned basis and its gradient count for
-    /// the tokens of a step of `tiny`.
-    pub(super) fn bytes_a_token(&self) -> f64 {
-        let width = self.rank.unwrap_or(D_MODEL);
-        let ids = 2.0 * (CONTEXT + 1) as f64 / CONTEXT as f64;
-        let bases = match self.codec {
-            Codec::Learned => 4.0 * (D_MODEL * width) as f64 / STEP_TOKENS,
-            Codec::Dense | Codec::Subspace | Codec::Projector => 0.0,
-        };
-        2.0 * (self.format.row_bytes(width) as f64 + bases) + ids
-    }
-
-    /// The same but for its seed and depth.
-    fn is_like(&self, other: &Self) -> bool {
-        (self.codec, self.rank, self.format, self.steps)
-            == (other.codec, other.rank, other.format, other.steps)
-            && self.learning_rate == other.learning_rate
-    }
-}
 
 /// What is measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,7 +142,7 @@ impl Plan {
         let sweep = self.sweep();
         let swept = rows.iter();
         let swept = swept.filter(|row| row.point.codec == codec && sweep.contains(&row.point));
-        let best = swept.min_by(|a, b| a.validation_loss.total_cmp(&b.validation_loss));
+        let best = swept.min_by(|a, b| a.loss().total_cmp(&b.loss()));
         best.map_or(self.learning_rates[0], |row| row.point.learning_rate)
     }
 
@@ -299,7 +152,7 @@ impl Plan {
 
     fn dense(&self, rows: &[Row]) -> Option<f64> {
         let point = self.point(Codec::Dense, None, Format::F32, rows);
-        Some(self.row(&point, rows)?.validation_loss)
+        self.row(&point, rows)?.validation_loss
     }
 
     fn best_rank(&self, codec: Codec, rows: &[Row]) -> Option<u64> {
@@ -308,7 +161,7 @@ impl Plan {
         }
         let loss = |rank: u64| {
             let point = self.point(codec, Some(rank), Format::F32, rows);
-            Some((rank, self.row(&point, rows)?.validation_loss))
+            Some((rank, self.row(&point, rows)?.loss()))
         };
         let losses: Vec<(u64, f64)> = self.ranks.iter().filter_map(|rank| loss(*rank)).collect();
         let enough = self.dense(rows).map(|dense| dense * (1.0 + TOLERANCE));
@@ -339,16 +192,16 @@ impl Plan {
         let Some(loss) = self.dense(rows) else {
             return vec![];
         };
-        let close = |row: &&Row| row.validation_loss <= loss * (1.0 + CLOSE) && row.point != dense;
+        let close = |row: &&Row| row.loss() <= loss * (1.0 + CLOSE) && row.point != dense;
         let mut close: Vec<&Row> = self.long(rows).filter(close).collect();
         close.sort_by(|a, b| {
             let bytes = a.bytes_a_token.total_cmp(&b.bytes_a_token);
-            bytes.then(a.validation_loss.total_cmp(&b.validation_loss))
+            bytes.then(a.loss().total_cmp(&b.loss()))
         });
         let mut least = f64::INFINITY;
         close.retain(|row| {
-            let is_better = row.validation_loss < least;
-            least = least.min(row.validation_loss);
+            let is_better = row.loss() < least;
+            least = least.min(row.loss());
             is_better
         });
         close.truncate(DECIDING_MAX);
@@ -377,7 +230,7 @@ impl Plan {
                     let same = (row.point.seed, row.point.stages) == (*seed, stages);
                     same && row.point.is_like(point)
                 });
-                like.map(|row| row.validation_loss)
+                like?.validation_loss
             };
             Some(at(point)? / at(&dense)? - 1.0)
         });
@@ -446,24 +299,10 @@ impl fmt::Display for Beside {
     }
 }
 
-impl Point {
-    /// Equal ones are listed in this order.
-    pub(super) fn order(&self) -> impl Ord + use<> {
-        let rate = self.learning_rate.to_bits();
-        (
-            self.steps,
-            self.stages,
-            self.seed,
-            self.codec,
-            self.rank,
-            self.format,
-            rate,
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::point::D_MODEL;
+    use super::super::{BATCH, CONTEXT};
     use super::*;
 
     /// A run whose loss is a function of its point.
@@ -471,7 +310,7 @@ mod tests {
         let rows = points.into_iter().map(|point| Row {
             tokens: point.steps * BATCH * CONTEXT,
             bytes_a_token: point.bytes_a_token(),
-            validation_loss: loss(&point),
+            validation_loss: Some(loss(&point)),
             curve: vec![],
             seconds: 1.0,
             load: None,
@@ -561,6 +400,21 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_that_diverges_is_not_taken_and_not_measured_again() {
+        let plan = Plan::whole();
+        let mut rows = measured(plan.points(Phase::Sweep, &[]), loss);
+        for row in &mut rows {
+            if row.point.codec == Codec::Dense && row.point.learning_rate == 2e-3 {
+                row.validation_loss = None;
+            }
+        }
+        assert_ne!(plan.learning_rate(Codec::Dense, &rows), 2e-3);
+        let text = serde_json::to_string(&rows).expect("JSON");
+        let read: Vec<Row> = serde_json::from_str(&text).expect("its own");
+        assert_eq!(read, rows);
+    }
+
+    #[test]
     fn a_loss_is_beside_that_of_its_own_seed() {
         let plan = Plan::whole();
         let rows = all(&plan);
@@ -571,20 +425,5 @@ mod tests {
         assert_eq!(beside.seeds, 3);
         assert!((beside.mean - 0.026).abs() < 1e-3, "{beside}");
         assert!(beside.least <= beside.mean && beside.mean <= beside.most);
-    }
-
-    #[test]
-    fn int4_is_half_a_byte_and_a_scale_a_tile_each_way_and_two_bytes_an_id() {
-        let point = Point {
-            codec: Codec::Projector,
-            rank: Some(40),
-            format: Format::Int4,
-            learning_rate: 1e-3,
-            seed: 1,
-            stages: 4,
-            steps: 6,
-        };
-        let tiles = 2.0 * 2.0 * (16.0 + 2.0);
-        assert!((point.bytes_a_token() - tiles - 2.0 * 129.0 / 128.0).abs() < 1e-9);
     }
 }

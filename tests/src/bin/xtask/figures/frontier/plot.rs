@@ -11,7 +11,8 @@ use plotters::style::{Color, IntoFont, WHITE};
 use ::tests::paths;
 
 use super::Row;
-use super::plan::{Codec, Plan, TOLERANCE};
+use super::plan::{Plan, TOLERANCE};
+use super::point::Codec;
 
 const SIZE: (u32, u32) = (860, 520);
 /// Losses above this share more than dense f32's are off the picture, and told in the text.
