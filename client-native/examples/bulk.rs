@@ -14,7 +14,7 @@ use client_native::rtc::{RtcConfig, RtcTransport};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shared::limits::CHUNK_BYTES_MAX;
-use shared::transport::{Channel, IceServer, LinkStep, NetEvent, Transport as _};
+use shared::transport::{Channel, LinkStep, NetEvent, Transport as _};
 use shared::units::PeerId;
 use shared::wire::chunk::CHUNK_HEADER_BYTES;
 use tokio::sync::mpsc;
@@ -31,13 +31,8 @@ const TIMED_BYTES: usize = 10_000;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
-    /// First of all: ICE servers, and at most so many bytes a second, if there is a bound.
-    Begin {
-        servers: Vec<IceServer>,
-        relay_only: bool,
-        upload_max: Option<u64>,
-        ways: u32,
-    },
+    /// First of all: at most so many bytes a second are sent, if there is a bound, over so many connections.
+    Begin { upload_max: Option<u64>, ways: u32 },
     /// One step of opening the link.
     Step { way: u32, step: LinkStep },
     /// Sends bulk from now on, or stops.
@@ -75,8 +70,8 @@ async fn main() -> anyhow::Result<()> {
                 let Some(line) = line else { return Ok(()) };
                 let order: Order = serde_json::from_str(&line)?;
                 match (order, &mut end) {
-                    (Order::Begin { servers, relay_only, upload_max, ways }, _) => {
-                        end = Some(End::new(servers, relay_only, upload_max, ways));
+                    (Order::Begin { upload_max, ways }, _) => {
+                        end = Some(End::new(upload_max, ways));
                     }
                     (order, Some(end)) => end.obey(order),
                     (order, None) => anyhow::bail!("{order:?} comes before the beginning"),
@@ -101,10 +96,8 @@ fn lines() -> mpsc::UnboundedReceiver<String> {
 }
 
 impl End {
-    fn new(servers: Vec<IceServer>, relay_only: bool, upload_max: Option<u64>, ways: u32) -> Self {
+    fn new(upload_max: Option<u64>, ways: u32) -> Self {
         let config = RtcConfig {
-            ice_servers: servers,
-            relay_only,
             pacer: upload_max.map(|rate| Pacer::new(rate).into()),
             ..RtcConfig::default()
         };

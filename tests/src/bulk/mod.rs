@@ -11,7 +11,7 @@ mod tcp;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::end::End;
 pub use self::end::Kind;
@@ -30,10 +30,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// How two ends reach each other.
 #[derive(Clone, Debug)]
 pub struct Way {
-    /// ICE servers, as a host names them.
-    pub servers: Vec<Value>,
-    /// Whether only a relay is used.
-    pub relay_only: bool,
     /// At most so many bytes a second are sent, if there is a bound.
     pub upload_max: Option<u64>,
     /// Most bytes that a browser has on their way, as the other end's reports have it, if that is bounded.
@@ -46,8 +42,6 @@ impl Default for Way {
     /// Directly, by one connection.
     fn default() -> Self {
         Self {
-            servers: vec![],
-            relay_only: false,
             upload_max: None,
             window_bytes: None,
             connections: 1,
@@ -86,8 +80,7 @@ impl<'a> Pair<'a> {
             receiver: End::start(kinds[1], link, 1)?,
         };
         let begin = json!({ "begin": {
-            "servers": way.servers, "relay_only": way.relay_only, "upload_max": way.upload_max, "ways": way.connections,
-            "window_bytes": way.window_bytes,
+            "upload_max": way.upload_max, "ways": way.connections, "window_bytes": way.window_bytes,
         } });
         for end in [&mut pair.sender, &mut pair.receiver] {
             end.tell(&begin)?;

@@ -110,10 +110,10 @@ globalThis.end = (() => {
     candidate: (way, { candidate }) => connections[way].addIceCandidate(JSON.parse(candidate)),
   };
   const orders = {
-    begin({ servers, relay_only, upload_max, ways, window_bytes }) {
+    begin({ upload_max, ways, window_bytes }) {
       reports = Boolean(window_bytes);
       for (let way = 0; way < ways; way++) {
-        const connection = new RTCPeerConnection({ iceServers: servers, iceTransportPolicy: relay_only ? 'relay' : 'all' });
+        const connection = new RTCPeerConnection();
         connections.push(connection);
         connection.onicecandidate = ({ candidate }) => {
           if (!candidate?.candidate) return;
