@@ -197,7 +197,7 @@ impl Process {
             Track::Sent if took_us > 0 => {
                 let (mut begin, mut end) = (event("b", mark.began), event("e", mark.ended));
                 begin["args"] = args(&mark.about);
-                let id = id(mark);
+                let id = self.frame_id(mark);
                 begin["id"] = json!(id);
                 end["id"] = json!(id);
                 vec![begin, end]
@@ -211,6 +211,27 @@ impl Process {
             }
         }
     }
+
+    /// What no other frame that is under way bears, in the files of all volunteers.
+    fn frame_id(&self, mark: &Mark) -> String {
+        let About {
+            round,
+            step,
+            microbatch,
+            peer,
+            bytes: _,
+        } = mark.about;
+        let number = |number: Option<u64>| number.unwrap_or(0);
+        format!(
+            "{} {} {} {} {} {}",
+            self.id,
+            mark.name,
+            number(peer.map(|peer| peer.0)),
+            number(round.map(|round| round.0.into())),
+            number(step.map(|step| step.0.into())),
+            number(microbatch.map(|microbatch| microbatch.0.into())),
+        )
+    }
 }
 
 /// Number and name of a track.
@@ -221,26 +242,6 @@ const fn of_track(track: Track) -> (u32, &'static str) {
         Track::Sent => (3, "sent"),
         Track::Received => (4, "received"),
     }
-}
-
-/// What no other frame that is under way bears.
-fn id(mark: &Mark) -> String {
-    let About {
-        round,
-        step,
-        microbatch,
-        peer,
-        bytes: _,
-    } = mark.about;
-    let number = |number: Option<u64>| number.unwrap_or(0);
-    format!(
-        "{} {} {} {} {}",
-        mark.name,
-        number(peer.map(|peer| peer.0)),
-        number(round.map(|round| round.0.into())),
-        number(step.map(|step| step.0.into())),
-        number(microbatch.map(|microbatch| microbatch.0.into())),
-    )
 }
 
 fn args(about: &About) -> Value {
