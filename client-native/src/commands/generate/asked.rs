@@ -11,6 +11,7 @@ use super::shown;
 use crate::failure::{Code, Failure};
 use crate::host::http::HostFiles;
 use crate::host::{HostError, HostLink};
+use crate::report::printable;
 
 /// Prints the prompt and what comes after it.
 pub(super) async fn ask(link: &HostLink, request: &GenerateRequest) -> Result<(), Failure> {
@@ -20,7 +21,9 @@ pub(super) async fn ask(link: &HostLink, request: &GenerateRequest) -> Result<()
     let files = HostFiles::new(link, None);
     let asked = files.ask("api/generate", request).await;
     let mut answer = asked.map_err(|error| refused(error, link))?;
-    out.print(&request.prompt);
+    if !out.print(&request.prompt) {
+        return Ok(());
+    }
     let mut reader = NewsReader::default();
     loop {
         let piece = answer.next().await?;
@@ -35,7 +38,9 @@ pub(super) async fn ask(link: &HostLink, request: &GenerateRequest) -> Result<()
         };
         for news in reader.push(&piece).map_err(malformed)? {
             match news {
-                GenerateNews::Text { text } => out.print(&text),
+                GenerateNews::Text { text } if out.print(&text) => {}
+                // Nobody reads on: the volunteers need not write on.
+                GenerateNews::Text { .. } => return Ok(()),
                 GenerateNews::Over { .. } => {
                     out.print("\n");
                     return Ok(());
@@ -44,6 +49,7 @@ pub(super) async fn ask(link: &HostLink, request: &GenerateRequest) -> Result<()
                     out.print("\n");
                     let remedy =
                         "Ask again when more volunteers are there: `shoal status LINK` tells.";
+                    let reason = printable(&reason).into_owned();
                     return Err(Failure::new(Code::Network, reason, remedy));
                 }
             }
@@ -54,7 +60,7 @@ pub(super) async fn ask(link: &HostLink, request: &GenerateRequest) -> Result<()
 /// What a host says instead of beginning.
 fn refused(error: HostError, link: &HostLink) -> Failure {
     if let HostError::Status { status, text, .. } = &error {
-        let words = text.trim_start_matches([':', ' ']).to_owned();
+        let words = printable(text.trim_start_matches([':', ' '])).into_owned();
         return match status {
             400 => Failure::new(Code::Usage, words, "See shoal generate --help."),
             429 => Failure::new(Code::Refused, words, "Wait for the other one."),
@@ -75,11 +81,11 @@ struct Out {
 }
 
 impl Out {
-    fn print(&mut self, text: &str) {
+    /// Whether anybody reads it.
+    fn print(&mut self, text: &str) -> bool {
         let mut out = std::io::stdout().lock();
-        // A reader that went away has read enough.
-        let _ = out
-            .write_all(shown(text, self.on_terminal).as_bytes())
-            .and_then(|()| out.flush());
+        let shown = shown(text, self.on_terminal);
+        let written = out.write_all(shown.as_bytes());
+        written.and_then(|()| out.flush()).is_ok()
     }
 }
