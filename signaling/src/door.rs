@@ -129,6 +129,11 @@ impl Door {
     }
 }
 
+/// A span as the system's timers take it.
+pub(crate) const fn duration(span: Span) -> Duration {
+    Duration::from_micros(span.as_micros())
+}
+
 /// What one person holds: an IPv4 address, or a /64 of IPv6.
 pub(crate) fn neighbourhood(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

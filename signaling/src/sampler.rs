@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use shared::coordinator::texts::{TextNews, Wanted};
 use shared::limits::{SAMPLE_EVERY, SAMPLE_ROUNDS, SAMPLE_TOKENS};
-use shared::units::{Round, Span};
+use shared::units::Round;
 use shared::wire::generate::{Sampling, usual_temperature, usual_top_p};
 use shared::wire::report::{RunReport, SampleReport};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Duration, sleep};
+use tokio::time::sleep;
 
 use crate::app::Event;
+use crate::door::duration;
 use crate::texts::{Growing, Texts};
 
 /// What it goes on from: the beginning of a line.
@@ -58,7 +59,7 @@ impl Sampler {
         }
     }
 
-    /// A text to its end, or as far as it comes; `None` when the host has ended.
+    /// A text to its end, empty if it was given up; `None` when the host has ended.
     async fn write(&self, round: Round, prompt: &[u32]) -> Option<String> {
         let (sender, mut news) = mpsc::channel(SAMPLE_TOKENS as usize + 1);
         let wanted = Wanted {
@@ -78,10 +79,16 @@ impl Sampler {
         self.inbox.send(event).await.ok()?;
         let mut growing = Growing::new(&self.texts, prompt.to_vec());
         let mut text = String::new();
-        while let Some(TextNews::Token(token)) = news.recv().await {
-            text.push_str(&growing.push(&self.texts, token));
+        loop {
+            match news.recv().await {
+                Some(TextNews::Token(token)) => text.push_str(&growing.push(&self.texts, token)),
+                Some(TextNews::Over) => {
+                    text.push_str(&growing.rest(&self.texts));
+                    return Some(text);
+                }
+                Some(TextNews::GivenUp(_)) | None => return Some(String::new()),
+            }
         }
-        Some(text)
     }
 }
 
@@ -92,8 +99,4 @@ fn is_due(report: &RunReport, last: Round) -> bool {
         last => last.saturating_add(SAMPLE_ROUNDS),
     };
     report.round.0 >= next && report.state == "training"
-}
-
-const fn duration(span: Span) -> Duration {
-    Duration::from_micros(span.as_micros())
 }

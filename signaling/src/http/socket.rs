@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, State};
@@ -13,7 +12,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use shared::units::Span;
 use shared::wire::signal::{self, Down, SignalError, Up};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -21,12 +19,8 @@ use tokio::time::timeout;
 use crate::app::{App, Entrance, Event};
 use crate::door::{
     Bucket, JOIN_MAX, MESSAGE_EVERY, MESSAGES_BURST, OUTBOX_MESSAGES_MAX, SEND_MAX,
-    SOCKET_BUFFER_BYTES, WORD_EVERY, WORDS_BURST,
+    SOCKET_BUFFER_BYTES, WORD_EVERY, WORDS_BURST, duration,
 };
-
-const fn duration(span: Span) -> Duration {
-    Duration::from_micros(span.as_micros())
-}
 
 pub(super) async fn of_host(
     State(app): State<Arc<App>>,
