@@ -81,8 +81,8 @@ pub(super) fn frontier(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         folder: folder.path().to_owned(),
     };
     for phase in Phase::ALL {
-        let points = plan.points(phase, &bench.rows);
-        bench.measure(points)?;
+        // What was measured may ask for more.
+        while bench.measure(plan.points(phase, &bench.rows))? {}
     }
     for line in plan.verdict(&bench.rows) {
         println!("{line}");
@@ -103,11 +103,13 @@ struct Bench {
 }
 
 impl Bench {
-    /// Trains those points that are not measured yet, as many at once as there are cores.
-    fn measure(&mut self, points: Vec<Point>) -> anyhow::Result<()> {
-        let missing = points.into_iter();
-        let missing = missing.filter(|point| self.rows.iter().all(|row| row.point != *point));
-        let queue: Mutex<VecDeque<Point>> = Mutex::new(missing.collect());
+    /// Trains those points that are not measured yet, as many at once as there are cores. Whether there were any.
+    fn measure(&mut self, mut points: Vec<Point>) -> anyhow::Result<bool> {
+        points.retain(|point| self.rows.iter().all(|row| row.point != *point));
+        if points.is_empty() {
+            return Ok(false);
+        }
+        let queue: Mutex<VecDeque<Point>> = Mutex::new(points.into());
         let (folder, jobs, evaluated) = (self.folder.clone(), self.jobs, self.eval_microbatches);
         let bench = Mutex::new(self);
         let work = || -> anyhow::Result<()> {
@@ -127,7 +129,8 @@ impl Bench {
             workers
                 .into_iter()
                 .try_for_each(|it| it.join().expect("it reports what fails"))
-        })
+        })?;
+        Ok(true)
     }
 
     fn write(&self) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! Which points of the frontier are measured, as far as those before say it.
 //!
-//! Pure: rows in, points out. Each codec gets the learning rate that was best for it in short runs; the best rank of a codec is
+//! Pure: rows in, points out. Each codec gets the learning rate that was best for it in short runs, which go on to higher ones
+//! until a lower one is best; the best rank of a codec is
 //! the narrowest whose loss in f32 is within [`TOLERANCE`] of dense's, or else the one with the least loss; points decide that
 //! are within [`CLOSE`] of dense f32 and not dearer than one with less loss. More seeds and more borders are for those.
 
@@ -47,6 +48,8 @@ pub(super) struct Plan {
     sweep_steps: u64,
     steps: u64,
     learning_rates: Vec<f64>,
+    /// Rates of a codec, at most.
+    rates_max: usize,
     /// In the order in which they are measured.
     ranks: Vec<u64>,
     seeds: Vec<u64>,
@@ -60,6 +63,7 @@ impl Plan {
             sweep_steps: 300,
             steps: 1_500,
             learning_rates: vec![1e-3, 2e-3, 4e-3],
+            rates_max: 6,
             ranks: vec![32, 64, 16, 8],
             seeds: vec![1, 2, 3],
             stages: 4,
@@ -74,6 +78,7 @@ impl Plan {
             sweep_steps: EVALUATIONS,
             steps: 2 * EVALUATIONS,
             learning_rates: vec![2e-3],
+            rates_max: 1,
             ranks: vec![32],
             seeds: vec![1],
             stages: 2,
@@ -84,7 +89,10 @@ impl Plan {
     /// Points of a phase, as far as earlier ones are measured.
     pub(super) fn points(&self, phase: Phase, rows: &[Row]) -> Vec<Point> {
         match phase {
-            Phase::Sweep => self.sweep(),
+            Phase::Sweep => {
+                let codecs = Codec::ALL.into_iter();
+                codecs.flat_map(|codec| self.sweep(codec, rows)).collect()
+            }
             Phase::Ranks => {
                 let dense = self.point(Codec::Dense, None, Format::F32, rows);
                 let others = self.ranks.iter().flat_map(|rank| {
@@ -108,21 +116,32 @@ impl Plan {
         }
     }
 
-    fn sweep(&self) -> Vec<Point> {
-        let codecs = Codec::ALL.into_iter();
-        let all = codecs.flat_map(|codec| {
-            let rates = self.learning_rates.iter();
-            rates.map(move |rate| Point {
-                codec,
-                rank: (codec != Codec::Dense).then(|| self.ranks[0]),
-                format: Format::F32,
-                learning_rate: *rate,
-                seed: self.seeds[0],
-                stages: self.stages,
-                steps: self.sweep_steps,
-            })
-        });
-        all.collect()
+    /// One codec's rates, each twice the one before; one more where the highest of those measured was best.
+    fn sweep(&self, codec: Codec, rows: &[Row]) -> Vec<Point> {
+        let at = |learning_rate: f64| Point {
+            codec,
+            rank: (codec != Codec::Dense).then(|| self.ranks[0]),
+            format: Format::F32,
+            learning_rate,
+            seed: self.seeds[0],
+            stages: self.stages,
+            steps: self.sweep_steps,
+        };
+        let mut sweep: Vec<Point> = self.learning_rates.iter().map(|rate| at(*rate)).collect();
+        while sweep.len() < self.rates_max {
+            let losses: Option<Vec<f64>> = sweep
+                .iter()
+                .map(|point| Some(self.row(point, rows)?.loss()))
+                .collect();
+            match losses.as_deref() {
+                Some([lower @ .., last]) if lower.iter().all(|loss| last < loss) => {
+                    let highest = sweep[lower.len()].learning_rate;
+                    sweep.push(at(2.0 * highest));
+                }
+                _ => break,
+            }
+        }
+        sweep
     }
 
     fn point(&self, codec: Codec, rank: Option<u64>, format: Format, rows: &[Row]) -> Point {
@@ -139,9 +158,8 @@ impl Plan {
 
     /// The rate with the least loss in the sweep.
     fn learning_rate(&self, codec: Codec, rows: &[Row]) -> f64 {
-        let sweep = self.sweep();
-        let swept = rows.iter();
-        let swept = swept.filter(|row| row.point.codec == codec && sweep.contains(&row.point));
+        let sweep = self.sweep(codec, rows);
+        let swept = sweep.iter().filter_map(|point| self.row(point, rows));
         let best = swept.min_by(|a, b| a.loss().total_cmp(&b.loss()));
         best.map_or(self.learning_rates[0], |row| row.point.learning_rate)
     }
@@ -345,10 +363,14 @@ mod tests {
     fn all(plan: &Plan) -> Vec<Row> {
         let mut rows = Vec::new();
         for phase in Phase::ALL {
-            let points = plan.points(phase, &rows);
-            let missing = points.into_iter();
-            let missing = missing.filter(|it| rows.iter().all(|row: &Row| row.point != *it));
-            rows.extend(measured(missing.collect(), loss));
+            loop {
+                let mut missing = plan.points(phase, &rows);
+                missing.retain(|it| rows.iter().all(|row: &Row| row.point != *it));
+                if missing.is_empty() {
+                    break;
+                }
+                rows.extend(measured(missing, loss));
+            }
         }
         rows
     }
@@ -377,6 +399,18 @@ mod tests {
         assert_eq!(again, 2 * decides.len());
         let deep = rows.iter().filter(|row| row.point.stages == 8).count();
         assert_eq!(deep, decides.len());
+    }
+
+    #[test]
+    fn a_rate_that_is_best_has_a_higher_one_beside_it() {
+        let plan = Plan::whole();
+        let rows = all(&plan);
+        let highest = |codec| {
+            let swept = plan.sweep(codec, &rows).into_iter();
+            swept.map(|point| point.learning_rate).fold(0.0, f64::max)
+        };
+        assert_eq!(highest(Codec::Dense), 4e-3);
+        assert_eq!(highest(Codec::Subspace), 8e-3);
     }
 
     #[test]
