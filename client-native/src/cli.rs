@@ -11,7 +11,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use shared::limits::NAME_CHARS_MAX;
-use shared::wire::generate::{usual_temperature, usual_top_p};
+use shared::wire::generate::{usual_temperature, usual_tokens, usual_top_p};
 
 use crate::host::HostLink;
 
@@ -175,7 +175,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "\n")]
     pub prompt: String,
     /// Tokens to write
-    #[arg(long, default_value_t = 200, value_name = "COUNT")]
+    #[arg(long, default_value_t = usual_tokens(), value_name = "COUNT")]
     pub tokens: u32,
     /// 0 takes the likeliest token each time, 1 follows the model's own probabilities
     #[arg(long, default_value_t = usual_temperature(), value_name = "NUMBER")]

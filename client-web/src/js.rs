@@ -4,6 +4,7 @@ use js_sys::{Array, Reflect, Uint8Array};
 use shared::units::PeerId;
 use wasm_bindgen::prelude::Closure;
 use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::JsFuture;
 
 use crate::messages::{LinkId, Parcel, channel_number, channel_of};
 
@@ -75,6 +76,48 @@ pub fn from_array<T: JsCast>(value: &JsValue) -> Option<Parcel<T>> {
         channel: channel_of(number(2)? as u8)?,
         load: array.get(3).dyn_into().ok()?,
     })
+}
+
+/// An answer's body, piece by piece.
+#[derive(Debug)]
+pub struct Body {
+    /// None where the answer has no body.
+    reader: Option<JsValue>,
+}
+
+impl Body {
+    /// Of that answer, which nobody has read yet.
+    ///
+    /// # Errors
+    /// Somebody reads it already.
+    pub fn of(response: &web_sys::Response) -> Result<Self, JsValue> {
+        let body = get(response, "body");
+        let reader = (!body.is_null()).then(|| call(&body, "getReader", &[]));
+        Ok(Self {
+            reader: reader.transpose()?,
+        })
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or the request was aborted.
+    pub async fn next(&mut self) -> Result<Option<Uint8Array>, JsValue> {
+        let Some(reader) = &self.reader else {
+            return Ok(None);
+        };
+        let next = call(reader, "read", &[])?;
+        let next = JsFuture::from(next.unchecked_into::<js_sys::Promise>()).await?;
+        let is_done = get(&next, "done").is_truthy();
+        Ok((!is_done).then(|| get(&next, "value").unchecked_into()))
+    }
+
+    /// Wants no more of it. Dropping it does not stop the download.
+    pub fn cancel(self) {
+        if let Some(reader) = self.reader {
+            drop(call(&reader, "cancel", &[]));
+        }
+    }
 }
 
 /// A copy of Rust's bytes that JavaScript owns.

@@ -82,6 +82,8 @@ pub struct Parts {
     pub report: watch::Sender<Arc<RunReport>>,
     /// What the model wrote by itself.
     pub sample: watch::Receiver<Option<SampleReport>>,
+    /// Whether people can ask for texts.
+    pub takes_prompts: bool,
 }
 
 struct Connection {
@@ -507,6 +509,7 @@ impl Conductor {
             self.checkpoint_trouble.as_deref(),
         );
         report.sample = self.parts.sample.borrow().clone();
+        report.takes_prompts = self.parts.takes_prompts;
         let wire_bytes = self.parts.coordinator.wire_bytes();
         self.parts.metrics.observe(&report, &copies, wire_bytes);
         self.changed = false;

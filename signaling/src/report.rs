@@ -63,6 +63,7 @@ pub fn of_run(
         wire_bytes_per_token: DIRECTIONS * payload_bytes(config.format, 1, width) as u64,
         dense_f16_bytes_per_token: DIRECTIONS * F16_BYTES * model.d_model as u64,
         sample: None,
+        takes_prompts: false,
     }
 }
 

@@ -208,6 +208,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         report: app.report.clone(),
         sample: sample_sender,
     };
+    let takes_prompts = app.texts.has_tokenizer();
     tokio::spawn(sampler.run(stop.clone()));
     let parts = Parts {
         coordinator,
@@ -223,6 +224,7 @@ pub async fn start(args: Args, port_variable: Option<&str>) -> Result<Host, Host
         trouble,
         report: report_sender,
         sample,
+        takes_prompts,
     };
     let (mut conductor, writer) = Conductor::new(parts, journal, trouble_sender);
     conductor.prepare().await;

@@ -100,6 +100,12 @@ impl Texts {
         }
     }
 
+    /// Whether prompts can be read at all.
+    #[must_use]
+    pub fn has_tokenizer(&self) -> bool {
+        self.tokenizer.is_some()
+    }
+
     /// Lets an address have a text.
     ///
     /// # Errors

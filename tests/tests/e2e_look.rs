@@ -131,6 +131,15 @@ fn every_state_of_a_volunteer_can_be_read_by_everybody() {
         .wait_for_role("button", "Check this computer", LOAD_MAX)
         .expect("the program runs");
     show(&tab.page, "first-look");
+    // Nothing has to be lent to be told something.
+    tab.page
+        .set("textbox", "Have it go on from", "The sea ")
+        .expect("it is there");
+    tab.page.click("button", "Write").expect("it is there");
+    tab.page
+        .wait_for_text("Written: 200", LOAD_MAX)
+        .expect("it is written");
+    show(&tab.page, "written");
     tab.page
         .click("button", "Check this computer")
         .expect("it is there");

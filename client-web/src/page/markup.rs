@@ -335,6 +335,7 @@ mod tests {
             wire_bytes_per_token: 68,
             dense_f16_bytes_per_token: 512,
             sample: None,
+            takes_prompts: true,
         }
     }
 

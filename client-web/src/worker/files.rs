@@ -20,7 +20,7 @@ use web_sys::{Headers, Request, RequestInit, Response};
 
 use super::clock::pause;
 use super::port::scope;
-use crate::js::{call, get, words};
+use crate::js::{Body, words};
 
 /// Tries for one file, each going on where the one before broke off.
 const TRIES_MAX: u32 = 5;
@@ -107,27 +107,15 @@ impl WebFiles {
                 return Err(Failure::Final(format!("the host answered {status}")));
             }
         }
-        let body = get(&response, "body");
-        if body.is_null() {
-            return Ok(());
-        }
-        let reader = call(&body, "getReader", &[]).map_err(broken)?;
-        loop {
-            let next = call(&reader, "read", &[]).map_err(broken)?;
-            let next = JsFuture::from(next.unchecked_into::<js_sys::Promise>())
-                .await
-                .map_err(broken)?;
-            if get(&next, "done").is_truthy() {
-                return Ok(());
-            }
-            let piece: Uint8Array = get(&next, "value").unchecked_into();
+        let mut body = Body::of(&response).map_err(broken)?;
+        while let Some(piece) = body.next().await.map_err(broken)? {
             if got.len() as u64 + u64::from(piece.length()) > len {
-                // Dropping the reader does not stop the download; this does.
-                drop(call(&reader, "cancel", &[]));
+                body.cancel();
                 return Err(Failure::Final(format!("{path} is longer than it may be")));
             }
             got.extend_from_slice(&piece.to_vec());
         }
+        Ok(())
     }
 
     async fn request(&self, path: &str, options: &RequestInit) -> Result<Response, Failure> {

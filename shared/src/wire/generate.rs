@@ -51,6 +51,12 @@ pub struct GenerateRequest {
     pub seed: Option<u64>,
 }
 
+/// Tokens to write where no number is named.
+#[must_use]
+pub const fn usual_tokens() -> u32 {
+    200
+}
+
 /// The temperature where none is named.
 #[must_use]
 pub const fn usual_temperature() -> f32 {

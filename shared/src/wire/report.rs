@@ -66,6 +66,9 @@ pub struct RunReport {
     /// What the model wrote lately, if it has.
     #[serde(default)]
     pub sample: Option<SampleReport>,
+    /// Whether the host has a tokenizer, so that people can ask for texts.
+    #[serde(default)]
+    pub takes_prompts: bool,
 }
 
 /// What the model wrote by itself.

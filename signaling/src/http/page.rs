@@ -49,6 +49,12 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
     let link = escape(link);
     let (build, wire) = (escape(&report.build), report.wire_version);
     let lend = lend(report, links.program.is_some());
+    // The form is the program's: without one it could not be sent.
+    let asks = if links.program.is_some() {
+        "<div id=\"generate\"></div>\n"
+    } else {
+        ""
+    };
     let (style, icon) = (links.style, links.icon);
     let program = links.program.as_ref().map_or_else(String::new, |program| {
         let Program {
@@ -110,7 +116,7 @@ pub(super) fn render(report: &RunReport, link: &str, links: &WebLinks<'_>) -> St
 <h2 id="writes-title">What it writes</h2>
 <div data-part="sample">
 {sample}</div>
-</section>
+{asks}</section>
 <section aria-labelledby="who-title">
 <h2 id="who-title">Who trains it</h2>
 <div data-part="volunteers">
@@ -214,6 +220,7 @@ mod tests {
             wire_bytes_per_token: 68,
             dense_f16_bytes_per_token: 512,
             sample: None,
+            takes_prompts: true,
         }
     }
 

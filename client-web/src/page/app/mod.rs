@@ -1,13 +1,14 @@
 //! The page's program: it follows the run, shows the loss curve under a cursor, and lets a person lend the computer.
 //!
-//! The host's HTML stands already. [`follow`] keeps its parts as new as the run; two places of it are leptos's:
-//! the [`cursor`] over the curve and the [`panel`] in which a person lends. What a person wants and what
+//! The host's HTML stands already. [`follow`] keeps its parts as new as the run; three places of it are leptos's:
+//! the [`cursor`] over the curve, the [`panel`] in which a person lends, and the box of [`generate`], where the model is asked to write. What a person wants and what
 //! the worker tells meet in [`state`]; [`kept`] is what the browser keeps between visits, and the lock between tabs.
 //!
 //! Invariant: the worker is loaded after a click and not before, and at most one tab of a browser has one at work.
 
 mod cursor;
 mod follow;
+mod generate;
 mod kept;
 mod options;
 mod panel;
@@ -35,6 +36,7 @@ pub fn start() {
         follow::follow(state);
         mount("cursor", move || cursor::cursor(state));
         mount("lend", move || panel::panel(state));
+        mount("generate", move || generate::form(state));
         follow::notice(state)
     });
 }

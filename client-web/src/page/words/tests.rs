@@ -276,6 +276,7 @@ fn time_to_go_follows_the_last_rounds() {
         wire_bytes_per_token: 0,
         dense_f16_bytes_per_token: 0,
         sample: None,
+        takes_prompts: true,
     };
     assert_eq!(plain(&to_go(&report).unwrap()), "about 5 min 0 s to go");
     report.samples = 6_000;

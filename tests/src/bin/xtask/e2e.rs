@@ -9,7 +9,7 @@ use crate::steps::{Count, Ledger};
 use crate::web::{For, web};
 
 /// The tests, by file.
-const TESTS: [&str; 8] = [
+const TESTS: [&str; 9] = [
     "browser",
     "tab",
     "e2e_firefox",
@@ -18,6 +18,7 @@ const TESTS: [&str; 8] = [
     "e2e_look",
     "e2e_reach",
     "e2e_gpu",
+    "e2e_write",
 ];
 
 /// What is asked for.
