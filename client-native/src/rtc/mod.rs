@@ -51,7 +51,7 @@ pub struct RtcConfig {
     pub ice_servers: Vec<IceServer>,
     /// Whether only relayed connections are made, so that no peer learns this machine's address.
     pub relay_only: bool,
-    /// Whether peers may be on this machine: then loopback addresses are candidates too.
+    /// Whether peers may be on this machine: then the loopback address is a candidate where there is no other.
     pub loopback: bool,
     /// What paces everything that leaves on the `tensors` channels.
     pub pacer: Option<Arc<Pacer>>,
@@ -65,9 +65,6 @@ impl RtcConfig {
     /// Addresses to bind a socket to. A wildcard stands for all interfaces but loopback.
     fn bind_addresses(&self) -> Vec<String> {
         let mut list = Vec::new();
-        if self.loopback {
-            list.push("127.0.0.1:0".to_owned());
-        }
         // A documentation address: nothing is sent, but the system says what it would send from.
         let routed = [
             (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), "0.0.0.0:0"),
@@ -88,7 +85,14 @@ impl RtcConfig {
             }
         }
         if list.is_empty() {
-            list.push("0.0.0.0:0".to_owned());
+            // Only then: Firefox answers checks that come from loopback and makes none to it, so that a pair with it,
+            // once nominated here, is never one over there.
+            let last = if self.loopback {
+                "127.0.0.1:0"
+            } else {
+                "0.0.0.0:0"
+            };
+            list.push(last.to_owned());
         }
         list
     }

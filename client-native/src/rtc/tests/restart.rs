@@ -3,6 +3,7 @@
 //! The link is opened through two sockets in between ([`Detour`]), which then swallow everything. The restart's
 //! candidates are told as they are, so that a direct path is found.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UdpSocket;
@@ -23,7 +24,7 @@ struct Detour {
 
 impl Detour {
     async fn new() -> Arc<Self> {
-        let socket = async || Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let socket = async || Arc::new(UdpSocket::bind("0.0.0.0:0").await.unwrap());
         let detour = Arc::new(Self {
             sockets: [socket().await, socket().await],
             ends: Default::default(),
@@ -53,10 +54,11 @@ impl Detour {
         let mut init: serde_json::Value = serde_json::from_str(candidate).unwrap();
         let line = init["candidate"].as_str().unwrap().to_owned();
         let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        if words[4] != "127.0.0.1" || self.ends[end].get().is_some() {
+        let address = words[4].parse::<Ipv4Addr>().ok()?;
+        if self.ends[end].get().is_some() {
             return None;
         }
-        let real = format!("{}:{}", words[4], words[5]).parse().unwrap();
+        let real = (address, words[5].parse().unwrap()).into();
         self.ends[end].set(real).unwrap();
         words[5] = self.sockets[end].local_addr().unwrap().port().to_string();
         init["candidate"] = words.join(" ").into();
