@@ -81,13 +81,18 @@ fn reason_of(view: &RunView) -> String {
         }
         ("evaluating", _) => "measuring the loss on held-out text".to_owned(),
         ("training", _) if view.pipelines > 1 => format!(
-            "training in {} pipelines beside each other, {} steps into the round",
-            view.pipelines, view.steps
+            "training in {} pipelines beside each other, {} into the round",
+            view.pipelines,
+            steps(view.steps)
         ),
-        ("training", _) => format!("training, {} steps into the round", view.steps),
+        ("training", _) => format!("training, {} into the round", steps(view.steps)),
         ("over", _) => "the run has reached its length".to_owned(),
         (state, _) => state.to_owned(),
     }
+}
+
+fn steps(count: u32) -> String {
+    format!("{count} {}", if count == 1 { "step" } else { "steps" })
 }
 
 fn of_round(view: &RoundView) -> RoundReport {
