@@ -48,7 +48,7 @@ pub fn barrier(report: &RunReport) -> Option<&'static str> {
     }
 }
 
-/// Most bytes of a prompt that are certainly too few to be refused for their number alone.
+/// Most bytes of a prompt. Where a token is more than a byte, only the host can count tokens.
 fn prompt_bytes_max(data: &DataReport) -> usize {
     match data.tokenizer.as_str() {
         BYTES => PROMPT_TOKENS_MAX.min(PROMPT_BYTES_MAX),
