@@ -20,6 +20,20 @@ fn loopback() -> RtcTransport {
     })
 }
 
+#[test]
+fn loopback_is_bound_where_there_is_nothing_else() {
+    let config = RtcConfig {
+        loopback: true,
+        ..RtcConfig::default()
+    };
+    let addresses = config.bind_addresses();
+    let is_alone = addresses == ["127.0.0.1:0"];
+    let others = ["0.0.0.0:0", "[::]:0"];
+    let are_others = addresses.iter().all(|it| others.contains(&it.as_str()));
+    assert!(is_alone || are_others, "{addresses:?}");
+    assert!(!addresses.is_empty());
+}
+
 /// Takes one side's news to the other, as the host would. Returns what is not signaling.
 fn relay(
     from: PeerId,
