@@ -97,18 +97,19 @@ impl PlainModel {
         let is_lossy = matches!(run.codec, Codec::Projector { .. });
         assert!(!is_lossy, "what a projector loses does not fold away");
         let device = Device::flex();
-        let lift = derivation.basis().map(|basis| {
+        // Where the subspace turned while the model trained, its stages say where it is.
+        let turned = stages.iter().flatten().find(|(it, _)| it.is_subspace());
+        let turned = turned.map(|(_, values)| values.clone());
+        let lift = turned.or_else(|| derivation.basis()).map(|basis| {
             let shape = [run.d_model, run.boundary_width()];
             Tensor::<2>::from_data(TensorData::new(basis, shape), &device).transpose()
         });
         let mut weights = BTreeMap::new();
         for (stage, parameters) in stages.into_iter().enumerate() {
             for (parameter, values) in parameters {
-                let branch =
-                    parameter.name.ends_with(".attention_out") || parameter.name.ends_with(".down");
-                let is_embed = parameter.name == "embed";
                 let folded = match &lift {
-                    Some(lift) if is_embed || (branch && !run.is_last(stage)) => {
+                    _ if parameter.is_subspace() => continue,
+                    Some(lift) if run.holds_coordinates(stage, &parameter) => {
                         widen(values, &parameter, lift, &device)
                     }
                     Some(_) | None => values,

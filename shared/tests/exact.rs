@@ -179,7 +179,7 @@ proptest! {
     fn a_model_cut_into_stages_has_the_gradients_of_the_whole(
         rank in 0_usize..4, blocks in 1_usize..5, cut in 1_usize..5, heads in 1_usize..4, seed in any::<u64>(),
     ) {
-        let codec = if rank == 0 { Codec::Dense } else { Codec::Subspace { rank } };
+        let codec = if rank == 0 { Codec::Dense } else { Codec::fixed_subspace(rank) };
         let config = config(codec, blocks, cut.min(blocks), heads);
         let mut words = Words::new("test", &[seed]);
         let weights = weights(&config, &mut words);
@@ -214,7 +214,7 @@ proptest! {
     fn lifted_coordinates_project_back_to_themselves(
         rank in 1_usize..9, deviation in 0.1_f64..10.0, seed in any::<u64>(),
     ) {
-        let config = config(Codec::Subspace { rank }, 1, 1, 4);
+        let config = config(Codec::fixed_subspace(rank), 1, 1, 4);
         let border = BorderCodec::from_seed(&Derivation::new(config.clone(), seed), &device());
         let mut words = Words::new("test", &[seed]);
         let samples: Vec<u32> = (0..2 * 7).map(|_| words.next_word() % 13).collect();

@@ -22,7 +22,7 @@ use shared::model::state::StageState;
 use shared::units::{Digest, Round, StageId};
 use shared::wire::merge::{Level, Shape};
 
-use pipeline::{LEARNED, Pipeline, SUBSPACE, counting, run_config};
+use pipeline::{ADAPTED, LEARNED, Pipeline, SUBSPACE, counting, run_config};
 
 /// Pipelines of one seat each, and the states that they begin the next round from.
 struct Merging {
@@ -32,6 +32,8 @@ struct Merging {
     starts: Vec<Vec<Snapshot>>,
     /// What packing lost, likewise; empty for nothing.
     residuals: Vec<Vec<Bytes>>,
+    /// Steps of all pipelines so far.
+    steps_done: u32,
 }
 
 impl Merging {
@@ -43,6 +45,7 @@ impl Merging {
                 .collect(),
             starts: vec![Vec::new(); pipelines],
             residuals: vec![vec![Bytes::new(); run.model.stages]; pipelines],
+            steps_done: 0,
         }
     }
 
@@ -68,12 +71,10 @@ impl Merging {
     fn round(&mut self, round: u32, steps: &[u32]) -> Vec<f64> {
         let done = self.pipelines[0].samples_done;
         let mut losses = Vec::new();
-        let first = self.pipelines[0].step + self.pipelines[1].step;
-        let mut salt = first;
         for (pipeline, steps) in self.pipelines.iter_mut().zip(steps) {
             for _ in 0..*steps {
-                losses.push(pipeline.train(&counting(&self.run, salt)).loss);
-                salt += 1;
+                losses.push(pipeline.train(&counting(&self.run, self.steps_done)).loss);
+                self.steps_done += 1;
             }
         }
         let ends: Vec<Vec<Snapshot>> = self.pipelines.iter_mut().map(Pipeline::snapshot).collect();
@@ -88,6 +89,7 @@ impl Merging {
                 .collect();
             let agreed: Vec<Digest> = merged.iter().map(|replicas| replicas[0].agreed).collect();
             assert_eq!(pipeline.take(Some(&self.starts[own])), agreed);
+            pipeline.next_round();
             pipeline.samples_done = done + losses.len() as u64 * u64::from(self.run.training.batch);
         }
         losses
@@ -269,6 +271,49 @@ fn merged_bases_are_equal_and_have_orthonormal_columns() {
         }
     }
     assert_eq!(basis(0, 3), None, "behind the last stage is no border");
+}
+
+#[test]
+fn pipelines_turn_alike_and_average_where_to_turn_next() {
+    for format in [NumberFormat::Int8, NumberFormat::F32] {
+        let mut run = run_config(ADAPTED, format, 5);
+        run.schedule.pipelines_max = 2;
+        let mut merging = Merging::new(&run, 2);
+        let mut losses = Vec::new();
+        let mut seen = Vec::new();
+        for round in 1..9 {
+            // That each stage's replicas agree to the bit is looked at in here.
+            losses.extend(merging.round(round, &[4, 3]));
+            let lists = |stage: usize, name: &str| {
+                let blob = &merging.starts[0][stage].blob;
+                let state = StageState::from_blob(&run.model, stage, blob).expect("our own");
+                let parameters = run.model.parameters_of(stage);
+                let position = parameters.iter().position(|it| it.name == name);
+                let position = position.expect("the stage has it");
+                let outer = state.outer.expect("a merge leaves momentum");
+                (state.weights[position].clone(), outer[position].clone())
+            };
+            let (own, momentum) = lists(0, "basis");
+            for stage in 1..4 {
+                assert_eq!(lists(stage, "basis"), (own.clone(), momentum.clone()));
+            }
+            let (next, next_momentum) = lists(0, "basis.next");
+            assert!(momentum.iter().chain(&next_momentum).all(|it| *it == 0.0));
+            for (a, b) in (0..4).flat_map(|a| (0..4).map(move |b| (a, b))) {
+                let rows = next.chunks_exact(4);
+                let dot: f64 = rows.map(|row| f64::from(row[a]) * f64::from(row[b])).sum();
+                assert!((dot - f64::from(u8::from(a == b))).abs() < 1e-6, "{dot}");
+            }
+            // What was chosen in a round is what the next one is in.
+            if let Some(chosen) = seen.last() {
+                assert_eq!(&own, chosen);
+            }
+            assert_ne!(next, own);
+            seen.push(next);
+        }
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        assert!(last < 0.2 * first, "{format:?}: {losses:.3?}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn config() -> ModelConfig {
         stages: 3,
         vocabulary: 5,
         context: 4,
-        codec: Codec::Subspace { rank: 3 },
+        codec: Codec::fixed_subspace(3),
     }
 }
 

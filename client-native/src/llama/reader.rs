@@ -97,7 +97,7 @@ mod tests {
             text in proptest::collection::vec(0_u32..40, 2..40),
             steps in proptest::collection::vec(1_usize..4, 20),
         ) {
-            let codec = if subspace { Codec::Subspace { rank: 8 } } else { Codec::Dense };
+            let codec = if subspace { Codec::fixed_subspace(8) } else { Codec::Dense };
             let model = random_model(&sizes(codec), seed);
             let device = Device::flex();
             let mut once = Reader::new(&model, Reading::Once, &device);

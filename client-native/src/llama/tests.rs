@@ -90,7 +90,7 @@ fn logits_of(model: &PlainModel, tokens: &[u32]) -> Vec<f32> {
 #[test]
 fn the_exported_model_computes_what_the_run_computed() {
     let tokens = [3, 1, 4, 1, 5, 9, 2, 6, 39, 0];
-    for codec in [Codec::Dense, Codec::Subspace { rank: 8 }] {
+    for codec in [Codec::Dense, Codec::fixed_subspace(8)] {
         let derivation = Derivation::new(sizes(codec), 7);
         let weights = trained(&derivation, 3);
         let expected = logits_of_run(&derivation, &weights, &tokens);
@@ -119,7 +119,7 @@ fn the_exported_model_computes_what_the_run_computed() {
 #[test]
 fn a_saved_model_loads_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
-    let derivation = Derivation::new(sizes(Codec::Subspace { rank: 8 }), 7);
+    let derivation = Derivation::new(sizes(Codec::fixed_subspace(8)), 7);
     let model = PlainModel::fold(&derivation, trained(&derivation, 3));
     model.save(folder.path(), MODEL_FILE).unwrap();
     assert_eq!(PlainModel::load(folder.path()).unwrap(), model);

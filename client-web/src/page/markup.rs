@@ -161,7 +161,15 @@ fn standing(report: &RunReport) -> String {
     let model = &report.model;
     let codec = match model.codec {
         Codec::Dense => "at full width".to_owned(),
-        Codec::Subspace { rank } => format!("as {rank} coordinates of a subspace"),
+        Codec::Subspace {
+            rank,
+            adapt_rounds: 0,
+        } => format!("as {rank} coordinates of a subspace"),
+        Codec::Subspace { rank, .. } => {
+            format!(
+                "as {rank} coordinates of a subspace that turns to where the loss depends most on it"
+            )
+        }
         Codec::Projector { rank, .. } => {
             format!("as {rank} coordinates of each border's own subspace")
         }

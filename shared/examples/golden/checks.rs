@@ -176,9 +176,7 @@ impl Model {
     fn new(golden: &Golden<'_>, device: &Device) -> Result<Self, Box<dyn std::error::Error>> {
         let stages = golden.constant("stages")?;
         let codec = match golden.name {
-            "subspace" => Codec::Subspace {
-                rank: golden.constant("rank")?,
-            },
+            "subspace" => Codec::fixed_subspace(golden.constant("rank")?),
             "projector" => Codec::Projector {
                 rank: golden.constant("rank")?,
                 anchor: golden.constant("anchor")?,

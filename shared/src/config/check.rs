@@ -6,7 +6,7 @@
 //!
 //! Invariant: after [`RunConfig::validate`] succeeded, no frame or blob of the run exceeds its limit.
 
-use super::model::{ModelConfigError, token_bytes};
+use super::model::{Codec, ModelConfigError, token_bytes};
 use super::run::{MergeKind, RunConfig, ScheduleConfig, TrainingConfig};
 use crate::limits::{
     FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_GROUP_MAX, MERGE_LEVELS_MAX, PIPELINES_MAX,
@@ -209,6 +209,15 @@ pub enum RunConfigError {
         /// Steps a round.
         round_steps: u32,
     },
+    /// Rounds of one step show too little of where the loss depends on the stream.
+    #[error(
+        "merge.kind is \"gradient\", so model.adapt_rounds must be 0, not {adapt_rounds}: such rounds are one step, too \
+         few to turn the subspace by"
+    )]
+    GradientAdapts {
+        /// Rounds between two turns.
+        adapt_rounds: u32,
+    },
     /// Groups are too small for all pipelines to merge.
     #[error(
         "merge.group_max is {group_max}, room for {room} pipelines to merge: raise it, or lower schedule.pipelines_max"
@@ -278,6 +287,14 @@ impl RunConfig {
         if self.merge.kind == MergeKind::Gradient && round_steps != 1 {
             return Err(RunConfigError::GradientRounds { round_steps });
         }
+        if self.merge.kind == MergeKind::Gradient
+            && let Codec::Subspace {
+                adapt_rounds: adapt_rounds @ 1..,
+                ..
+            } = self.model.codec
+        {
+            return Err(RunConfigError::GradientAdapts { adapt_rounds });
+        }
         for stage in 0..stages {
             let bytes = self.stage_state_bytes(stage);
             if bytes > STATE_BYTES_MAX {
@@ -295,7 +312,7 @@ impl RunConfig {
         let sequence_bytes = sequence_tokens * token_bytes(model.vocabulary) as u64
             + model.context as u64 * row_bytes as u64;
         let bytes = sequence_bytes * u64::from(self.microbatch_sequences())
-            + model.learned_basis_bytes() as u64;
+            + (model.learned_basis_bytes() + model.adapted_basis_bytes()) as u64;
         if bytes > (FRAME_BYTES_MAX - HEADER_BYTES_MAX) as u64 {
             return Err(RunConfigError::Frame { bytes });
         }

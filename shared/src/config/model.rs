@@ -8,9 +8,17 @@
 //! Knows nothing of steps, rounds or learning rates: those belong to the run's configuration.
 //! Invariant: after [`ModelConfig::validate`] succeeded, all methods are total for `stage < stages`.
 
+mod parameters;
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+
+use crate::units::Round;
+
+pub use parameters::{Initial, Parameter};
+#[cfg(feature = "compute")]
+pub(crate) use parameters::{SUBSPACE, SUBSPACE_NEXT};
 
 /// Largest `d_model`: rows of this width still fit a frame many times over.
 pub const WIDTH_MAX: usize = 16_384;
@@ -60,6 +68,9 @@ pub enum Codec {
     Subspace {
         /// Width of what crosses a border.
         rank: usize,
+        /// Every how many rounds the subspace turns to where the loss depends most on the stream; 0 for never.
+        #[serde(default, skip_serializing_if = "is_never")]
+        adapt_rounds: u32,
     },
     /// The stream's coordinates in a subspace that each border has for itself, after MAPL (arXiv 2606.05484); the
     /// receiver adds what it knows of each token.
@@ -72,6 +83,23 @@ pub enum Codec {
         #[serde(default)]
         basis: Basis,
     },
+}
+
+impl Codec {
+    /// [`Self::Subspace`] that stays as the seed has it.
+    #[must_use]
+    pub const fn fixed_subspace(rank: usize) -> Self {
+        Self::Subspace {
+            rank,
+            adapt_rounds: 0,
+        }
+    }
+}
+
+/// Whether a number of rounds stands for never. Then it is not written: so are configurations that know nothing of it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references")]
+const fn is_never(rounds: &u32) -> bool {
+    *rounds == 0
 }
 
 /// What becomes of the subspaces of [`Codec::Projector`] while the model trains.
@@ -122,38 +150,6 @@ pub const fn token_bytes(vocabulary: usize) -> usize {
     if vocabulary > 1 << 16 { 4 } else { 2 }
 }
 
-/// How a parameter begins; see `derive` for the numbers themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Initial {
-    /// Zero: branch outputs and the head.
-    Zero,
-    /// One: norm gains.
-    One,
-    /// Normal with mean 0 and this variance's root as deviation: `1 / (3 fan_in)`.
-    Linear {
-        /// Rows of the weight, that is, the width of what it is applied to.
-        fan_in: usize,
-    },
-    /// Standard normal: tables of tokens.
-    Normal,
-    /// Orthonormal columns, those of the border after `stage`; they stay orthonormal.
-    Basis {
-        /// Whose border it is.
-        stage: usize,
-    },
-}
-
-/// One parameter tensor of a stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parameter {
-    /// Name within the whole model, such as `block.3.gate`.
-    pub name: String,
-    /// `[in, out]` for weights, `[width]` for gains, `[vocabulary, width]` for tables.
-    pub shape: Vec<usize>,
-    /// What it starts from.
-    pub initial: Initial,
-}
-
 /// Why a model's sizes were refused. The text names the key to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -202,7 +198,7 @@ impl ModelConfig {
             stages: 4,
             vocabulary: 256,
             context: 128,
-            codec: Codec::Subspace { rank: 32 },
+            codec: Codec::fixed_subspace(32),
         }
     }
 
@@ -217,7 +213,7 @@ impl ModelConfig {
             stages: 6,
             vocabulary: 4096,
             context: 256,
-            codec: Codec::Subspace { rank: 96 },
+            codec: Codec::fixed_subspace(96),
         }
     }
 
@@ -232,7 +228,7 @@ impl ModelConfig {
             stages: 12,
             vocabulary: 50_304,
             context: 1024,
-            codec: Codec::Subspace { rank: 192 },
+            codec: Codec::fixed_subspace(192),
         }
     }
 
@@ -255,7 +251,7 @@ impl ModelConfig {
         let rank_max = self.d_model;
         let (rank, anchor) = match self.codec {
             Codec::Dense => (1, 1),
-            Codec::Subspace { rank } => (rank, 1),
+            Codec::Subspace { rank, .. } => (rank, 1),
             Codec::Projector { rank, anchor, .. } => (rank, anchor),
         };
         let ranges = [
@@ -319,7 +315,7 @@ impl ModelConfig {
     pub const fn boundary_width(&self) -> usize {
         match self.codec {
             Codec::Dense => self.d_model,
-            Codec::Subspace { rank } | Codec::Projector { rank, .. } => rank,
+            Codec::Subspace { rank, .. } | Codec::Projector { rank, .. } => rank,
         }
     }
 
@@ -327,7 +323,7 @@ impl ModelConfig {
     const fn state_width(&self) -> usize {
         match self.codec {
             Codec::Dense | Codec::Projector { .. } => self.d_model,
-            Codec::Subspace { rank } => rank,
+            Codec::Subspace { rank, .. } => rank,
         }
     }
 
@@ -376,102 +372,36 @@ impl ModelConfig {
         }
     }
 
-    /// Every parameter of `stage`, sorted by name: the order of hashes, norms and blobs.
-    ///
-    /// # Panics
-    /// If `stage` is not below `stages`.
+    /// Rank of the run's subspace, where that turns while the model trains; `None` where it does not.
     #[must_use]
-    pub fn parameters_of(&self, stage: usize) -> Vec<Parameter> {
-        let d_model = self.d_model;
-        let write = self.branch_width(stage);
-        let linear = |fan_in: usize| Initial::Linear { fan_in };
-        let mut list = Vec::new();
-        let mut add = |name: String, shape: &[usize], initial: Initial| {
-            list.push(Parameter {
-                name,
-                shape: shape.to_vec(),
-                initial,
-            });
-        };
-        if stage == 0 {
-            add(
-                "embed".to_owned(),
-                &[self.vocabulary, self.state_width()],
-                Initial::Normal,
-            );
+    pub const fn adapted_rank(&self) -> Option<usize> {
+        match self.codec {
+            Codec::Subspace {
+                rank,
+                adapt_rounds: 1..,
+            } => Some(rank),
+            Codec::Dense | Codec::Subspace { .. } | Codec::Projector { .. } => None,
         }
-        if let Some(width) = self.anchor_width(stage) {
-            add(
-                format!("anchor.{stage}"),
-                &[self.vocabulary, width],
-                Initial::Normal,
-            );
-        }
-        if let Some(rank) = self.learned_rank(stage) {
-            let initial = Initial::Basis { stage };
-            add(format!("basis.{stage}"), &[d_model, rank], initial);
-        }
-        for block in self.blocks_of(stage) {
-            let name = |part: &str| format!("block.{block}.{part}");
-            for part in ["query", "key", "value"] {
-                add(name(part), &[d_model, d_model], linear(d_model));
-            }
-            add(name("attention_out"), &[d_model, write], Initial::Zero);
-            add(name("gate"), &[d_model, self.d_ff], linear(d_model));
-            add(name("up"), &[d_model, self.d_ff], linear(d_model));
-            add(name("down"), &[self.d_ff, write], Initial::Zero);
-            add(name("norm_attention"), &[d_model], Initial::One);
-            add(name("norm_mlp"), &[d_model], Initial::One);
-        }
-        if self.is_last(stage) {
-            add("norm_final".to_owned(), &[d_model], Initial::One);
-            add(
-                "head".to_owned(),
-                &[d_model, self.vocabulary],
-                Initial::Zero,
-            );
-        }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
-        list
     }
 
-    /// Number of trained values in `stage`; times 12 bytes with both moments, plus gradients.
+    /// Bytes of an adapted basis where one crosses a border, and of what it turns by.
     #[must_use]
-    pub fn parameter_count_of(&self, stage: usize) -> usize {
-        self.parameters_of(stage)
-            .iter()
-            .map(Parameter::values)
-            .sum()
+    pub const fn adapted_basis_bytes(&self) -> usize {
+        match self.adapted_rank() {
+            Some(rank) => 4 * self.d_model * rank,
+            None => 0,
+        }
     }
 
-    /// Number of trained values in the whole model.
+    /// Whether the subspace turns at the end of `round`, by what its steps see.
     #[must_use]
-    pub fn parameter_count(&self) -> usize {
-        (0..self.stages)
-            .map(|stage| self.parameter_count_of(stage))
-            .sum()
-    }
-}
-
-impl Parameter {
-    /// Number of values in the tensor.
-    #[must_use]
-    pub fn values(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether weight decay acts on it: two-dimensional tensors only, tables included, bases not.
-    #[must_use]
-    pub fn decays(&self) -> bool {
-        self.shape.len() == 2 && self.basis_rank().is_none()
-    }
-
-    /// Columns of a learned basis, which stay orthonormal; `None` for all else.
-    #[must_use]
-    pub fn basis_rank(&self) -> Option<usize> {
-        match self.initial {
-            Initial::Basis { .. } => Some(self.shape[1]),
-            Initial::Zero | Initial::One | Initial::Linear { .. } | Initial::Normal => None,
+    pub const fn adapts_in(&self, round: Round) -> bool {
+        match self.codec {
+            Codec::Subspace {
+                adapt_rounds: rounds @ 1..,
+                ..
+            } => (round.0 + 1).is_multiple_of(rounds),
+            Codec::Dense | Codec::Subspace { .. } | Codec::Projector { .. } => false,
         }
     }
 }
@@ -535,7 +465,7 @@ mod tests {
         );
         assert_eq!(
             refused(ModelConfig {
-                codec: Codec::Subspace { rank: 129 },
+                codec: Codec::fixed_subspace(129),
                 ..tiny()
             }),
             "model.codec.rank is 129, must be between 1 and 128"

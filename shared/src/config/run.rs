@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::model::{ModelConfig, NumberFormat, token_bytes};
 use crate::limits::{SIGNAL_BYTES_A_STAGE, SIGNAL_BYTES_BASE};
-use crate::units::{Digest, Microbatch, Span};
+use crate::units::{Digest, Microbatch, Round, Span};
 
 /// Weights and both moments of one parameter, in f32.
 const PARAMETER_STATE_BYTES: u64 = 12;
@@ -100,6 +100,17 @@ pub struct ScheduleConfig {
     pub rewind_wait: Span,
 }
 
+/// What a forward frame is the first of: such frames bear the bases that change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opens {
+    /// A round, and its first step.
+    Round,
+    /// A step; or it may be the first of an evaluation that comes.
+    Step,
+    /// Nothing.
+    Nothing,
+}
+
 impl RunConfig {
     /// Sequences in one microbatch.
     pub fn microbatch_sequences(&self) -> u16 {
@@ -121,7 +132,7 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// Bytes of a forward frame's payload that bears no basis: token ids and the packed boundary of a microbatch. See
+    /// Bytes of a forward frame's payload that opens nothing: token ids and the packed boundary of a microbatch. See
     /// [`Self::forward_boundary_bytes`] for those that do.
     #[must_use]
     pub fn forward_payload_bytes(&self) -> usize {
@@ -153,20 +164,29 @@ impl RunConfig {
         rows * self.format.row_bytes(self.model.boundary_width())
     }
 
-    /// Bytes that follow the token ids of a forward frame: the packed boundary, and where it bears the border's basis
-    /// and that is learned, the basis as f32 little-endian.
+    /// Bytes that follow the token ids of a forward frame: the packed boundary, and behind it, as f32 little-endian, a
+    /// basis: of the border, where it is learned, with what opens a step; of the subspace, where it is adapted, with what
+    /// opens a round.
     #[must_use]
-    pub fn forward_boundary_bytes(&self, bears_basis: bool) -> usize {
-        self.boundary_bytes() + usize::from(bears_basis) * self.model.learned_basis_bytes()
+    pub fn forward_boundary_bytes(&self, opens: Opens) -> usize {
+        let basis = match opens {
+            Opens::Round => self.model.learned_basis_bytes() + self.model.adapted_basis_bytes(),
+            Opens::Step => self.model.learned_basis_bytes(),
+            Opens::Nothing => 0,
+        };
+        self.boundary_bytes() + basis
     }
 
-    /// Bytes of a backward frame's payload: the packed gradient of a boundary, and with a step's last microbatch what the
-    /// receiver adds to the gradient of a learned basis, as f32 little-endian.
+    /// Bytes of a backward frame's payload: the packed gradient of a boundary, and with a step's last microbatch, as f32
+    /// little-endian, what the receiver adds to the gradient of a learned basis, or what an adapted one turns by.
     #[must_use]
-    pub fn backward_payload_bytes(&self, microbatch: Microbatch) -> usize {
+    pub fn backward_payload_bytes(&self, round: Round, microbatch: Microbatch) -> usize {
         let last = self.training.microbatches.checked_sub(1);
-        let is_last = last == Some(microbatch.0);
-        self.boundary_bytes() + usize::from(is_last) * self.model.learned_basis_bytes()
+        if last != Some(microbatch.0) {
+            return self.boundary_bytes();
+        }
+        let energy = usize::from(self.model.adapts_in(round)) * self.model.adapted_basis_bytes();
+        self.boundary_bytes() + self.model.learned_basis_bytes() + energy
     }
 
     /// Bytes of the weights and moments of `stage`.

@@ -39,6 +39,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "rank",
             "anchor",
             "basis",
+            "adapt_rounds",
         ],
     ),
     ("wire", &["format"]),
@@ -153,6 +154,11 @@ pub enum WrittenError {
     /// What becomes of bases, for a codec without bases of its borders.
     #[error("model.basis is written, but model.codec is not \"projector\": leave out one of them")]
     BasisWithoutProjector,
+    /// How often the subspace turns, for a codec that has none.
+    #[error(
+        "model.adapt_rounds is written, but model.codec is not \"subspace\": leave out one of them"
+    )]
+    AdaptsWithoutSubspace,
     /// Understood, but no run can be made of it.
     #[error(transparent)]
     Invalid(#[from] RunConfigError),
@@ -226,6 +232,11 @@ fn read_model(section: &Section<'_>, model: &mut ModelConfig) -> Result<(), Writ
         return Err(WrittenError::BasisWithoutProjector);
     }
     let basis = basis.map_or(Basis::Fixed, |name| lookup(&BASES, name));
+    let mut adapt_rounds = 0;
+    let adapt_written = section.number("adapt_rounds", &mut adapt_rounds)?;
+    if adapt_written && codec.is_some_and(|codec| codec != "subspace") {
+        return Err(WrittenError::AdaptsWithoutSubspace);
+    }
     if anchor_written && codec != Some("projector") {
         return Err(WrittenError::AnchorWithoutProjector);
     }
@@ -237,7 +248,7 @@ fn read_model(section: &Section<'_>, model: &mut ModelConfig) -> Result<(), Writ
             anchor,
             basis,
         },
-        Some(_) | None => Codec::Subspace { rank },
+        Some(_) | None => Codec::Subspace { rank, adapt_rounds },
     };
     Ok(())
 }
@@ -302,7 +313,7 @@ pub fn write(config: &RunConfig) -> String {
     } = config;
     let (codec, rank, projector) = match model.codec {
         Codec::Dense => ("dense", None, None),
-        Codec::Subspace { rank } => ("subspace", Some(rank), None),
+        Codec::Subspace { rank, .. } => ("subspace", Some(rank), None),
         Codec::Projector {
             rank,
             anchor,
@@ -328,6 +339,9 @@ pub fn write(config: &RunConfig) -> String {
         ("codec", codec.into()),
     ];
     model_values.extend(rank.map(|rank| ("rank", integer(rank))));
+    if let Codec::Subspace { adapt_rounds, .. } = model.codec {
+        model_values.push(("adapt_rounds", Value::Integer(adapt_rounds.into())));
+    }
     if let Some((anchor, basis)) = projector {
         model_values.push(("anchor", integer(anchor)));
         model_values.push(("basis", named(&BASES, basis).into()));

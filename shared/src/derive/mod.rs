@@ -56,7 +56,7 @@ impl Derivation {
     /// - returns `[d_model, rank]`, row by row
     #[must_use]
     pub fn basis(&self) -> Option<Vec<f32>> {
-        let Codec::Subspace { rank } = self.config.codec else {
+        let Codec::Subspace { rank, .. } = self.config.codec else {
             return None;
         };
         Some(self.orthonormal("basis", rank))
@@ -159,6 +159,11 @@ impl Derivation {
                 let mut basis = self
                     .border_basis(stage)
                     .expect("a projector has a basis a border");
+                basis.truncate(count);
+                basis
+            }
+            Initial::Subspace => {
+                let mut basis = self.basis().expect("a subspace has a basis");
                 basis.truncate(count);
                 basis
             }
@@ -288,7 +293,7 @@ mod tests {
             stages: 4,
             vocabulary: 61,
             context: 16,
-            codec: Codec::Subspace { rank: 8 },
+            codec: Codec::fixed_subspace(8),
         }
     }
 

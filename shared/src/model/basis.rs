@@ -1,4 +1,7 @@
-//! A learned basis of a border: momentum in the tangent space, and orthonormal columns again after each step.
+//! Bases that change: how they step, and what their columns become of each other.
+//!
+//! A learned basis of a border has momentum in the tangent space; the subspace that all borders share, where it is adapted,
+//! turns to where the loss depends most on the stream. Both have orthonormal columns again after each step.
 //!
 //! What a border carries depends on the span of its basis `A` alone: turning the columns among themselves changes nothing.
 //! So of a gradient only what leaves the span is a direction, `(1 - A A^T) g`. All is plain f64 in a fixed order,
@@ -6,7 +9,8 @@
 //!
 //! # Source
 //! The step is that of the Grassmann manifold (Edelman, Arias and Smith, arXiv physics/9806030, section 2.5), with
-//! Gram-Schmidt as retraction; that receivers' bases are learned at all: MAPL, arXiv 2606.05484.
+//! Gram-Schmidt as retraction; that receivers' bases are learned at all: MAPL, arXiv 2606.05484; that the shared one
+//! follows the energy of the last stage's gradients: "Protocol Models", arXiv 2506.01260.
 
 use super::block::narrow;
 use crate::derive::orthonormal_columns;
@@ -15,6 +19,10 @@ use crate::derive::orthonormal_columns;
 const RATE_SHARE: f64 = 0.1;
 /// What stays of the momentum at each step.
 const MOMENTUM: f64 = 0.9;
+/// How far the subspace turns to what its power method would give: 1 takes all of it.
+const TURN: f64 = 0.5;
+/// How far a direction of the subspace turns at most: the tangent of the angle.
+const TURN_MAX: f64 = 0.5;
 
 /// One step of a basis down its gradient, at the model's `learning_rate`. A step that would leave no basis is not made.
 ///
@@ -27,7 +35,6 @@ pub(super) fn step(
     rank: usize,
     learning_rate: f64,
 ) {
-    let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&it| f64::from(it)).collect() };
     let columns = wide(basis);
     let mut fresh = wide(momentum);
     for (momentum, gradient) in fresh.iter_mut().zip(gradient) {
@@ -51,10 +58,90 @@ pub(super) fn step(
     }
 }
 
+/// The subspace's basis turned by what the stream's gradients say; none where they say nothing that a basis follows from.
+///
+/// Of gradients g, a row a token, it makes `sum |g - g U U^T|^2` smaller: by a step down its slope `-2 (1 - U U^T) E U`,
+/// with E the sum of `g^T g`. The step is [`TURN`] times that by which the mean direction of the basis would take what the
+/// power method gives it, so it does not depend on how large gradients are.
+///
+/// # Shapes
+/// - `basis`, `energy` (E U): `[d_model, rank]`, row by row
+pub(super) fn turned(basis: &[f32], energy: &[f64], rank: usize) -> Option<Vec<f32>> {
+    let columns = wide(basis);
+    let kept: f64 = columns.iter().zip(energy).map(|(a, b)| a * b).sum();
+    let mut outside = energy.to_vec();
+    leave_span(&columns, &mut outside, rank);
+    let column = |at: usize| -> f64 {
+        let rows = outside.chunks_exact(rank);
+        rows.map(|row| row[at] * row[at]).sum::<f64>().sqrt()
+    };
+    let longest = (0..rank).map(column).fold(0.0, f64::max);
+    let step = (TURN * rank as f64 / kept).min(TURN_MAX / longest);
+    if !(step > 0.0 && step.is_finite()) {
+        return None;
+    }
+    let moved = columns.iter().zip(&outside);
+    orthonormal(
+        moved
+            .map(|(value, outside)| value + step * outside)
+            .collect(),
+        rank,
+    )
+}
+
+/// `U^T V`: coordinates in `from`, times it, are those in `to` of the nearest vector there.
+///
+/// # Shapes
+/// - `from`, `to`: `[d_model, rank]`, row by row
+/// - returns `[rank, rank]`, row by row
+pub(super) fn rotation(from: &[f32], to: &[f32], rank: usize) -> Vec<f32> {
+    products(&wide(from), &wide(to), rank)
+        .into_iter()
+        .map(narrow)
+        .collect()
+}
+
+/// What mean squares of coordinates become by a rotation: of those that a new coordinate is made of, the mean by their share.
+///
+/// # Shapes
+/// - `rotation`: `[rank, rank]`, row by row; so is what it returns
+pub(super) fn shares(rotation: &[f32], rank: usize) -> Vec<f32> {
+    let squares: Vec<f64> = rotation.iter().map(|&it| f64::from(it).powi(2)).collect();
+    let sums: Vec<f64> = (0..rank)
+        .map(|column| squares.iter().skip(column).step_by(rank).sum())
+        .collect();
+    let shares = squares.chunks_exact(rank).flat_map(|row| {
+        row.iter().zip(&sums).map(|(square, sum)| {
+            // A direction that is new altogether is taken for one like all others.
+            if *sum > 0.0 {
+                square / sum
+            } else {
+                1.0 / rank as f64
+            }
+        })
+    });
+    shares.map(narrow).collect()
+}
+
+/// Rows of coordinates, `[rows, rank]`, times a rotation.
+pub(super) fn turn_rows(values: &mut [f32], rotation: &[f32], rank: usize) {
+    let mut turned = vec![0.0_f64; rank];
+    for row in values.chunks_exact_mut(rank) {
+        turned.fill(0.0);
+        for (value, rotation) in row.iter().zip(rotation.chunks_exact(rank)) {
+            for (turned, share) in turned.iter_mut().zip(rotation) {
+                *turned += f64::from(*value) * f64::from(*share);
+            }
+        }
+        for (value, turned) in row.iter_mut().zip(&turned) {
+            *value = narrow(*turned);
+        }
+    }
+}
+
 /// Makes the columns of what is to be a basis orthonormal; `false`, and nothing is changed, if they are none.
 pub(super) fn restore(basis: &mut [f32], rank: usize) -> bool {
-    let moved = basis.iter().map(|&value| f64::from(value)).collect();
-    let restored = orthonormal(moved, rank);
+    let restored = orthonormal(wide(basis), rank);
     if let Some(restored) = &restored {
         basis.copy_from_slice(restored);
     }
@@ -63,14 +150,7 @@ pub(super) fn restore(basis: &mut [f32], rank: usize) -> bool {
 
 /// Takes from each column of `values` what lies in the span of `basis`.
 fn leave_span(basis: &[f64], values: &mut [f64], rank: usize) {
-    let mut along = vec![0.0; rank * rank];
-    for (basis, values) in basis.chunks_exact(rank).zip(values.chunks_exact(rank)) {
-        for (along, basis) in along.chunks_exact_mut(rank).zip(basis) {
-            for (along, value) in along.iter_mut().zip(values) {
-                *along += basis * value;
-            }
-        }
-    }
+    let along = products(basis, values, rank);
     for (basis, values) in basis.chunks_exact(rank).zip(values.chunks_exact_mut(rank)) {
         for (along, basis) in along.chunks_exact(rank).zip(basis) {
             for (value, along) in values.iter_mut().zip(along) {
@@ -78,6 +158,23 @@ fn leave_span(basis: &[f64], values: &mut [f64], rank: usize) {
             }
         }
     }
+}
+
+/// Of all columns of both, `[rank, rank]`.
+fn products(a: &[f64], b: &[f64], rank: usize) -> Vec<f64> {
+    let mut products = vec![0.0; rank * rank];
+    for (a, b) in a.chunks_exact(rank).zip(b.chunks_exact(rank)) {
+        for (products, a) in products.chunks_exact_mut(rank).zip(a) {
+            for (product, b) in products.iter_mut().zip(b) {
+                *product += a * b;
+            }
+        }
+    }
+    products
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
 }
 
 /// Row by row in, row by row out.
@@ -181,6 +278,78 @@ mod tests {
         }
         let after = lost(&basis, &data);
         assert!(after < 1e-4 * before, "{before} became {after}");
+    }
+
+    /// `E U` for E the sum over rows of `data`.
+    fn energy(basis: &[f32], data: &[f32]) -> Vec<f64> {
+        gradient(basis, data)
+            .into_iter()
+            .map(|it| f64::from(it) / -2.0)
+            .collect()
+    }
+
+    #[test]
+    fn a_subspace_turns_to_where_most_of_the_energy_is() {
+        let mut basis = seeded(1);
+        let directions = seeded(2);
+        let mut words = crate::random::Words::new("test", &[3]);
+        let mut draw = || (words.next_word() >> 8) as f32 / (1 << 24) as f32 - 0.5;
+        // Most of it in as many directions as the basis has, of very different size; a little everywhere.
+        let data: Vec<f32> = (0..200)
+            .flat_map(|_| {
+                let weights: Vec<f32> = (1..=RANK).map(|at| draw() * 2.0 * at as f32).collect();
+                let row = (0..WIDTH).map(|at| {
+                    let along = weights.iter().enumerate();
+                    let along =
+                        along.map(|(column, weight)| weight * directions[at * RANK + column]);
+                    along.sum::<f32>()
+                });
+                let row: Vec<f32> = row.collect();
+                row.into_iter()
+                    .map(|it| it + 0.01 * draw())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let (before, best) = (lost(&basis, &data), lost(&directions, &data));
+        for _ in 0..60 {
+            let next = turned(&basis, &energy(&basis, &data), RANK).expect("there is energy");
+            assert!(error(&next) < 1e-6, "{}", error(&next));
+            // However large gradients are, it is the same turn.
+            let large: Vec<f64> = energy(&basis, &data).iter().map(|it| it * 1e9).collect();
+            let again = turned(&basis, &large, RANK).expect("there is energy");
+            assert!(next.iter().zip(again).all(|(a, b)| (a - b).abs() < 1e-6));
+            assert!(lost(&next, &data) <= lost(&basis, &data) * (1.0 + 1e-6));
+            basis = next;
+        }
+        let after = lost(&basis, &data);
+        assert!(
+            after < 0.01 * before,
+            "{before} became {after}, at best {best}"
+        );
+    }
+
+    #[test]
+    fn no_energy_turns_nothing() {
+        let basis = seeded(1);
+        for nothing in [0.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(turned(&basis, &vec![nothing; WIDTH * RANK], RANK), None);
+        }
+        // All of it is inside already.
+        let inside: Vec<f64> = basis.iter().map(|it| f64::from(*it)).collect();
+        if let Some(same) = turned(&basis, &inside, RANK) {
+            assert!(basis.iter().zip(&same).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
+    }
+
+    #[test]
+    fn mean_squares_stay_mean_squares() {
+        let (from, to) = (seeded(1), seeded(2));
+        let rotation = rotation(&from, &to, RANK);
+        let mut ones = vec![1.0; 3 * RANK];
+        turn_rows(&mut ones, &shares(&rotation, RANK), RANK);
+        assert!(ones.iter().all(|it| (it - 1.0).abs() < 1e-6), "{ones:?}");
+        let none = shares(&[0.0; RANK * RANK], RANK);
+        assert!(none.iter().all(|it| (it - 1.0 / RANK as f32).abs() < 1e-6));
     }
 
     #[test]

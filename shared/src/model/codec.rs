@@ -120,6 +120,13 @@ impl BorderCodec {
         }
     }
 
+    /// The same but for the subspace's basis, `[d_model, rank]`.
+    pub(super) fn set_subspace(&mut self, basis: &Tensor<2>) {
+        if let Self::Subspace { lift, .. } = self {
+            *lift = basis.clone().transpose();
+        }
+    }
+
     /// Brings a microbatch of whole samples to the device.
     ///
     /// # Shapes

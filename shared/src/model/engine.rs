@@ -16,6 +16,7 @@ use super::merge::norm_squared;
 use super::seat::{Seat, SeatError};
 use super::state::{StageState, StateError};
 use crate::compute::{Compute, Done, Input, Job, Portion, StageState as Source};
+use crate::config::model::SUBSPACE;
 use crate::config::run::RunConfig;
 use crate::derive::Derivation;
 use crate::units::{Digest, StageId, StageRange};
@@ -75,6 +76,16 @@ impl Engine {
             .zip(sources)
             .map(state)
             .collect::<Result<Vec<_>, _>>()?;
+        let subspace = |(stage, state): (StageId, &StageState)| {
+            let model = &self.run.model;
+            let basis = state.parameter(model, usize::from(stage.0), SUBSPACE);
+            basis.map(<[f32]>::to_vec)
+        };
+        let mut subspaces = stages.iter().zip(&states).map(subspace);
+        let first = subspaces.next();
+        if subspaces.any(|other| Some(other) != first) {
+            return Err(format!("the states of {stages} are of different subspaces"));
+        }
         let kind = self.run.merge.kind;
         let agreed = states.iter().map(|it| it.agreed_digest(kind)).collect();
         // The old seat goes first: both at once may not fit into the device.

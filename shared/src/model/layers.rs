@@ -11,7 +11,7 @@ use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 
 use super::block::{Block, Numerics, Positions, View, linear, norm};
 use super::memory::Memory;
-use crate::config::model::ModelConfig;
+use crate::config::model::{ModelConfig, SUBSPACE, SUBSPACE_NEXT};
 
 /// A stage's layers, without a tape.
 #[derive(Module, Debug)]
@@ -19,6 +19,9 @@ pub(super) struct Layers {
     embed: Option<Embedding>,
     anchor: Option<Embedding>,
     basis: Option<Param<Tensor<2>>>,
+    /// The run's subspace where it is adapted, and what becomes of it; no layer reads them here.
+    subspace: Option<Param<Tensor<2>>>,
+    subspace_next: Option<Param<Tensor<2>>>,
     blocks: Vec<Block>,
     norm_final: Option<RmsNorm>,
     head: Option<Linear>,
@@ -42,6 +45,10 @@ impl Layers {
         let anchor = anchor.map(|_| table(&format!("anchor.{index}")));
         let basis = config.learned_rank(index);
         let basis = basis.map(|_| Param::from_data(take(&format!("basis.{index}")), device));
+        let adapted = config.adapted_rank();
+        let subspace = adapted.map(|_| Param::from_data(take(SUBSPACE), device));
+        let subspace_next = adapted.filter(|_| index == 0);
+        let subspace_next = subspace_next.map(|_| Param::from_data(take(SUBSPACE_NEXT), device));
         let blocks = config
             .blocks_of(index)
             .map(|block| {
@@ -57,6 +64,8 @@ impl Layers {
             embed,
             anchor,
             basis,
+            subspace,
+            subspace_next,
             blocks,
             norm_final,
             head,
@@ -133,6 +142,12 @@ impl Layers {
         }
         if let Some(basis) = &mut self.basis {
             slots.push((format!("basis.{}", self.index), Slot::Matrix(basis)));
+        }
+        if let Some(basis) = &mut self.subspace {
+            slots.push((SUBSPACE.to_owned(), Slot::Matrix(basis)));
+        }
+        if let Some(basis) = &mut self.subspace_next {
+            slots.push((SUBSPACE_NEXT.to_owned(), Slot::Matrix(basis)));
         }
         for (index, block) in self.blocks.iter_mut().enumerate() {
             let mut add = |part: &str, slot| {

@@ -13,6 +13,7 @@
 //! DiLoCo, arXiv 2311.08105, algorithm 1.
 
 mod gradient;
+pub mod subspace;
 
 use std::ops::Range;
 

@@ -8,6 +8,7 @@
 //! the norm is taken and when they are applied. Invariant: tensors are always in the order of
 //! [`ModelConfig::parameters_of`], sorted by name.
 
+mod adapted;
 mod learned;
 
 use burn::module::Module;
@@ -21,6 +22,7 @@ use super::memory::Memory;
 use super::state::StageState;
 use crate::config::model::{ModelConfig, Parameter};
 
+pub(super) use adapted::Turn;
 pub(super) use learned::BasisDue;
 
 /// Logits that exist at once: 64 MiB, a few times over on the tape. More tokens go in turns.
@@ -51,6 +53,8 @@ pub struct Backward {
     pub input_gradient: Option<Tensor<3>>,
     /// Gradient of the basis that lifts the border input, where it is learned: a part of what the stage before learns by.
     pub basis_gradient: Option<Tensor<2>>,
+    /// What the run's subspace turns by, `[d_model, rank]`, at the last stage where it is adapted.
+    pub energy: Option<Tensor<2>>,
     /// Sum of token losses, `[1]`, at the last stage.
     pub loss_sum: Option<Tensor<1>>,
 }
@@ -236,8 +240,18 @@ impl Stage {
         objective: Objective,
     ) -> Backward {
         let live = self.layers.clone().train();
+        let mut view = self.view(batch);
+        let lift = self.measured_lift(&view);
+        let input = match (&lift, input) {
+            (Some(_), Some(input)) => {
+                let stream = view.stream(input);
+                view = View::Whole;
+                Some(stream)
+            }
+            (_, input) => input,
+        };
         let input = input.map(|input| input.autodiff().require_grad());
-        let mut view = self.view(batch).autodiff();
+        let mut view = view.autodiff();
         let entering = self.entering.clone();
         let entering = entering.map(|basis| basis.autodiff().require_grad());
         if let Some(basis) = &entering {
@@ -283,9 +297,17 @@ impl Stage {
                 .grad_remove(&mut tape)
                 .expect("the output depends on the basis that lifts its input")
         });
+        let (input_gradient, energy) = match (lift, input_gradient) {
+            (Some(lift), Some(gradient)) => {
+                let (gradient, energy) = adapted::measured(gradient, lift);
+                (Some(gradient), Some(energy))
+            }
+            (_, gradient) => (gradient, None),
+        };
         Backward {
             input_gradient,
             basis_gradient,
+            energy,
             loss_sum: head.map(|head| head.loss_sum),
         }
     }
@@ -307,6 +329,10 @@ impl Stage {
                     "layers and list are in the same order"
                 );
                 match head {
+                    // It changes at rounds' ends alone.
+                    _ if parameter.is_subspace() => {
+                        Tensor::zeros([parameter.values()], &self.device())
+                    }
                     Some(head) if name == "head" => head.head_gradient.clone().flatten(0, 1),
                     Some(_) | None => slot
                         .gradient(tape)
@@ -384,6 +410,9 @@ impl Stage {
             .zip(&mut self.moments)
             .zip(&self.parameters);
         for ((((_, slot), gradient), moments), parameter) in tensors {
+            if parameter.is_subspace() {
+                continue;
+            }
             if parameter.basis_rank().is_some() {
                 self.basis_due = Some(gradient * factor);
                 continue;

@@ -119,6 +119,18 @@ impl StageState {
         }
     }
 
+    /// The weights of one parameter of `stage`, if it has that.
+    pub(super) fn parameter(
+        &self,
+        config: &ModelConfig,
+        stage: usize,
+        name: &str,
+    ) -> Option<&[f32]> {
+        let parameters = config.parameters_of(stage);
+        let position = parameters.iter().position(|it| it.name == name)?;
+        self.weights.get(position).map(Vec::as_slice)
+    }
+
     /// Copies a stage's state from its device.
     ///
     /// # Errors
@@ -233,6 +245,18 @@ impl<'a> Blob<'a> {
     /// If one is not there, has another shape, or holds NaN or infinity; so in what follows.
     pub fn weights(&self) -> Result<Vec<Vec<f32>>, StateError> {
         self.list(&str::to_owned)
+    }
+
+    /// The weights of one parameter.
+    ///
+    /// # Errors
+    /// As [`Self::weights`], and where the stage has no such parameter.
+    pub fn parameter(&self, name: &str) -> Result<Vec<f32>, StateError> {
+        let of = self.parameters.iter().find(|it| it.name == name);
+        let missing = || StateError::Missing {
+            name: name.to_owned(),
+        };
+        values_of(&self.file, name, &of.ok_or_else(missing)?.shape)
     }
 
     /// AdamW's first moments.

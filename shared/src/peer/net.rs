@@ -35,7 +35,7 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
                 Mode::Train => of_step,
                 Mode::Evaluate => of_step.max(*microbatches),
             };
-            let boundary = config.forward_boundary_bytes(mode.bears_basis(slot.microbatch));
+            let boundary = config.forward_boundary_bytes(mode.opens(*slot));
             let fits = *sequences == config.microbatch_sequences()
                 && *microbatches == expected
                 && bytes == config.token_ids_bytes() + boundary;
@@ -46,7 +46,7 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
             mode: Mode::Train,
             ..
         } => {
-            let expected = config.backward_payload_bytes(slot.microbatch);
+            let expected = config.backward_payload_bytes(slot.place.round, slot.microbatch);
             let fits = slot.microbatch.0 < of_step && bytes == expected;
             (!fits).then_some("a gradient that does not fit the model")
         }
@@ -235,7 +235,7 @@ impl Peer {
                     usize::from(sequences),
                     context,
                     vocabulary,
-                    config.forward_boundary_bytes(mode.bears_basis(slot.microbatch)),
+                    config.forward_boundary_bytes(mode.opens(slot)),
                 );
                 let Ok((tokens, boundary)) = payload else {
                     return self.refuse_link(peer, FORWARD_MISFIT);

@@ -383,9 +383,7 @@ impl FakeCompute {
     }
 
     fn forward(&mut self, slot: Slot, mode: Mode, input: &Input) -> Done {
-        let bytes = self
-            .config
-            .forward_boundary_bytes(mode.bears_basis(slot.microbatch));
+        let bytes = self.config.forward_boundary_bytes(mode.opens(slot));
         let entering = self.entering(input);
         let Some(entering) = entering.filter(|_| Self::fits(input.boundary.as_ref(), bytes)) else {
             return refused("a boundary of another length");
@@ -420,7 +418,9 @@ impl FakeCompute {
     }
 
     fn backward(&mut self, slot: Slot, gradient: Option<&Bytes>, step_tokens: Option<u64>) -> Done {
-        let bytes = self.config.backward_payload_bytes(slot.microbatch);
+        let bytes = self
+            .config
+            .backward_payload_bytes(slot.place.round, slot.microbatch);
         if !Self::fits(gradient, bytes) {
             return refused("a gradient of another length");
         }

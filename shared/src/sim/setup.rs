@@ -18,15 +18,19 @@ pub(super) fn config(seed: u64, dice: &mut Dice) -> RunConfig {
         // Gradients are merged after each step.
         MergeKind::Gradient => 1,
     };
-    // Where bases are learned a step's first and last frames are longer.
-    let codec = if seed % 3 == 2 {
-        Codec::Projector {
+    // Where bases are learned a step's first and last frames are longer; where the subspace is adapted, a round's first
+    // one, and each step's last in every other round.
+    let codec = match seed % 3 {
+        2 => Codec::Projector {
             rank: 8,
             anchor: 1,
             basis: Basis::Learned,
-        }
-    } else {
-        Codec::Dense
+        },
+        1 if kind == MergeKind::Outer => Codec::Subspace {
+            rank: 8,
+            adapt_rounds: 2,
+        },
+        _ => Codec::Dense,
     };
     RunConfig {
         name: "simulation".to_owned(),

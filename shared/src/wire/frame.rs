@@ -11,6 +11,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::config::run::Opens;
 use crate::limits::{
     FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX, STATE_BYTES_MAX,
     STATE_CHUNK_BYTES,
@@ -37,13 +38,15 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether a forward frame bears the basis of its border, where that is learned: a step's first one, for those that
-    /// follow in their order, and in evaluation each, since those come in any.
+    /// What a forward frame opens, for those that follow in their order; in evaluation, where they come in any, each may be
+    /// the first.
     #[must_use]
-    pub fn bears_basis(self, microbatch: Microbatch) -> bool {
-        match self {
-            Self::Train => microbatch.0 == 0,
-            Self::Evaluate => true,
+    pub fn opens(self, slot: Slot) -> Opens {
+        match (self, slot.microbatch.0, slot.step.0) {
+            (Self::Evaluate, _, _) => Opens::Step,
+            (Self::Train, 0, 0) => Opens::Round,
+            (Self::Train, 0, _) => Opens::Step,
+            (Self::Train, _, _) => Opens::Nothing,
         }
     }
 }

@@ -10,11 +10,15 @@ use shared::model::engine::Engine;
 use shared::units::{Digest, Microbatch, PipelineId, Round, Span, StageRange, Step};
 use shared::wire::frame::{Mode, Place, Slot};
 
-pub(crate) const SUBSPACE: Codec = Codec::Subspace { rank: 4 };
+pub(crate) const SUBSPACE: Codec = Codec::fixed_subspace(4);
+pub(crate) const ADAPTED: Codec = Codec::Subspace {
+    rank: 4,
+    adapt_rounds: 1,
+};
 pub(crate) const PROJECTOR: Codec = projector(Basis::Fixed);
 pub(crate) const LEARNED: Codec = projector(Basis::Learned);
 /// All codecs.
-pub(crate) const CODECS: [Codec; 4] = [Codec::Dense, SUBSPACE, PROJECTOR, LEARNED];
+pub(crate) const CODECS: [Codec; 5] = [Codec::Dense, SUBSPACE, ADAPTED, PROJECTOR, LEARNED];
 /// All number formats.
 pub(crate) const FORMATS: [NumberFormat; 4] = [
     NumberFormat::F32,
@@ -78,6 +82,7 @@ pub(crate) fn run_config(codec: Codec, format: NumberFormat, seed: u64) -> RunCo
 pub(crate) struct Pipeline {
     pub(crate) run: RunConfig,
     pub(crate) seats: Vec<(StageRange, Engine)>,
+    pub(crate) round: u32,
     pub(crate) step: u32,
     /// Samples of all pipelines before the next step: sets the learning rate.
     pub(crate) samples_done: u64,
@@ -111,6 +116,7 @@ impl Pipeline {
         let mut pipeline = Self {
             run: run.clone(),
             seats: seats.collect(),
+            round: 0,
             step: 0,
             samples_done: 0,
             border_bytes: 0,
@@ -144,7 +150,7 @@ impl Pipeline {
         let place = Place {
             pipeline: PipelineId(0),
             epoch: Default::default(),
-            round: Round(0),
+            round: Round(self.round),
         };
         Slot {
             place,
@@ -228,6 +234,12 @@ impl Pipeline {
         self.step += 1;
         self.samples_done += u64::from(self.run.training.batch);
         result
+    }
+
+    /// A round ended, without any merge.
+    pub(crate) fn next_round(&mut self) {
+        self.round += 1;
+        self.step = 0;
     }
 
     pub(crate) fn snapshot(&mut self) -> Vec<Snapshot> {

@@ -26,49 +26,50 @@ fn nothing_written_is_the_tiny_preset() {
     check(
         "",
         expect![[r#"
-        [run]
-        name = "tiny"
-        seed = 1
+            [run]
+            name = "tiny"
+            seed = 1
 
-        [model]
-        d_model = 128
-        heads = 4
-        d_ff = 352
-        blocks = 4
-        stages = 4
-        vocabulary = 256
-        context = 128
-        codec = "subspace"
-        rank = 32
+            [model]
+            d_model = 128
+            heads = 4
+            d_ff = 352
+            blocks = 4
+            stages = 4
+            vocabulary = 256
+            context = 128
+            codec = "subspace"
+            rank = 32
+            adapt_rounds = 0
 
-        [wire]
-        format = "int8"
+            [wire]
+            format = "int8"
 
-        [training]
-        batch = 32
-        microbatches = 8
-        learning_rate = 0.002
-        clip = 1.0
-        samples = 64000
-        warmup_samples = 1280
+            [training]
+            batch = 32
+            microbatches = 8
+            learning_rate = 0.002
+            clip = 1.0
+            samples = 64000
+            warmup_samples = 1280
 
-        [schedule]
-        round_steps = 20
-        round_max_seconds = 600.0
-        seats_min = 1
-        pipelines_max = 1
-        eval_rounds = 1
-        eval_microbatches = 8
-        checkpoint_minutes = 5.0
-        rewind_wait_seconds = 15.0
+            [schedule]
+            round_steps = 20
+            round_max_seconds = 600.0
+            seats_min = 1
+            pipelines_max = 1
+            eval_rounds = 1
+            eval_microbatches = 8
+            checkpoint_minutes = 5.0
+            rewind_wait_seconds = 15.0
 
-        [merge]
-        kind = "outer"
-        format = "int8"
-        learning_rate = 0.7
-        momentum = 0.9
-        group_max = 16
-    "#]],
+            [merge]
+            kind = "outer"
+            format = "int8"
+            learning_rate = 0.7
+            momentum = 0.9
+            group_max = 16
+        "#]],
     );
     assert_eq!(
         read("", &[]),
@@ -116,6 +117,7 @@ fn what_is_written_replaces_the_preset_and_what_follows_from_it_follows() {
             context = 256
             codec = "subspace"
             rank = 24
+            adapt_rounds = 0
 
             [wire]
             format = "f16"
@@ -283,6 +285,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             "[model]\nanchor = 3",
             "[model]\nanchor = 129\ncodec = \"projector\"",
             "[model]\nbasis = \"learned\"",
+            "[model]\ncodec = \"dense\"\nadapt_rounds = 4",
+            "[model]\nadapt_rounds = 4\n[merge]\nkind = \"gradient\"\n[schedule]\nround_steps = 1",
             "[model]\nheads = 3",
             "[model]\nheads = -3",
             "[model]\nstages = 5",
@@ -326,6 +330,8 @@ fn a_value_of_another_type_or_out_of_range_is_told_with_what_it_must_be() {
             model.anchor is written, but model.codec is not "projector": leave out one of them
             model.anchor is 129, must be between 1 and 128
             model.basis is written, but model.codec is not "projector": leave out one of them
+            model.adapt_rounds is written, but model.codec is not "subspace": leave out one of them
+            merge.kind is "gradient", so model.adapt_rounds must be 0, not 4: such rounds are one step, too few to turn the subspace by
             model.d_model 128 must be a multiple of twice model.heads 3
             model.heads is -3, must not be negative
             model.stages is 5, must be between 1 and 4
@@ -387,7 +393,10 @@ proptest! {
         config.seed = seed;
         config.model.codec = match kind {
             0 => Codec::Dense,
-            1 => Codec::Subspace { rank },
+            1 => Codec::Subspace {
+                rank,
+                adapt_rounds: u32::try_from(rank % 3).expect("small"),
+            },
             _ => Codec::Projector {
                 rank,
                 anchor: 1 + rank / 2,

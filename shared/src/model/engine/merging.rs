@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::Engine;
 use crate::compute::{Change, Done, Snapshot, StageState as Source};
+use crate::config::model::SUBSPACE;
 use crate::model::learning_rate::learning_rate;
-use crate::model::merge::{self, MergeError, Update};
+use crate::model::merge::{self, MergeError, Update, subspace};
 use crate::model::state::{Blob, StageState, StateError, zeros};
 use crate::units::Round;
 use crate::wire::merge::Shape;
@@ -47,11 +48,15 @@ impl Engine {
         let stage = self.stage(shape)?;
         let done = match change {
             Change::Round { start, end } => {
-                let start = match start {
+                let mut start = match start {
                     Source::Seed => self.initial(stage),
                     Source::Blob(blob) => at("start", self.weights(stage, blob))?,
                 };
-                let end = at("end", self.weights(stage, end))?;
+                let end = at("end", self.open(stage, end))?;
+                if let Some(basis) = at("end", self.subspace(&end))? {
+                    subspace::turn(&self.run.model, stage, &basis, &mut start, None);
+                }
+                let end = at("end", end.weights())?;
                 merge::contribute(shape, &start, &end, residual)?
             }
             Change::Gradient(gradient) => merge::contribute_gradient(shape, gradient, residual)?,
@@ -100,10 +105,21 @@ impl Engine {
             Source::Blob(blob) => at("start", self.open(stage, blob).and_then(agreed))?,
         };
         let mut momentum = outer.unwrap_or_else(|| zeros(&weights));
-        let config = &self.run.merge;
+        let (config, model) = (&self.run.merge, &self.run.model);
+        let end = at("end", self.open(stage, end))?;
+        let basis = at("end", self.subspace(&end))?;
+        if let Some(basis) = &basis {
+            subspace::turn(model, stage, basis, &mut weights, Some(&mut momentum));
+        }
         merge::outer_step(shape, config, &mut weights, &mut momentum, parts)?;
-        merge::restore_bases(&self.run.model.parameters_of(stage), &mut weights)?;
-        let (first, second, updates) = at("end", self.open(stage, end).and_then(carried))?;
+        let parameters = model.parameters_of(stage);
+        merge::restore_bases(&parameters, &mut weights)?;
+        if let Some((rank, basis)) = model.adapted_rank().zip(basis)
+            && !subspace::settle(&parameters, rank, &basis, &mut weights, &mut momentum)
+        {
+            return Err(MergeError::Basis.into());
+        }
+        let (first, second, updates) = at("end", carried(end))?;
         let state = StageState {
             weights,
             first,
@@ -155,6 +171,12 @@ impl Engine {
 
     fn weights(&self, stage: usize, blob: &[u8]) -> Result<Lists, StateError> {
         self.open(stage, blob)?.weights()
+    }
+
+    /// What the coordinates of a state are in, where the subspace is adapted.
+    fn subspace(&self, blob: &Blob<'_>) -> Result<Option<Vec<f32>>, StateError> {
+        let adapted = self.run.model.adapted_rank();
+        adapted.map(|_| blob.parameter(SUBSPACE)).transpose()
     }
 
     /// The number of the stage that merges.

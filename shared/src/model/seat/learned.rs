@@ -59,27 +59,18 @@ impl Seat {
         let is_learned = self.run.model.learned_basis_bytes() > 0;
         is_learned && self.first() > 0 && self.stages[0].entering().is_none()
     }
+}
 
-    /// Cuts off a basis, or its gradient, that follows the packed numbers of a border; empty where none does.
-    pub(super) fn cut_basis<'a>(
-        &self,
-        bytes: &'a [u8],
-        follows: bool,
-    ) -> Result<(&'a [u8], Vec<f32>), SeatError> {
-        let wanted = self.run.model.learned_basis_bytes();
-        if !follows || wanted == 0 {
-            return Ok((bytes, vec![]));
-        }
-        let Some((packed, basis)) = bytes.len().checked_sub(wanted).map(|at| bytes.split_at(at))
-        else {
-            return refuse(format!("{} bytes hold no basis of {wanted}", bytes.len()));
-        };
-        let (words, _) = basis.as_chunks::<4>();
-        Ok((
-            packed,
-            words.iter().map(|word| f32::from_le_bytes(*word)).collect(),
-        ))
-    }
+/// Cuts off a basis, or what changes one, of so many bytes that follow the packed numbers of a border.
+pub(super) fn cut_basis(bytes: &[u8], wanted: usize) -> Result<(&[u8], Vec<f32>), SeatError> {
+    let Some((packed, basis)) = bytes.len().checked_sub(wanted).map(|at| bytes.split_at(at)) else {
+        return refuse(format!("{} bytes hold no basis of {wanted}", bytes.len()));
+    };
+    let (words, _) = basis.as_chunks::<4>();
+    Ok((
+        packed,
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect(),
+    ))
 }
 
 /// The basis that came with a border lifts it from now on; empty where none came.

@@ -10,6 +10,7 @@
 //! One read from the device a microbatch brings border, loss and norm together. Knows no peers and
 //! no optimizer schedule: what arrives is checked, refused or computed.
 
+mod adapted;
 mod blame;
 mod generate;
 mod learned;
@@ -19,9 +20,10 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, Transaction};
 
+use self::adapted::Adapted;
 use self::learned::Learned;
 use crate::compute::{Input, Snapshot};
-use crate::config::run::RunConfig;
+use crate::config::run::{Opens, RunConfig};
 use crate::model::adamw::AdamW;
 use crate::model::block::{Numerics, tensor};
 use crate::model::codec::{Batch, BorderCodec};
@@ -42,6 +44,10 @@ pub struct Seat {
     kept: BTreeMap<Slot, Kept>,
     /// What the bases of borders are learned by here.
     learned: Learned,
+    /// The run's subspace, where it is adapted.
+    adapted: Option<Adapted>,
+    /// What it turns by, as far as this step's microbatches saw it at the seat that measures it.
+    energy: Option<Tensor<2>>,
     /// Whether all gradients that came in since the last update were finite.
     gradients_finite: bool,
     /// Where pipelines merge gradients: each stage's, of the last step's mean loss.
@@ -113,7 +119,7 @@ impl Seat {
     #[must_use]
     pub fn new(
         run: &RunConfig,
-        codec: BorderCodec,
+        mut codec: BorderCodec,
         stages: Range<usize>,
         states: Vec<StageState>,
         device: &Device,
@@ -123,6 +129,11 @@ impl Seat {
             "stages {stages:?}"
         );
         assert_eq!(stages.len(), states.len(), "one state a stage");
+        let adapted = Adapted::of(&run.model, stages.start, &states[0]);
+        if let Some(adapted) = &adapted {
+            let shape = [run.model.d_model, run.model.boundary_width()];
+            codec.set_subspace(&tensor(adapted.basis.clone(), shape, device));
+        }
         let build =
             |(index, state)| Stage::new(&run.model, index, Numerics::default(), state, device);
         let mut stages: Vec<Stage> = stages.zip(states).map(build).collect();
@@ -134,6 +145,8 @@ impl Seat {
             stages,
             kept: BTreeMap::new(),
             learned: Learned::default(),
+            adapted,
+            energy: None,
             gradients_finite: true,
             last_gradients: Vec::new(),
             texts: BTreeMap::new(),
@@ -163,10 +176,13 @@ impl Seat {
         if mode == Mode::Train && self.kept.contains_key(&slot) {
             return refuse(format!("{slot:?} came twice"));
         }
-        let bears_basis = mode.bears_basis(slot.microbatch);
+        let opens = mode.opens(slot);
+        if opens == Opens::Round && self.first() == 0 {
+            self.turn_head();
+        }
         // What an evaluation enters by is its own: training may have gone on meanwhile. It stays only where nothing was.
         let entering = self.stages[0].entering();
-        let kept = self.take_in(bears_basis, input)?;
+        let kept = self.take_in(opens, input)?;
         let done = self.forward_taken(slot, mode, kept).await;
         if mode == Mode::Evaluate && entering.is_some() {
             self.stages[0].set_entering(entering);
@@ -180,7 +196,7 @@ impl Seat {
         mode: Mode,
         mut kept: Kept,
     ) -> Result<ForwardDone, SeatError> {
-        let bears_basis = mode.bears_basis(slot.microbatch);
+        let opens = mode.opens(slot);
         let (boundary, loss_sum) = match (self.is_last(), mode) {
             // The backward runs the forward anyway.
             (true, Mode::Train) => (None, None),
@@ -200,7 +216,7 @@ impl Seat {
                 let stage = self.stages.last().expect("a seat has stages");
                 let input = kept.inputs.last().expect("one input a stage").clone();
                 let output = stage.forward(input, &kept.batch);
-                let basis = stage.basis().filter(|_| bears_basis);
+                let basis = stage.basis().filter(|_| opens != Opens::Nothing);
                 let basis = basis.map(|basis| basis.flatten(0, 1));
                 let border = [output.clone().flatten(0, 2)].into_iter();
                 let mut lists = read(border.chain(basis).collect()).await?.into_iter();
@@ -212,6 +228,9 @@ impl Seat {
                 let mut bytes = pack(self.run.format, &values, width, Rounding::Nearest);
                 for basis in lists {
                     bytes.extend(to_bytes(&basis));
+                }
+                if let Some(adapted) = self.adapted.as_ref().filter(|_| opens == Opens::Round) {
+                    bytes.extend(to_bytes(&adapted.basis));
                 }
                 (Some(bytes), None)
             }
@@ -239,15 +258,24 @@ impl Seat {
         let Some(kept) = self.kept.get(&slot) else {
             return refuse(format!("no forward of {slot:?} is kept"));
         };
+        let model = &self.run.model;
+        let adapts = model.adapts_in(slot.place.round);
+        let energy_bytes = usize::from(adapts) * model.adapted_basis_bytes();
+        let behind = step_tokens.map_or(0, |_| model.learned_basis_bytes() + energy_bytes);
+        let mut energy = Vec::new();
         let mut objective = match gradient {
             None if self.is_last() => Objective::Targets,
             Some(bytes) if !self.is_last() => {
-                let (bytes, basis) = self.cut_basis(bytes, step_tokens.is_some())?;
+                let (bytes, behind) = learned::cut_basis(bytes, behind)?;
                 let values = self.unpacked(bytes, kept.sequences * self.run.model.context)?;
-                self.gradients_finite &= all_finite(&values) && all_finite(&basis);
-                let basis = learned::uploaded(&self.run.model, basis, &self.device);
-                self.learned
-                    .add(self.first() + self.stages.len() - 1, basis);
+                self.gradients_finite &= all_finite(&values) && all_finite(&behind);
+                if self.adapted.is_some() {
+                    energy = behind;
+                } else {
+                    let basis = learned::uploaded(&self.run.model, behind, &self.device);
+                    self.learned
+                        .add(self.first() + self.stages.len() - 1, basis);
+                }
                 Objective::Gradient(self.border(values, kept.sequences))
             }
             Some(_) | None => {
@@ -257,11 +285,13 @@ impl Seat {
         let mut kept = self.kept.remove(&slot).expect("it was there above");
         self.run_inner(&mut kept);
         let mut loss = None;
+        let mut seen = None;
         let mut flowed = Vec::with_capacity(self.stages.len());
         for (stage, input) in self.stages.iter_mut().zip(&kept.inputs).rev() {
             let back = stage.backward(input.clone(), &kept.batch, objective);
             self.learned
                 .add(stage.index().saturating_sub(1), back.basis_gradient);
+            seen = seen.or(back.energy);
             loss = loss.or(back.loss_sum);
             let Some(gradient) = back.input_gradient else {
                 break;
@@ -273,8 +303,14 @@ impl Seat {
         let norms = step_tokens.map(|tokens| self.norms(tokens));
         let border = (self.first() > 0).then(|| flowed.last().expect("not the head").1.clone());
         let border = border.map(|border| (border, basis));
-        self.read_backward(slot, &kept, &flowed, border, loss, norms)
-            .await
+        self.add_energy(seen.filter(|_| adapts));
+        let mut done = self
+            .read_backward(slot, &kept, &flowed, border, loss, norms)
+            .await?;
+        if adapts && step_tokens.is_some() {
+            self.end_energy(energy, &mut done.gradient).await?;
+        }
+        Ok(done)
     }
 
     /// Reads what a backward gave, all at once, and packs it.
@@ -361,6 +397,8 @@ impl Seat {
             stage.apply(&AdamW::default(), learning_rate, scale, step_tokens);
         }
         learned::step_bases(&mut self.stages, learning_rate).await?;
+        self.count_energy();
+        self.energy = None;
         self.gradients_finite = true;
         Ok(())
     }
@@ -370,6 +408,10 @@ impl Seat {
         self.kept.clear();
         self.stages.iter_mut().for_each(Stage::clear_gradients);
         self.learned = Learned::default();
+        self.energy = None;
+        if let Some(adapted) = &mut self.adapted {
+            adapted.forget_step();
+        }
         self.gradients_finite = true;
     }
 
@@ -400,7 +442,7 @@ impl Seat {
     }
 
     /// Checks an input and brings it to the device.
-    fn take_in(&mut self, bears_basis: bool, input: &Input) -> Result<Kept, SeatError> {
+    fn take_in(&mut self, opens: Opens, input: &Input) -> Result<Kept, SeatError> {
         let context = self.run.model.context;
         if input.tokens.is_empty() || !input.tokens.len().is_multiple_of(context + 1) {
             let count = input.tokens.len();
@@ -411,13 +453,18 @@ impl Seat {
         let (border, finite) = match (&input.boundary, self.first()) {
             (None, 0) => (None, true),
             (Some(bytes), 1..) => {
-                let (bytes, basis) = self.cut_basis(bytes, bears_basis)?;
+                let behind = self.run.forward_boundary_bytes(opens) - self.run.boundary_bytes();
+                let (bytes, basis) = learned::cut_basis(bytes, behind)?;
                 if basis.iter().any(|value| value.abs() > learned::VALUE_MAX) {
                     return refuse("what came as a basis has no orthonormal columns".to_owned());
                 }
                 let values = self.unpacked(bytes, sequences * context)?;
                 let finite = all_finite(&values) && all_finite(&basis);
-                learned::enter_first(&mut self.stages, &self.run.model, basis, &self.device);
+                if self.adapted.is_none() {
+                    learned::enter_first(&mut self.stages, &self.run.model, basis, &self.device);
+                } else if !basis.is_empty() {
+                    self.turn_to(basis)?;
+                }
                 (Some(self.border(values, sequences)), finite)
             }
             (Some(_), 0) => return refuse("the head reads tokens, not a border".to_owned()),

@@ -11,7 +11,7 @@
 //! grants is all it has room for: what is of use in flight is the order's business at each seat, and the head's bounds
 //! everything behind it.
 
-use crate::config::run::RunConfig;
+use crate::config::run::{Opens, RunConfig};
 use crate::limits::{CREDIT_MIN, READY_A_SEAT};
 use crate::schedule::placement::StageCosts;
 use crate::units::StageRange;
@@ -76,7 +76,7 @@ pub(super) fn room(config: &RunConfig, stages: StageRange, memory_bytes: u64) ->
     // Between forward and backward, the border input of each of its stages.
     let kept = rows * config.model.boundary_width() as u64 * 4 * stages.count() as u64;
     // As it came, its tokens unpacked, and its gradient.
-    let boundary = (config.boundary_bytes() + config.model.learned_basis_bytes()) as u64;
+    let boundary = config.forward_boundary_bytes(Opens::Round) as u64;
     let packed = 2 * boundary + 4 * (rows + u64::from(config.microbatch_sequences()));
     let taken = StageCosts::new(config).memory_of(stages);
     // The other half is for copies and for what a transfer is put together from.

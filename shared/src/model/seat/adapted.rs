@@ -1,0 +1,152 @@
+//! The subspace that all borders share, where it is adapted: how a seat follows it.
+//!
+//! The last stage measures how much of the loss's gradient lies where; with the last backward of each step of a round that
+//! ends with a turn, that goes up the pipe to stage 0, which keeps what the subspace is to be in its state. It takes effect
+//! when the next round begins: the head turns its stages before its first forward, and sends the basis on with it, so that
+//! all seats compute with the same bits from there on.
+
+use burn::tensor::Tensor;
+
+use super::{Seat, SeatError, all_finite, read, refuse, to_bytes};
+use crate::config::model::{ModelConfig, SUBSPACE, SUBSPACE_NEXT};
+use crate::model::basis;
+use crate::model::block::tensor;
+use crate::model::stage::Turn;
+use crate::model::state::StageState;
+
+/// How far columns may be from orthonormal ones: they were rounded to f32.
+const ORTHONORMAL_TOLERANCE: f32 = 1e-3;
+
+/// The subspace as a seat knows it; all of it `[d_model, rank]`, row by row.
+#[derive(Clone, Debug)]
+pub(super) struct Adapted {
+    rank: usize,
+    /// What the seat's coordinates are in.
+    pub(super) basis: Vec<f32>,
+    /// At the head: what they are to be in when a round begins.
+    next: Vec<f32>,
+    /// At the head: what the steps of this round saw.
+    energy: Vec<f64>,
+    /// At the head: what the step saw that is not applied yet; empty for nothing.
+    step_energy: Vec<f32>,
+}
+
+impl Adapted {
+    /// As the state of the seat's first stage says; none where the subspace stays as it is.
+    pub(super) fn of(model: &ModelConfig, first: usize, state: &StageState) -> Option<Self> {
+        let rank = model.adapted_rank()?;
+        let basis = state.parameter(model, first, SUBSPACE)?.to_vec();
+        let next = state.parameter(model, first, SUBSPACE_NEXT);
+        Some(Self {
+            rank,
+            next: next.map_or_else(|| basis.clone(), <[f32]>::to_vec),
+            energy: vec![0.0; basis.len()],
+            step_energy: Vec::new(),
+            basis,
+        })
+    }
+
+    /// The step will not be applied.
+    pub(super) fn forget_step(&mut self) {
+        self.step_energy.clear();
+    }
+}
+
+impl Seat {
+    /// A round begins: the head goes on in the basis that the rounds before led to.
+    pub(super) fn turn_head(&mut self) {
+        if let Some(adapted) = &self.adapted {
+            let next = adapted.next.clone();
+            self.turn(next);
+        }
+    }
+
+    /// Goes on in the basis that came with a round's first border.
+    pub(super) fn turn_to(&mut self, basis: Vec<f32>) -> Result<(), SeatError> {
+        let Some(adapted) = &self.adapted else {
+            return Ok(());
+        };
+        let rank = adapted.rank;
+        let squares = basis::rotation(&basis, &basis, rank);
+        let error = squares.iter().enumerate().map(|(at, value)| {
+            let expected = if at / rank == at % rank { 1.0 } else { 0.0 };
+            (value - expected).abs()
+        });
+        // Also where one is not a number.
+        if !error.fold(0.0, f32::max).le(&ORTHONORMAL_TOLERANCE) || !all_finite(&squares) {
+            return refuse("what came as a basis has no orthonormal columns".to_owned());
+        }
+        self.turn(basis);
+        Ok(())
+    }
+
+    fn turn(&mut self, to: Vec<f32>) {
+        let Some(adapted) = &mut self.adapted else {
+            return;
+        };
+        if to == adapted.basis {
+            return;
+        }
+        let rank = adapted.rank;
+        let rotation = basis::rotation(&adapted.basis, &to, rank);
+        let square = |values: Vec<f32>| tensor(values, [rank, rank], &self.device);
+        let turn = Turn {
+            shares: square(basis::shares(&rotation, rank)),
+            rotation: square(rotation),
+            basis: tensor(to.clone(), [to.len() / rank, rank], &self.device),
+        };
+        self.stages.iter_mut().for_each(|stage| stage.turn(&turn));
+        self.codec.set_subspace(&turn.basis);
+        adapted.next.clone_from(&to);
+        adapted.energy.fill(0.0);
+        adapted.basis = to;
+    }
+
+    /// The head keeps what the step saw until it is applied; any other seat sends it on.
+    pub(super) async fn end_energy(
+        &mut self,
+        came: Vec<f32>,
+        gradient: &mut Option<Vec<u8>>,
+    ) -> Result<(), SeatError> {
+        let own = self.energy.take();
+        let seen = match own {
+            Some(own) => read(vec![own.flatten(0, 1)]).await?.remove(0),
+            None => came,
+        };
+        if let Some(gradient) = gradient {
+            gradient.extend(to_bytes(&seen));
+        } else if let Some(adapted) = &mut self.adapted {
+            adapted.step_energy = seen;
+        }
+        Ok(())
+    }
+
+    /// Adds what a microbatch saw, at the seat that measures.
+    pub(super) fn add_energy(&mut self, seen: Option<Tensor<2>>) {
+        if let Some(seen) = seen {
+            self.energy = Some(match self.energy.take() {
+                Some(sum) => sum + seen,
+                None => seen,
+            });
+        }
+    }
+
+    /// The step was applied: what it saw counts, and stage 0 keeps what the subspace is to be.
+    pub(super) fn count_energy(&mut self) {
+        let Some(adapted) = &mut self.adapted else {
+            return;
+        };
+        let seen = std::mem::take(&mut adapted.step_energy);
+        if seen.is_empty() {
+            return;
+        }
+        for (sum, seen) in adapted.energy.iter_mut().zip(seen) {
+            *sum += f64::from(seen);
+        }
+        if let Some(next) = basis::turned(&adapted.basis, &adapted.energy, adapted.rank) {
+            let shape = [next.len() / adapted.rank, adapted.rank];
+            adapted.next.clone_from(&next);
+            self.stages[0].set_subspace_next(tensor(next, shape, &self.device));
+        }
+    }
+}
