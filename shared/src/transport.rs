@@ -269,6 +269,11 @@ pub trait Transport: MaybeSend + 'static {
     /// [`NetEvent::Drained`]) or the link is not open (then there is a [`LinkEvent::Down`]).
     fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool;
 
+    /// Whether it sees to it that no more is under way on a link than that carries; else the driver does.
+    fn bounds_links(&self) -> bool {
+        true
+    }
+
     /// ICE servers for links that are opened or restarted from now on: their credentials expire.
     fn set_ice_servers(&mut self, servers: Vec<IceServer>);
 

@@ -4,11 +4,15 @@
 //! machine has time: `cargo xtask figures slow_link`. A browser's end is measured there alone: whatever keeps its process
 //! from reading for 7 ms costs it packets, and those cost seconds.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use rustix::process::geteuid;
 use tests::bulk::{Kind, Pair, Way};
-use tests::link::{Link, Path};
+use tests::link::{Access, Link, Path};
+use tests::paths;
+use tests::run::{Host, HostOptions, Launch};
+use tests::tab::{LOAD_MAX, Lend, Tab};
 
 /// After slow start.
 const WARM: Duration = Duration::from_secs(2);
@@ -61,4 +65,87 @@ fn a_small_frame_waits_for_little_of_the_bulk_that_a_native_client_sends_with_a_
         quarter <= delay.as_secs_f64() + FRAME_SECONDS_MAX,
         "{taken:?}"
     );
+}
+
+/// A line between two tabs, and its queue: 125 ms of it. What a seat may have under way is several times that.
+const TABS_LINE_BITS: NonZeroU64 = NonZeroU64::new(40_000_000).unwrap();
+const TABS_QUEUE_BYTES: usize = 625_000;
+/// Steps that they make.
+const STEPS: u64 = 8;
+/// Packets that find the queues full, of 60,000. Where nothing bounds what is under way they are 1,300.
+const FULL_MAX: u64 = 300;
+
+/// A model that computes little and sends much: two stages, full width, f32.
+const CONFIG: &str = "[run]\nname = \"slow\"\npreset = \"tiny\"\n\n\
+    [model]\nd_model = 64\nheads = 2\nd_ff = 64\nblocks = 2\nstages = 2\ncodec = \"dense\"\n\n\
+    [wire]\nformat = \"f32\"\n\n\
+    [training]\nbatch = 64\nmicrobatches = 8\nsamples = 6_400_000\n\n\
+    [schedule]\nround_steps = 1000\nseats_min = 2\neval_rounds = 0\ncheckpoint_minutes = 600\n";
+
+#[test]
+fn two_tabs_do_not_overflow_the_slow_line_between_them() {
+    let access = Path {
+        up_bits: TABS_LINE_BITS,
+        down_bits: TABS_LINE_BITS,
+        queue_bytes: TABS_QUEUE_BYTES,
+        ..Path::STANDARD
+    }
+    .access();
+    if !geteuid().is_root() {
+        return;
+    }
+    let link = Link::gather(&[access, access, Access::OPEN], 1).expect("namespaces");
+    link.door(2).enter().expect("the host's end");
+    let text = tempfile::tempdir().expect("a folder");
+    let lines = "Two homes, one slow line between them, and much to say.\n".repeat(20_000);
+    std::fs::write(text.path().join("text.txt"), lines).expect("a file");
+    let www = paths::www()
+        .expect("the page is built")
+        .display()
+        .to_string();
+    let options = HostOptions {
+        config: CONFIG.to_owned(),
+        data: text.path().to_owned(),
+        port: 0,
+        arguments: ["--host", "0.0.0.0", "--www", &www]
+            .map(str::to_owned)
+            .into(),
+    };
+    let launch = Launch {
+        wrapper: link.wrapper(2),
+        ..Launch::default()
+    };
+    let mut host = Host::start_as(options, launch).expect("a host");
+    let (_, port) = host
+        .url()
+        .trim_end_matches('/')
+        .rsplit_once(':')
+        .expect("a port");
+    let address = format!("http://{}:{port}", link.address(2));
+    let open = |end: usize| {
+        let url = format!("{address}/");
+        let how = Lend {
+            // What is not localhost is no place for keys, usually.
+            arguments: vec![format!(
+                "--unsafely-treat-insecure-origin-as-secure={address}"
+            )],
+            ..Lend::default()
+        };
+        let opened = link
+            .door(end)
+            .spawn(move || Tab::open(&url, &how)?.lending());
+        opened.join().expect("opening does not panic")
+    };
+    let _tabs = [open(0).expect("a tab"), open(1).expect("another one")];
+    host.wait_until("steps", LOAD_MAX, |run| {
+        run["steps"].as_u64() >= Some(STEPS)
+    })
+    .expect("they train");
+    let counts = [0, 1].map(|end| link.counts(end).0);
+    let [full, packets] = [
+        counts.iter().map(|it| it.full).sum::<u64>(),
+        counts.iter().map(|it| it.packets).sum(),
+    ];
+    assert!(packets > 10_000, "{counts:?}");
+    assert!(full < FULL_MAX, "{counts:?}");
 }

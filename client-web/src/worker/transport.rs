@@ -272,6 +272,11 @@ impl Transport for PageTransport {
         admitted
     }
 
+    fn bounds_links(&self) -> bool {
+        // A browser's slow start ends where a queue on the way does.
+        false
+    }
+
     fn set_ice_servers(&mut self, servers: Vec<IceServer>) {
         port::say(&ToPage::IceServers {
             servers,

@@ -13,6 +13,7 @@ pub mod sent;
 pub mod shelf;
 pub mod tokens;
 pub mod trace;
+mod window;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -28,7 +29,7 @@ use crate::config::run::RunConfig;
 use crate::peer::{Event, Exit, Output, Peer};
 use crate::transport::{LinkEvent, LinkStep, MaybeSend, NetEvent, Transport, TransportStopped};
 use crate::units::{Digest, PeerId, SampleRange, Time};
-use crate::wire::frame::{Frame, Mode};
+use crate::wire::frame::{Frame, Header, Mode};
 use crate::wire::signal::{DataInfo, Down, Held, Pause, Up};
 
 use outbox::Outbox;
@@ -493,7 +494,7 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
         if let Some(outbox) = self.outboxes.get_mut(&to) {
             self.tracer.sends(now, to, frame);
             outbox.push(frame);
-            outbox.flush(to, &mut self.transport);
+            outbox.flush(now, to, &mut self.transport);
         }
     }
 
@@ -511,7 +512,9 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             NetEvent::Link { peer: other, event } => {
                 if let LinkEvent::Open { .. } = event {
                     // A new connection numbers its frames from the beginning.
-                    self.outboxes.insert(other, Outbox::new(self.sent.clone()));
+                    let bounds = self.transport.bounds_links();
+                    let outbox = Outbox::new(self.sent.clone(), bounds);
+                    self.outboxes.insert(other, outbox);
                 }
                 peer.handle_link_event(now, other, event);
             }
@@ -523,7 +526,18 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                 let Some(outbox) = self.outboxes.get_mut(&other) else {
                     return;
                 };
-                match outbox.join(channel, bytes) {
+                let joined = outbox.join(channel, bytes);
+                if let Some(word) = outbox.word_due() {
+                    self.send(now, other, &word);
+                }
+                match joined {
+                    Ok(Some(Frame {
+                        header: Header::Arrived { bytes },
+                        ..
+                    })) => {
+                        self.arrived(now, other, bytes);
+                        peer.handle_heard(now, other);
+                    }
                     Ok(Some(frame)) => {
                         self.tracer.receives(now, other, &frame);
                         peer.handle_frame(now, other, frame);
@@ -534,9 +548,17 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             }
             NetEvent::Drained { peer: other, .. } => {
                 if let Some(outbox) = self.outboxes.get_mut(&other) {
-                    outbox.flush(other, &mut self.transport);
+                    outbox.flush(now, other, &mut self.transport);
                 }
             }
+        }
+    }
+
+    /// So much less is under way: more may go.
+    fn arrived(&mut self, now: Time, from: PeerId, bytes: u64) {
+        if let Some(outbox) = self.outboxes.get_mut(&from) {
+            outbox.arrived(now, bytes);
+            outbox.flush(now, from, &mut self.transport);
         }
     }
 }

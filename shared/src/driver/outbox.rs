@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::sent::{Purpose, Sent};
+use super::window::Window;
 use crate::transport::{Channel, Transport};
-use crate::units::PeerId;
+use crate::units::{PeerId, Time};
 use crate::wire::chunk::{ChunkError, Chunker, Joiner};
 use crate::wire::frame::{DecodeError, Frame, Header};
 
@@ -53,6 +54,12 @@ impl Lane {
         }
         self.messages.front()
     }
+
+    /// The next message is out.
+    fn pop(&mut self) {
+        self.messages.pop_front();
+        self.left += usize::from(self.messages.is_empty());
+    }
 }
 
 /// One peer's two channels, both ways.
@@ -65,13 +72,21 @@ pub(super) struct Outbox {
     state: Lane,
     control_chunks: (Chunker, Joiner),
     tensor_chunks: (Chunker, Joiner),
+    /// How much may be under way, where the transport does not see to that.
+    window: Option<Window>,
+    /// Bytes of tensors that have arrived from the other end.
+    arrived_bytes: u64,
+    /// Whether it is to be told of them.
+    is_word_due: bool,
 }
 
 impl Outbox {
-    /// An outbox of a link that has just opened; what leaves is added to `sent`.
-    pub(super) fn new(sent: Sent) -> Self {
+    /// An outbox of a link that has just opened; what leaves is added to `sent`. It bounds what is under way if the
+    /// transport does not.
+    pub(super) fn new(sent: Sent, transport_bounds: bool) -> Self {
         Self {
             sent,
+            window: (!transport_bounds).then(Window::new),
             ..Self::default()
         }
     }
@@ -93,6 +108,7 @@ impl Outbox {
             | Header::Received { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
+            | Header::Arrived { .. }
             | Header::MergeTaken { .. }
             | Header::Drawn { .. }
             | Header::Forget { .. } => &mut self.control,
@@ -104,22 +120,46 @@ impl Outbox {
         });
     }
 
-    /// Gives the transport as much as it takes.
-    pub(super) fn flush<T: Transport>(&mut self, to: PeerId, transport: &mut T) {
-        drain(
-            &mut self.control,
-            Channel::Control,
-            &mut self.control_chunks.0,
-            &self.sent,
-            to,
-            transport,
-        );
-        let chunker = &mut self.tensor_chunks.0;
-        for lane in [&mut self.microbatches, &mut self.merges, &mut self.state] {
-            if !drain(lane, Channel::Tensors, chunker, &self.sent, to, transport) {
+    /// Gives the transport as much as it takes, and the line carries.
+    pub(super) fn flush<T: Transport>(&mut self, now: Time, to: PeerId, transport: &mut T) {
+        let chunker = &mut self.control_chunks.0;
+        while let Some(message) = self.control.front(chunker, &self.sent) {
+            if !transport.try_send(to, Channel::Control, message.clone()) {
                 break;
             }
+            self.control.pop();
         }
+        let chunker = &mut self.tensor_chunks.0;
+        for lane in [&mut self.microbatches, &mut self.merges, &mut self.state] {
+            while let Some(message) = lane.front(chunker, &self.sent) {
+                let window = &mut self.window;
+                let admits = window.as_ref().is_none_or(|it| it.admits(message.len()));
+                if !admits || !transport.try_send(to, Channel::Tensors, message.clone()) {
+                    return;
+                }
+                if let Some(window) = window {
+                    window.sent(now, message.len());
+                }
+                lane.pop();
+            }
+        }
+    }
+
+    /// The other end says how many bytes of tensors have arrived there in all.
+    pub(super) fn arrived(&mut self, now: Time, bytes: u64) {
+        if let Some(window) = &mut self.window {
+            window.arrived(now, bytes);
+        }
+    }
+
+    /// What the other end is to be told of what has arrived here, once.
+    pub(super) fn word_due(&mut self) -> Option<Frame> {
+        std::mem::take(&mut self.is_word_due).then(|| Frame {
+            header: Header::Arrived {
+                bytes: self.arrived_bytes,
+            },
+            payload: Bytes::new(),
+        })
     }
 
     /// How many pieces of state the transport has taken as a whole since this was asked last.
@@ -135,30 +175,15 @@ impl Outbox {
     ) -> Result<Option<Frame>, JoinError> {
         let joiner = match channel {
             Channel::Control => &mut self.control_chunks.1,
-            Channel::Tensors => &mut self.tensor_chunks.1,
+            Channel::Tensors => {
+                self.arrived_bytes += message.len() as u64;
+                self.is_word_due = true;
+                &mut self.tensor_chunks.1
+            }
         };
         let whole = joiner.push(message)?;
         Ok(whole.map(|bytes| Frame::decode(&bytes)).transpose()?)
     }
-}
-
-/// Whether the lane is empty now; otherwise the channel is full.
-fn drain<T: Transport>(
-    lane: &mut Lane,
-    channel: Channel,
-    chunker: &mut Chunker,
-    sent: &Sent,
-    to: PeerId,
-    transport: &mut T,
-) -> bool {
-    while let Some(message) = lane.front(chunker, sent) {
-        if !transport.try_send(to, channel, message.clone()) {
-            return false;
-        }
-        lane.messages.pop_front();
-        lane.left += usize::from(lane.messages.is_empty());
-    }
-    true
 }
 
 #[cfg(test)]
@@ -227,7 +252,7 @@ mod tests {
         let mut config = RunConfig::preset("tiny").expect("a preset");
         config.model.codec = crate::config::model::Codec::Dense;
         let sent = Sent::default();
-        let mut outbox = Outbox::new(sent.clone());
+        let mut outbox = Outbox::new(sent.clone(), true);
         let mut transport = Narrow {
             room: 1,
             taken: Vec::new(),
@@ -245,7 +270,7 @@ mod tests {
         for frame in [&training, &forward(&config, Mode::Evaluate), &state] {
             outbox.push(frame);
         }
-        outbox.flush(PeerId(1), &mut transport);
+        outbox.flush(Time::default(), PeerId(1), &mut transport);
         let (payload, whole) = (training.payload.len(), training.encode().len());
         let messages = whole.div_ceil(crate::limits::CHUNK_BYTES_MAX);
         assert!(messages > 1, "the frame is cut");
@@ -261,7 +286,7 @@ mod tests {
         while transport.taken.len() < 2 * messages + 1 {
             assert_eq!(outbox.state_left(), 0);
             transport.room = 1;
-            outbox.flush(PeerId(1), &mut transport);
+            outbox.flush(Time::default(), PeerId(1), &mut transport);
         }
         assert_eq!((outbox.state_left(), outbox.state_left()), (1, 0));
         let volumes = sent.volumes();
@@ -275,5 +300,47 @@ mod tests {
             + volumes.evaluation.message_bytes
             + volumes.state.message_bytes;
         assert_eq!(counted, taken as u64);
+    }
+    #[test]
+    fn where_the_transport_bounds_nothing_no_more_is_under_way_than_arrives() {
+        let config = RunConfig::preset("base").expect("a preset");
+        let (mut here, mut there) = (
+            Outbox::new(Sent::default(), false),
+            Outbox::new(Sent::default(), true),
+        );
+        let mut transport = Narrow {
+            room: usize::MAX,
+            taken: Vec::new(),
+        };
+        let frame = forward(&config, Mode::Train);
+        here.push(&frame);
+        here.push(&Frame {
+            header: Header::bye("over"),
+            payload: Bytes::new(),
+        });
+        here.flush(Time::from_micros(0), PeerId(1), &mut transport);
+        // Control waits for nothing.
+        let bye = transport.taken.remove(0);
+        let mut whole = there.join(Channel::Control, bye).expect("a frame");
+        assert!(there.word_due().is_none());
+        let begun = transport.taken.len();
+        assert!(begun > 1 && begun < 8, "{begun} messages");
+        for turn in 1.. {
+            let messages = std::mem::take(&mut transport.taken);
+            if messages.is_empty() {
+                break;
+            }
+            let now = Time::from_micros(turn * 50_000);
+            for message in messages {
+                whole = there.join(Channel::Tensors, message).expect("in order");
+                let word = there.word_due().expect("tensors arrived");
+                let Header::Arrived { bytes } = word.header else {
+                    panic!("{word:?}");
+                };
+                here.arrived(now, bytes);
+            }
+            here.flush(now, PeerId(1), &mut transport);
+        }
+        assert_eq!(whole.expect("all of it").payload.len(), frame.payload.len());
     }
 }

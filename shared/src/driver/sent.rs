@@ -60,6 +60,7 @@ impl Purpose {
             | Header::Received { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
+            | Header::Arrived { .. }
             | Header::MergeTaken { .. }
             | Header::Drawn { .. }
             | Header::Forget { .. } => Self::Control,

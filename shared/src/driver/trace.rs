@@ -258,6 +258,7 @@ fn of_frame(peer: PeerId, frame: &Frame) -> Option<(&'static str, About)> {
         | Header::Merge { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
+        | Header::Arrived { .. }
         | Header::MergeTaken { .. }
         | Header::Text { .. }
         | Header::Forget { .. } => (None, None),

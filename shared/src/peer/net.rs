@@ -62,6 +62,7 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
         | Header::Merge { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
+        | Header::Arrived { .. }
         | Header::MergeTaken { .. }
         | Header::Text { .. }
         | Header::Drawn { .. }
@@ -116,7 +117,8 @@ impl Peer {
 
     fn frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
         match &frame.header {
-            Header::Hello { .. } => {}
+            // The driver, which cuts frames into messages, has read what arrived.
+            Header::Hello { .. } | Header::Arrived { .. } => {}
             Header::Keepalive { stamp_us, echo } => {
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.handle_keepalive(now, *stamp_us, *echo);
@@ -280,6 +282,7 @@ impl Peer {
             | Header::Merge { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
+            | Header::Arrived { .. }
             | Header::MergeTaken { .. }
             | Header::Text { .. }
             | Header::Drawn { .. }

@@ -236,6 +236,7 @@ impl Tally {
             | Header::Received { .. }
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
+            | Header::Arrived { .. }
             | Header::MergeTaken { .. }
             | Header::Text { .. }
             | Header::Drawn { .. }

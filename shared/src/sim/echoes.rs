@@ -83,6 +83,7 @@ fn is_of_a_round(header: &Header) -> bool {
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
         | Header::MergeTaken { .. }
+        | Header::Arrived { .. }
         | Header::Text { .. }
         | Header::Drawn { .. }
         | Header::Forget { .. } => true,

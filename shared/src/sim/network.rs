@@ -143,6 +143,7 @@ fn channel(header: &Header) -> Channel {
         | Header::Received { .. }
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
+        | Header::Arrived { .. }
         | Header::MergeTaken { .. }
         | Header::Drawn { .. }
         | Header::Forget { .. } => Channel::Control,

@@ -23,7 +23,7 @@ use crate::wire::generate::Sampling;
 use crate::wire::merge::Leg;
 
 /// First byte of every frame and of every hello to the host.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 /// Version of this build, as people install it. Builds that speak the same [`VERSION`] take part in one run.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -267,6 +267,11 @@ pub enum Header {
         /// Which text.
         request: RequestId,
     },
+    /// Bytes of messages on `tensors` that arrived from you in all. On `control`: so much less is under way.
+    Arrived {
+        /// Since the link opened.
+        bytes: u64,
+    },
 }
 
 /// One message between peers.
@@ -358,7 +363,8 @@ impl Header {
             | Self::MergeTaken { .. }
             | Self::Text { .. }
             | Self::Drawn { .. }
-            | Self::Forget { .. } => None,
+            | Self::Forget { .. }
+            | Self::Arrived { .. } => None,
         }
     }
 
@@ -383,6 +389,7 @@ impl Header {
             Self::Text { .. } => "text",
             Self::Drawn { .. } => "drawn",
             Self::Forget { .. } => "forget",
+            Self::Arrived { .. } => "arrived",
         }
     }
 
@@ -488,6 +495,7 @@ impl Header {
             | Self::Keepalive { .. }
             | Self::Received { .. }
             | Self::MergeTaken { .. }
+            | Self::Arrived { .. }
             | Self::Drawn { .. }
             | Self::Forget { .. } => &[(payload_bytes == 0, "has no payload")],
             Self::Bye { reason } => &[

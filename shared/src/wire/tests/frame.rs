@@ -55,7 +55,7 @@ fn hello_is_version_kind_peer_and_64_bytes_of_signature() {
         header,
         b"",
         expect![
-            "05000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
+            "06000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
         ],
     );
 }
@@ -76,7 +76,7 @@ fn forward_carries_slot_and_how_the_step_before_ended() {
     check(
         header,
         b"tensor",
-        expect!["05010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
+        expect!["06010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
     );
 }
 
@@ -91,12 +91,12 @@ fn backward_carries_loss_and_on_the_last_microbatch_the_norm() {
     check(
         header(Mode::Train, Some(0.25)),
         b"gradient",
-        expect!["05020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
+        expect!["06020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
     );
     check(
         header(Mode::Evaluate, None),
         b"",
-        expect!["05020102ac0211040501000000000000f83f00"],
+        expect!["06020102ac0211040501000000000000f83f00"],
     );
 }
 
@@ -111,11 +111,11 @@ fn apply_says_how_a_step_ended_and_whether_it_was_the_last() {
         },
         last,
     };
-    check(header(true), b"", expect!["05030102ac0211130000803fe80701"]);
+    check(header(true), b"", expect!["06030102ac0211130000803fe80701"]);
     check(
         header(false),
         b"",
-        expect!["05030102ac0211130000803fe80700"],
+        expect!["06030102ac0211130000803fe80700"],
     );
 }
 
@@ -126,7 +126,7 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
         stage: StageId(3),
         offset: 262_144,
     };
-    check(request, b"", expect!["05041103808010"]);
+    check(request, b"", expect!["06041103808010"]);
     let chunk = |offset, total| Header::StateChunk {
         round: Round(17),
         stage: StageId(3),
@@ -136,9 +136,9 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
     check(
         chunk(262_144, 262_149),
         b"state",
-        expect!["050511038080108580107374617465"],
+        expect!["060511038080108580107374617465"],
     );
-    check(chunk(262_144, 0), b"", expect!["0505110380801000"]);
+    check(chunk(262_144, 0), b"", expect!["0605110380801000"]);
 }
 
 fn slice(leg: Leg, offset: u64) -> Header {
@@ -155,18 +155,18 @@ fn a_slice_of_a_merge_names_attempt_stage_leg_and_offset() {
     check(
         slice(Leg::Scatter, 262_144),
         b"part",
-        expect!["050a02ac02030080801070617274"],
+        expect!["060a02ac02030080801070617274"],
     );
     check(
         slice(Leg::Gather, 0),
         b"average",
-        expect!["050a02ac0203010061766572616765"],
+        expect!["060a02ac0203010061766572616765"],
     );
     let taken = Header::MergeTaken {
         attempt: place().epoch,
         taken: 300,
     };
-    check(taken, b"", expect!["050b02ac02ac02"]);
+    check(taken, b"", expect!["060b02ac02ac02"]);
 }
 
 #[test]
@@ -180,23 +180,24 @@ fn credit_keepalive_bye_and_received_are_small() {
             slowest_us: 7,
         },
     };
-    check(credit, b"", expect!["05060102ac020cac0207"]);
+    check(credit, b"", expect!["06060102ac020cac0207"]);
     let keepalive = |echo| Header::Keepalive {
         stamp_us: 300,
         echo,
     };
-    check(keepalive(None), b"", expect!["0507ac0200"]);
+    check(keepalive(None), b"", expect!["0607ac0200"]);
     let echo = Echo {
         stamp_us: 200,
         held_us: 5,
     };
-    check(keepalive(Some(echo)), b"", expect!["0507ac0201c80105"]);
+    check(keepalive(Some(echo)), b"", expect!["0607ac0201c80105"]);
     let received = Header::Received {
         slot: slot(),
         mode: Mode::Train,
     };
-    check(received, b"", expect!["05090102ac0211040500"]);
-    check(Header::bye("over"), b"", expect!["0508046f766572"]);
+    check(received, b"", expect!["06090102ac0211040500"]);
+    check(Header::Arrived { bytes: 300 }, b"", expect!["0611ac02"]);
+    check(Header::bye("over"), b"", expect!["0608046f766572"]);
 }
 
 /// Encodes without looking, as a faulty peer would, and tells what the reader says.
@@ -283,6 +284,7 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
             },
             b"x",
         ),
+        refusal(Header::Arrived { bytes: 7 }, b"x"),
         refusal(slice(Leg::Scatter, 0), b""),
         refusal(slice(Leg::Scatter, 0), &[0; MERGE_SLICE_BYTES + 1]),
         refusal(slice(Leg::Gather, STATE_BYTES_MAX), b"x"),
@@ -314,6 +316,7 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
         no header can be read: Hit the end of buffer, expected more data
         keepalive frame: has no payload
         received frame: has no payload
+        arrived frame: has no payload
         merge frame: has a payload
         merge frame: a slice is no longer than agreed
         merge frame: the offset lies within a stage
@@ -486,6 +489,7 @@ fn any_header() -> impl Strategy<Value = Header> {
             attempt: place.epoch,
             taken,
         }),
+        any::<u64>().prop_map(|bytes| Header::Arrived { bytes }),
         (any_place(), 0.0..f64::MAX).prop_map(|(place, norm_squared)| Header::MergeNorm {
             attempt: place.epoch,
             norm_squared,
