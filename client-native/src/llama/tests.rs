@@ -22,6 +22,9 @@ pub(super) fn sizes(codec: Codec) -> ModelConfig {
 /// Weights with no zeros in them, so that every tensor shows in the logits.
 fn trained(derivation: &Derivation, seed: u64) -> Vec<Vec<(Parameter, Vec<f32>)>> {
     let config = derivation.config();
+    // Where the subspace turned: another one than the seed's.
+    let other = Derivation::new(config.clone(), seed + 1).basis();
+    let other = other.unwrap_or_default();
     let mut words = shared::random::Words::new("trained", &[seed]);
     let mut value =
         |fan: usize| (words.next_word() as f32 / u32::MAX as f32 - 0.5) / (fan as f32).sqrt();
@@ -37,9 +40,12 @@ fn trained(derivation: &Derivation, seed: u64) -> Vec<Vec<(Parameter, Vec<f32>)>
                     };
                     let fan = if parameter.name == "embed" { 1 } else { fan };
                     let shift = if parameter.shape.len() == 1 { 1.0 } else { 0.0 };
-                    let values = (0..parameter.values())
-                        .map(|_| shift + value(fan))
-                        .collect();
+                    let values = (0..parameter.values()).map(|_| shift + value(fan));
+                    let values = if parameter.is_subspace() {
+                        other.clone()
+                    } else {
+                        values.collect()
+                    };
                     (parameter, values)
                 })
                 .collect()
@@ -61,7 +67,12 @@ fn logits_of_run(
 ) -> Vec<f32> {
     let device = Device::flex();
     let config = derivation.config();
-    let codec = BorderCodec::from_seed(derivation, &device);
+    let mut codec = BorderCodec::from_seed(derivation, &device);
+    let turned = weights[0].iter().find(|(it, _)| it.is_subspace());
+    if let (BorderCodec::Subspace { lift, .. }, Some((it, basis))) = (&mut codec, turned) {
+        let data = TensorData::new(basis.clone(), [it.shape[0], it.shape[1]]);
+        *lift = Tensor::<2>::from_data(data, &device).transpose();
+    }
     let batch = codec.batch_of(tokens, tokens, tokens.len(), &device);
     let mut border = None;
     for (index, parameters) in weights.iter().enumerate() {
@@ -90,7 +101,11 @@ fn logits_of(model: &PlainModel, tokens: &[u32]) -> Vec<f32> {
 #[test]
 fn the_exported_model_computes_what_the_run_computed() {
     let tokens = [3, 1, 4, 1, 5, 9, 2, 6, 39, 0];
-    for codec in [Codec::Dense, Codec::fixed_subspace(8)] {
+    let adapted = Codec::Subspace {
+        rank: 8,
+        adapt_rounds: 3,
+    };
+    for codec in [Codec::Dense, Codec::fixed_subspace(8), adapted] {
         let derivation = Derivation::new(sizes(codec), 7);
         let weights = trained(&derivation, 3);
         let expected = logits_of_run(&derivation, &weights, &tokens);

@@ -20,7 +20,7 @@ const RATE_SHARE: f64 = 0.1;
 /// What stays of the momentum at each step.
 const MOMENTUM: f64 = 0.9;
 /// How far the subspace turns to what its power method would give: 1 takes all of it.
-const TURN: f64 = 0.5;
+const TURN: f64 = 0.1;
 /// How far a direction of the subspace turns at most: the tangent of the angle.
 const TURN_MAX: f64 = 0.5;
 

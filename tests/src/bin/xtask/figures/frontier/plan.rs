@@ -24,6 +24,8 @@ pub(super) enum Phase {
     Sweep,
     /// All ranks in f32.
     Ranks,
+    /// The shared subspace as it turns, beside itself as it stays.
+    Adapted,
     /// All formats at each codec's best rank.
     Formats,
     /// More seeds of the points that decide.
@@ -33,9 +35,10 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Sweep,
         Self::Ranks,
+        Self::Adapted,
         Self::Formats,
         Self::Seeds,
         Self::Borders,
@@ -100,6 +103,14 @@ impl Plan {
                     codecs.map(|codec| self.point(codec, Some(*rank), Format::F32, rows))
                 });
                 std::iter::once(dense).chain(others).collect()
+            }
+            Phase::Adapted => {
+                let rank = self.best_rank(Codec::Subspace, rows);
+                let still = self.point(Codec::Subspace, rank, Format::F32, rows);
+                vec![Point {
+                    codec: Codec::Adapted,
+                    ..still
+                }]
             }
             Phase::Formats => {
                 let all = Format::PACKED.into_iter().rev();
@@ -342,7 +353,7 @@ mod tests {
         let rank = point.rank.unwrap_or(D_MODEL) as f64;
         let (share, best) = match point.codec {
             Codec::Dense => (0.0, 2e-3),
-            Codec::Subspace => (0.08 * 32.0 / rank, 4e-3),
+            Codec::Subspace | Codec::Adapted => (0.08 * 32.0 / rank, 4e-3),
             Codec::Projector => (0.006 * 32.0 / rank, 2e-3),
             Codec::Learned => (0.005 * 32.0 / rank, 2e-3),
         };

@@ -27,6 +27,7 @@ const fn colour(codec: Codec) -> RGBColor {
         Codec::Subspace => RGBColor(0x00, 0x72, 0xb2),
         Codec::Projector => RGBColor(0xd5, 0x5e, 0x00),
         Codec::Learned => RGBColor(0x00, 0x9e, 0x73),
+        Codec::Adapted => RGBColor(0xcc, 0x79, 0xa7),
     }
 }
 

@@ -24,9 +24,12 @@ pub(super) enum Codec {
     Projector,
     /// With bases that it learns.
     Learned,
+    /// The shared subspace where it turns as each round ends.
+    Adapted,
 }
 
 impl Codec {
+    /// Those that everything is varied for.
     pub(super) const ALL: [Self; 4] = [Self::Dense, Self::Subspace, Self::Projector, Self::Learned];
     /// Those that have a rank.
     pub(super) const NARROW: [Self; 3] = [Self::Subspace, Self::Projector, Self::Learned];
@@ -37,6 +40,7 @@ impl Codec {
             Self::Subspace => "subspace",
             Self::Projector => "projector",
             Self::Learned => "projector, learned",
+            Self::Adapted => "subspace, adapted",
         }
     }
 
@@ -47,6 +51,7 @@ impl Codec {
             Self::Subspace => "codec = \"subspace\"",
             Self::Projector => "codec = \"projector\"",
             Self::Learned => "codec = \"projector\"\nbasis = \"learned\"",
+            Self::Adapted => "codec = \"subspace\"\nadapt_rounds = 1",
         }
     }
 }
@@ -142,6 +147,8 @@ impl Point {
         let ids = 2.0 * (CONTEXT + 1) as f64 / CONTEXT as f64;
         let bases = match self.codec {
             Codec::Learned => 4.0 * (D_MODEL * width) as f64 / STEP_TOKENS,
+            // Back alone: forward it goes once a round.
+            Codec::Adapted => 2.0 * (D_MODEL * width) as f64 / STEP_TOKENS,
             Codec::Dense | Codec::Subspace | Codec::Projector => 0.0,
         };
         2.0 * (self.format.row_bytes(width) as f64 + bases) + ids
