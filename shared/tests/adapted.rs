@@ -278,6 +278,40 @@ fn what_is_no_basis_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_basis_that_no_turn_leads_to_is_refused() {
+    let run = run_config(ADAPTED, NumberFormat::F32, 3);
+    let other = Derivation::new(run.model.clone(), run.seed + 1).basis();
+    let mut head = Pipeline::new(&run, &[2], None).snapshot().swap_remove(0);
+    let mut state = read(&run, &head);
+    state.weights[position(&run, 0, "basis.next")] = other.expect("a subspace");
+    head.blob = state.to_blob(&run.model, 0).into();
+    let mut pipeline = Pipeline::new(&run, &[2], None);
+    let mut states = pipeline.snapshot();
+    states[0] = head;
+    pipeline.take(Some(&states));
+    let (slot, mode) = (pipeline.slot(0), Mode::Train);
+    let tokens = counting(&run, 0)[..2 * 9].to_vec();
+    let mut boundary = None;
+    let mut last = None;
+    for (_, engine) in &mut pipeline.seats {
+        let input = Input {
+            tokens: tokens.clone(),
+            boundary: boundary.take(),
+            first_sample: 0,
+        };
+        let done = block_on(engine.run(Job::Forward { slot, mode, input }));
+        if let Done::Forward { boundary: out, .. } = &done {
+            boundary.clone_from(out);
+        }
+        last = Some(done);
+    }
+    match last {
+        Some(Done::Refused { reason }) => assert!(reason.contains("no turn"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn states_of_different_subspaces_make_no_seat() {
     let run = run_config(ADAPTED, NumberFormat::F32, 3);
     let mut pipeline = Pipeline::new(&run, &[], None);

@@ -16,8 +16,9 @@ use proptest::prelude::*;
 use shared::compute::{Compute, Done, Input, Job, StageState as Source};
 use shared::config::model::{Codec, NumberFormat};
 use shared::config::run::RunConfig;
+use shared::driver::{Clock, measure};
 use shared::model::engine::Engine;
-use shared::units::StageRange;
+use shared::units::{StageRange, Time};
 use shared::wire::frame::Mode;
 use shared::wire::number::payload_bytes;
 
@@ -74,6 +75,33 @@ fn a_learned_basis_goes_on_once_a_step_and_its_gradient_comes_back_once() {
         pipeline.border_bytes,
         6 * (payload_bytes(format, rows, 4) + basis_bytes)
     );
+}
+
+struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn now(&self) -> Time {
+        Time::from_micros(1)
+    }
+
+    async fn sleep_until(&self, _: Time) {}
+}
+
+#[test]
+fn a_device_is_measured_whatever_crosses_the_borders() {
+    let adapted = [1, 2].map(|adapt_rounds| Codec::Subspace {
+        rank: 4,
+        adapt_rounds,
+    });
+    for codec in CODECS.into_iter().chain(adapted) {
+        for (format, microbatches) in FORMATS.into_iter().zip([1, 2, 4, 2]) {
+            let mut run = run_config(codec, format, 3);
+            run.training.microbatches = microbatches;
+            let mut engine = Engine::new(run.clone(), Device::flex());
+            let measured = block_on(measure::block_us(&mut engine, &StoppedClock, &run));
+            assert!(measured.is_ok(), "{codec:?} {format:?}: {measured:?}");
+        }
+    }
 }
 
 #[test]

@@ -228,6 +228,13 @@ fn any_cut_of_a_pipeline_that_learns_its_bases_gives_the_losses_of_the_whole() {
     check_cuts(codec, &[2, 4]);
 }
 
+#[test]
+fn any_cut_of_a_pipeline_whose_subspace_turns_gives_the_losses_of_the_whole() {
+    // In five rounds it turns twice.
+    let codec = "codec = \"subspace\"\nrank = 8\nadapt_rounds = 2";
+    check_cuts(codec, &[2, 4]);
+}
+
 fn check_cuts(codec: &'static str, cuts: &[u16]) {
     let whole = step_losses(codec, 1);
     assert!(whole.len() >= 50, "{} steps", whole.len());

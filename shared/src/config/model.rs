@@ -400,7 +400,7 @@ impl ModelConfig {
             Codec::Subspace {
                 adapt_rounds: rounds @ 1..,
                 ..
-            } => (round.0 + 1).is_multiple_of(rounds),
+            } => round.0 % rounds == rounds - 1,
             Codec::Dense | Codec::Subspace { .. } | Codec::Projector { .. } => false,
         }
     }

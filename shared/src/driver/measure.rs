@@ -1,6 +1,8 @@
 //! How fast a device is: forward and backward of a block of the run's model, measured before a volunteer joins, and
 //! now and then while it has nothing else to do.
 
+use bytes::Bytes;
+
 use super::Clock;
 use crate::compute::{Compute, Done, Input, Job, StageState};
 use crate::config::run::RunConfig;
@@ -85,7 +87,8 @@ async fn once<C: Compute, K: Clock>(
             round: Round(0),
         },
         step: Step(0),
-        microbatch: Microbatch(0),
+        // As the last of a step, it asks for the norm, too.
+        microbatch: Microbatch(config.training.microbatches - 1),
     };
     let count = usize::from(sequences) * (config.model.context + 1);
     let token = |index: usize| u32::try_from(index * 31 % config.model.vocabulary).unwrap_or(0);
@@ -105,14 +108,13 @@ async fn once<C: Compute, K: Clock>(
     };
     succeed(compute.run(seat).await)?;
     let began = clock.now();
-    // Any numbers of the right form will do as a gradient: the boundary's own are.
     let done = succeed(compute.run(forward).await)?;
     let Done::Forward { boundary, .. } = done else {
         return Err(format!("a forward gave {done:?}"));
     };
     let backward = Job::Backward {
         slot,
-        gradient: boundary,
+        gradient: boundary.map(|boundary| gradient(config, slot, &boundary)),
         step_tokens: Some(count as u64),
     };
     let done = succeed(compute.run(backward).await)?;
@@ -120,6 +122,16 @@ async fn once<C: Compute, K: Clock>(
         return Err(format!("a backward gave {done:?}"));
     }
     Ok(clock.now().since(began))
+}
+
+/// A gradient of the right form for a boundary that came: any numbers will do, its own are.
+fn gradient(config: &RunConfig, slot: Slot, boundary: &[u8]) -> Bytes {
+    let packed = config.boundary_bytes();
+    let behind = config.forward_boundary_bytes(Mode::Train.opens(slot)) - packed;
+    let follows = config.backward_payload_bytes(slot.place.round, slot.microbatch) - packed;
+    let mut gradient = boundary[..boundary.len().saturating_sub(behind)].to_vec();
+    gradient.resize(gradient.len() + follows, 0);
+    gradient.into()
 }
 
 /// A result, unless it is that nothing came of the job.

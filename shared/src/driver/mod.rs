@@ -527,9 +527,8 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                     return;
                 };
                 let joined = outbox.join(channel, bytes);
-                if let Some(word) = outbox.word_due() {
-                    self.send(now, other, &word);
-                }
+                // It is told of what has arrived.
+                outbox.flush(now, other, &mut self.transport);
                 match joined {
                     Ok(Some(Frame {
                         header: Header::Arrived { bytes },

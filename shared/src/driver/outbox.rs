@@ -55,6 +55,10 @@ impl Lane {
         self.messages.front()
     }
 
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.messages.is_empty()
+    }
+
     /// The next message is out.
     fn pop(&mut self) {
         self.messages.pop_front();
@@ -122,12 +126,17 @@ impl Outbox {
 
     /// Gives the transport as much as it takes, and the line carries.
     pub(super) fn flush<T: Transport>(&mut self, now: Time, to: PeerId, transport: &mut T) {
-        let chunker = &mut self.control_chunks.0;
-        while let Some(message) = self.control.front(chunker, &self.sent) {
-            if !transport.try_send(to, Channel::Control, message.clone()) {
-                break;
-            }
-            self.control.pop();
+        self.flush_control(to, transport);
+        // Behind what waits, and the newest word alone: each says all.
+        if self.is_word_due && self.control.is_empty() {
+            self.is_word_due = false;
+            self.push(&Frame {
+                header: Header::Arrived {
+                    bytes: self.arrived_bytes,
+                },
+                payload: Bytes::new(),
+            });
+            self.flush_control(to, transport);
         }
         let chunker = &mut self.tensor_chunks.0;
         for lane in [&mut self.microbatches, &mut self.merges, &mut self.state] {
@@ -152,14 +161,14 @@ impl Outbox {
         }
     }
 
-    /// What the other end is to be told of what has arrived here, once.
-    pub(super) fn word_due(&mut self) -> Option<Frame> {
-        std::mem::take(&mut self.is_word_due).then(|| Frame {
-            header: Header::Arrived {
-                bytes: self.arrived_bytes,
-            },
-            payload: Bytes::new(),
-        })
+    fn flush_control<T: Transport>(&mut self, to: PeerId, transport: &mut T) {
+        let chunker = &mut self.control_chunks.0;
+        while let Some(message) = self.control.front(chunker, &self.sent) {
+            if !transport.try_send(to, Channel::Control, message.clone()) {
+                return;
+            }
+            self.control.pop();
+        }
     }
 
     /// How many pieces of state the transport has taken as a whole since this was asked last.
@@ -304,42 +313,51 @@ mod tests {
     #[test]
     fn where_the_transport_bounds_nothing_no_more_is_under_way_than_arrives() {
         let config = RunConfig::preset("base").expect("a preset");
-        let (mut here, mut there) = (
-            Outbox::new(Sent::default(), false),
-            Outbox::new(Sent::default(), true),
-        );
-        let mut transport = Narrow {
+        let mut here = Outbox::new(Sent::default(), false);
+        let mut there = Outbox::new(Sent::default(), true);
+        let transport = || Narrow {
             room: usize::MAX,
             taken: Vec::new(),
         };
+        let (mut out, mut back) = (transport(), transport());
         let frame = forward(&config, Mode::Train);
         here.push(&frame);
         here.push(&Frame {
             header: Header::bye("over"),
             payload: Bytes::new(),
         });
-        here.flush(Time::from_micros(0), PeerId(1), &mut transport);
-        // Control waits for nothing.
-        let bye = transport.taken.remove(0);
+        here.flush(Time::from_micros(0), PeerId(1), &mut out);
+        // Control waits for nothing, and nobody is told of it.
+        let bye = out.taken.remove(0);
         let mut whole = there.join(Channel::Control, bye).expect("a frame");
-        assert!(there.word_due().is_none());
-        let begun = transport.taken.len();
+        there.flush(Time::from_micros(0), PeerId(0), &mut back);
+        assert!(back.taken.is_empty());
+        let begun = out.taken.len();
         assert!(begun > 1 && begun < 8, "{begun} messages");
         for turn in 1.. {
-            let messages = std::mem::take(&mut transport.taken);
+            let messages = std::mem::take(&mut out.taken);
             if messages.is_empty() {
                 break;
             }
             let now = Time::from_micros(turn * 50_000);
             for message in messages {
                 whole = there.join(Channel::Tensors, message).expect("in order");
-                let word = there.word_due().expect("tensors arrived");
-                let Header::Arrived { bytes } = word.header else {
-                    panic!("{word:?}");
-                };
-                here.arrived(now, bytes);
             }
-            here.flush(now, PeerId(1), &mut transport);
+            // However many arrived, one word says it.
+            there.flush(now, PeerId(0), &mut back);
+            let [word] = &std::mem::take(&mut back.taken)[..] else {
+                panic!("one word");
+            };
+            let word = here.join(Channel::Control, word.clone());
+            let Ok(Some(Frame {
+                header: Header::Arrived { bytes },
+                ..
+            })) = word
+            else {
+                panic!("{word:?}");
+            };
+            here.arrived(now, bytes);
+            here.flush(now, PeerId(1), &mut out);
         }
         assert_eq!(whole.expect("all of it").payload.len(), frame.payload.len());
     }

@@ -13,13 +13,14 @@ use std::collections::VecDeque;
 
 use crate::limits::CHUNK_BYTES_MAX;
 use crate::units::{Span, Time};
+use crate::wire::chunk::CHUNK_HEADER_BYTES;
 
 /// What may always be under way: a few messages, with which a new link begins to measure.
 const LEAST_BYTES: u64 = 3 * MESSAGE_BYTES;
 /// Beyond what the line carries in a round trip: what arrives is told a message at a time.
 const MORE_BYTES: u64 = 2 * MESSAGE_BYTES;
 /// Of what is measured of a round trip, the message itself is a part: it is told of when the whole of it is there.
-const MESSAGE_BYTES: u64 = CHUNK_BYTES_MAX as u64;
+const MESSAGE_BYTES: u64 = (CHUNK_BYTES_MAX + CHUNK_HEADER_BYTES) as u64;
 /// The most that may be under way: a line of 160 Mbit/s at 200 ms.
 const MOST_BYTES: u64 = 6 << 20;
 /// How long the greatest rate is believed...
@@ -41,6 +42,8 @@ struct Mark {
     arrived_bytes: u64,
     arrived_at: Time,
     arrived_sent_at: Time,
+    /// Whether as much was under way with it as may be: else it says how much there was to send, not what the line carries.
+    is_full: bool,
 }
 
 /// The window of one link, away from this end.
@@ -108,6 +111,7 @@ impl Window {
             arrived_bytes: self.arrived_bytes,
             arrived_at: self.arrived_at,
             arrived_sent_at: self.arrived_sent_at,
+            is_full: self.under_way() + MESSAGE_BYTES > self.granted_bytes,
         });
     }
 
@@ -134,7 +138,11 @@ impl Window {
             self.arrived_sent_at = mark.at;
             let rate = u128::from(bytes - mark.arrived_bytes) * 1_000_000;
             let rate = rate / u128::from(took.as_micros());
-            self.rate(now, u64::try_from(rate).unwrap_or(u64::MAX));
+            let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+            let is_more = self.rates.front().is_none_or(|(_, most)| rate >= *most);
+            if mark.is_full || is_more {
+                self.rate(now, rate);
+            }
         }
         self.granted_bytes = self.wanted().min(self.granted_bytes + arrived);
     }
@@ -206,6 +214,8 @@ impl Window {
 mod tests {
     use super::*;
 
+    const MESSAGE: usize = CHUNK_BYTES_MAX + CHUNK_HEADER_BYTES;
+
     /// A line in microseconds, with a queue that drops; and the way back of what is told.
     #[derive(Clone, Copy)]
     struct Line {
@@ -251,9 +261,8 @@ mod tests {
             let begun_bytes = self.arrived_bytes;
             let (mut waited_us, mut overflowed) = (0, false);
             while self.now_us < end_us {
-                while self.window.admits(CHUNK_BYTES_MAX) {
-                    self.window
-                        .sent(Time::from_micros(self.now_us), CHUNK_BYTES_MAX);
+                while self.window.admits(MESSAGE) {
+                    self.window.sent(Time::from_micros(self.now_us), MESSAGE);
                     let waits_us = self.free_us.saturating_sub(self.now_us);
                     waited_us = waited_us.max(waits_us);
                     overflowed |= waits_us * line.bytes_a_second / 1_000_000 > line.queue_bytes;
@@ -339,6 +348,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_line_is_known_after_a_pause() {
+        let line = Line {
+            bytes_a_second: 12_500_000,
+            delay_us: 25_000,
+            queue_bytes: 1_250_000,
+            silent_us: 0,
+        };
+        let mut world = World::new();
+        world.fill(line, 5);
+        while let Some((at_us, bytes)) = world.told.pop_front() {
+            world.now_us = at_us;
+            world.window.arrived(Time::from_micros(at_us), bytes);
+        }
+        let wanted = world.window.wanted();
+        for _ in 0..5 {
+            // A frame of some messages every four seconds.
+            world.now_us += 4_000_000;
+            for _ in 0..4 {
+                world.window.sent(Time::from_micros(world.now_us), MESSAGE);
+                world.arrived_bytes += MESSAGE_BYTES;
+            }
+            world.now_us += 60_000;
+            let now = Time::from_micros(world.now_us);
+            world.window.arrived(now, world.arrived_bytes);
+        }
+        assert!(
+            world.window.wanted() * 2 > wanted,
+            "{}",
+            world.window.wanted()
+        );
+    }
+
+    #[test]
     fn a_line_that_becomes_slower_or_longer_is_followed() {
         let fast = Line {
             bytes_a_second: 10_000_000,
@@ -372,8 +414,8 @@ mod tests {
     fn words_that_cannot_be_true_change_nothing_for_good() {
         let mut window = Window::new();
         window.arrived(Time::from_micros(1), u64::MAX);
-        assert!(window.admits(CHUNK_BYTES_MAX));
-        window.sent(Time::from_micros(2), CHUNK_BYTES_MAX);
+        assert!(window.admits(MESSAGE));
+        window.sent(Time::from_micros(2), MESSAGE);
         // All at once, in no time, and again, and less.
         for bytes in [u64::MAX, MESSAGE_BYTES, 0] {
             window.arrived(Time::from_micros(2), bytes);
@@ -381,8 +423,8 @@ mod tests {
         assert!(window.wanted() <= MOST_BYTES);
         // One that says nothing stops what goes to it.
         let mut sent = 0;
-        while window.admits(CHUNK_BYTES_MAX) {
-            window.sent(Time::from_micros(3), CHUNK_BYTES_MAX);
+        while window.admits(MESSAGE) {
+            window.sent(Time::from_micros(3), MESSAGE);
             sent += MESSAGE_BYTES;
         }
         assert!(sent <= MOST_BYTES);

@@ -52,6 +52,10 @@ pub fn settle(
         return true;
     };
     // It began as `to` and without momentum: that is the mean of the changes now.
+    if momentum[next].iter().all(|change| *change == 0.0) {
+        weights[next].copy_from_slice(to);
+        return true;
+    }
     for ((value, begun), change) in weights[next].iter_mut().zip(to).zip(&momentum[next]) {
         *value = begun - change;
     }

@@ -16,6 +16,9 @@ use crate::model::state::StageState;
 
 /// How far columns may be from orthonormal ones: they were rounded to f32.
 const ORTHONORMAL_TOLERANCE: f32 = 1e-3;
+/// How much each direction keeps of itself in one turn, at least: the cosine of the angle. Steps turn by half of that at most
+/// (`model/basis`), merges by a mean of such.
+const KEPT_MIN: f32 = 0.5;
 
 /// The subspace as a seat knows it; all of it `[d_model, rank]`, row by row.
 #[derive(Clone, Debug)]
@@ -55,7 +58,8 @@ impl Adapted {
 impl Seat {
     /// A round begins: the head goes on in the basis that the rounds before led to.
     pub(super) fn turn_head(&mut self) {
-        if let Some(adapted) = &self.adapted {
+        if let Some(adapted) = &mut self.adapted {
+            adapted.energy.fill(0.0);
             let next = adapted.next.clone();
             self.turn(next);
         }
@@ -75,6 +79,11 @@ impl Seat {
         // Also where one is not a number.
         if !error.fold(0.0, f32::max).le(&ORTHONORMAL_TOLERANCE) || !all_finite(&squares) {
             return refuse("what came as a basis has no orthonormal columns".to_owned());
+        }
+        let across = basis::rotation(&adapted.basis, &basis, rank);
+        let kept = across.iter().step_by(rank + 1);
+        if kept.copied().fold(f32::INFINITY, f32::min) < KEPT_MIN {
+            return refuse("a basis came that no turn leads to".to_owned());
         }
         self.turn(basis);
         Ok(())
@@ -98,7 +107,6 @@ impl Seat {
         self.stages.iter_mut().for_each(|stage| stage.turn(&turn));
         self.codec.set_subspace(&turn.basis);
         adapted.next.clone_from(&to);
-        adapted.energy.fill(0.0);
         adapted.basis = to;
     }
 
@@ -137,7 +145,8 @@ impl Seat {
             return;
         };
         let seen = std::mem::take(&mut adapted.step_energy);
-        if seen.is_empty() {
+        // A number that is not finite would stay in the sum: such a step says nothing.
+        if seen.is_empty() || !all_finite(&seen) {
             return;
         }
         for (sum, seen) in adapted.energy.iter_mut().zip(seen) {

@@ -65,7 +65,7 @@ pub(crate) struct Figures {
     /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`)
     #[arg(long)]
     resume: bool,
-    /// Few steps or seconds, to see that it works (`scaling`, `overlap`, `frontier`, `slow_link`)
+    /// Few steps or seconds, to see that it works; nothing is written (`scaling`, `overlap`, `frontier`, `slow_link`)
     #[arg(long)]
     quick: bool,
     /// Runs at once, instead of one a core (`frontier`)
@@ -122,6 +122,15 @@ impl Name {
 impl Figures {
     fn repeats(&self) -> usize {
         self.repeats.unwrap_or(self.name.repeats())
+    }
+
+    /// Writes the file, unless this was only to see that it works.
+    fn keep(&self, name: &str, figures: &Value) -> anyhow::Result<()> {
+        if self.quick {
+            println!("{name} works; nothing is written");
+            return Ok(());
+        }
+        save(name, figures)
     }
 }
 

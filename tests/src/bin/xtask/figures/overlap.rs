@@ -20,7 +20,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use super::cost::median;
-use super::{Figures, NAMES, load, save};
+use super::{Figures, NAMES, load};
 
 /// Seats of the pipeline.
 const SEATS: u64 = 4;
@@ -114,7 +114,7 @@ pub(super) fn overlap(asked: &Figures, data: &FilePath) -> anyhow::Result<()> {
         "by_case": by_case,
         "runs": runs,
     });
-    save("overlap", &figures)
+    asked.keep("overlap", &figures)
 }
 
 /// A run of one case: waits until all sit, then looks at some steps.

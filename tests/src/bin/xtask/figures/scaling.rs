@@ -18,7 +18,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use super::cost::{cpu_seconds, median};
-use super::{Figures, ROUND_WAIT_MAX, load, save};
+use super::{Figures, ROUND_WAIT_MAX, load};
 
 /// Most pipelines.
 const PIPELINES: usize = 4;
@@ -84,13 +84,13 @@ pub(super) fn scaling(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         "runs": runs,
         "simulated": simulated,
     });
-    save("scaling", &figures)
+    asked.keep("scaling", &figures)
 }
 
 /// Up to a thousand pipelines, in the simulation alone: minutes.
 pub(super) fn crowd(asked: &Figures) -> anyhow::Result<()> {
     let counts = &SIMULATED_CROWDS[..if asked.quick { 3 } else { 5 }];
-    save("crowd", &simulated(1, COARSER, counts)?)
+    asked.keep("crowd", &simulated(1, COARSER, counts)?)
 }
 
 /// The run, which is the same whoever takes part. Longer than anyone measures.

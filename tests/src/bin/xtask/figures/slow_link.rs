@@ -15,7 +15,7 @@ use tests::bulk::{Kind, Pair, Way, tcp};
 use tests::link::{Link, Path};
 
 use super::cost::median;
-use super::{Figures, load, save};
+use super::{Figures, load};
 
 /// Frames that are timed in a row, while bulk is sent at this share of the line, in percent.
 const FRAMES: usize = 40;
@@ -142,7 +142,7 @@ pub(super) fn slow_link(asked: &Figures) -> anyhow::Result<()> {
         "cases": summary,
         "runs": runs,
     });
-    save("slow_link", &figures)
+    asked.keep("slow_link", &figures)
 }
 
 fn measure(case: &Case, seed: u64, quick: bool) -> anyhow::Result<Value> {
