@@ -311,14 +311,15 @@ mod tests {
             })
             .collect();
         let (before, best) = (lost(&basis, &data), lost(&directions, &data));
-        for _ in 0..60 {
+        for _ in 0..1_000 {
             let next = turned(&basis, &energy(&basis, &data), RANK).expect("there is energy");
             assert!(error(&next) < 1e-6, "{}", error(&next));
             // However large gradients are, it is the same turn.
             let large: Vec<f64> = energy(&basis, &data).iter().map(|it| it * 1e9).collect();
             let again = turned(&basis, &large, RANK).expect("there is energy");
             assert!(next.iter().zip(again).all(|(a, b)| (a - b).abs() < 1e-6));
-            assert!(lost(&next, &data) <= lost(&basis, &data) * (1.0 + 1e-6));
+            // But for what f32 sums lose.
+            assert!(lost(&next, &data) <= lost(&basis, &data) + 1e-5 * before);
             basis = next;
         }
         let after = lost(&basis, &data);
