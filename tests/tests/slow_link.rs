@@ -1,8 +1,9 @@
 //! What links of native clients carry over a slow line between two homes, coarsely: this holds on a busy machine, too.
 //!
 //! 80 Mbit/s, 25 ms each way. What is promised is more (85 % of the line, 15 ms beside its delay), and holds where a
-//! machine has time: `cargo xtask figures slow_link`. A browser's end is measured there alone: whatever keeps its process
-//! from reading for 7 ms costs it packets, and those cost seconds.
+//! machine has time: `cargo xtask figures slow_link`. What a browser's end carries is measured there alone:
+//! whatever keeps its process from reading for 7 ms costs it packets, and those cost seconds. That two tabs leave a line's queue
+//! alone holds here, too: one that is late sends less.
 
 use std::num::NonZeroU64;
 use std::time::Duration;

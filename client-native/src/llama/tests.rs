@@ -2,6 +2,7 @@
 
 use super::reader::{Reader, Reading};
 use super::*;
+use shared::model::codec::FixedRows;
 
 /// Largest difference of logits of about 1: f32 sums in another order.
 const LOGITS_TOLERANCE: f32 = 1e-4;
@@ -67,12 +68,14 @@ fn logits_of_run(
 ) -> Vec<f32> {
     let device = Device::flex();
     let config = derivation.config();
-    let mut codec = BorderCodec::from_seed(derivation, &device);
     let turned = weights[0].iter().find(|(it, _)| it.is_subspace());
-    if let (BorderCodec::Subspace { lift, .. }, Some((it, basis))) = (&mut codec, turned) {
-        let data = TensorData::new(basis.clone(), [it.shape[0], it.shape[1]]);
-        *lift = Tensor::<2>::from_data(data, &device).transpose();
-    }
+    let codec = match turned {
+        None => BorderCodec::from_seed(derivation, &device),
+        Some((_, basis)) => {
+            let fixed = FixedRows::Derived(derivation.clone());
+            BorderCodec::subspace(config, basis.clone(), fixed, &device)
+        }
+    };
     let batch = codec.batch_of(tokens, tokens, tokens.len(), &device);
     let mut border = None;
     for (index, parameters) in weights.iter().enumerate() {

@@ -78,9 +78,13 @@ pub(super) struct Outbox {
     tensor_chunks: (Chunker, Joiner),
     /// How much may be under way, where the transport does not see to that.
     window: Option<Window>,
+    /// Whether the other end was asked to tell what arrives there, as the window needs it.
+    has_asked: bool,
     /// Bytes of tensors that have arrived from the other end.
     arrived_bytes: u64,
-    /// Whether it is to be told of them.
+    /// Whether it has asked to be told of them.
+    tells: bool,
+    /// Whether some arrived since it was told last.
     is_word_due: bool,
 }
 
@@ -128,16 +132,19 @@ impl Outbox {
     pub(super) fn flush<T: Transport>(&mut self, now: Time, to: PeerId, transport: &mut T) {
         self.flush_control(to, transport);
         // Behind what waits, and the newest word alone: each says all.
-        if self.is_word_due && self.control.is_empty() {
-            self.is_word_due = false;
-            self.push(&Frame {
-                header: Header::Arrived {
-                    bytes: self.arrived_bytes,
-                },
-                payload: Bytes::new(),
-            });
+        if self.tells && self.is_word_due && self.control.is_empty() {
+            self.tell_arrived();
             self.flush_control(to, transport);
         }
+        self.flush_tensors(now, to, transport);
+        let has_sent = self.window.as_ref().is_some_and(Window::has_sent);
+        if has_sent && !std::mem::replace(&mut self.has_asked, has_sent) {
+            self.tell_arrived();
+            self.flush_control(to, transport);
+        }
+    }
+
+    fn flush_tensors<T: Transport>(&mut self, now: Time, to: PeerId, transport: &mut T) {
         let chunker = &mut self.tensor_chunks.0;
         for lane in [&mut self.microbatches, &mut self.merges, &mut self.state] {
             while let Some(message) = lane.front(chunker, &self.sent) {
@@ -154,8 +161,19 @@ impl Outbox {
         }
     }
 
-    /// The other end says how many bytes of tensors have arrived there in all.
+    fn tell_arrived(&mut self) {
+        self.is_word_due = false;
+        self.push(&Frame {
+            header: Header::Arrived {
+                bytes: self.arrived_bytes,
+            },
+            payload: Bytes::new(),
+        });
+    }
+
+    /// The other end says how many bytes of tensors have arrived there in all, and is to be told the same from now on.
     pub(super) fn arrived(&mut self, now: Time, bytes: u64) {
+        self.tells = true;
         if let Some(window) = &mut self.window {
             window.arrived(now, bytes);
         }
@@ -332,8 +350,14 @@ mod tests {
         let mut whole = there.join(Channel::Control, bye).expect("a frame");
         there.flush(Time::from_micros(0), PeerId(0), &mut back);
         assert!(back.taken.is_empty());
+        // What is to be told is asked for with the first tensors, behind them; it arrives as soon.
+        let ask = out.taken.pop().expect("it asks");
+        let asked = there.join(Channel::Control, ask).expect("a frame");
+        let asked = asked.expect("a whole one").header;
+        assert_eq!(asked, Header::Arrived { bytes: 0 });
         let begun = out.taken.len();
         assert!(begun > 1 && begun < 8, "{begun} messages");
+        there.arrived(Time::from_micros(1), 0);
         for turn in 1.. {
             let messages = std::mem::take(&mut out.taken);
             if messages.is_empty() {

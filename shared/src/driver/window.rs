@@ -89,6 +89,11 @@ impl Window {
         }
     }
 
+    /// Whether anything went.
+    pub(super) fn has_sent(&self) -> bool {
+        self.sent_bytes > 0
+    }
+
     /// Whether so many bytes more may go.
     pub(super) fn admits(&self, len_bytes: usize) -> bool {
         let under_way = self.under_way();
@@ -295,8 +300,8 @@ mod tests {
                 let line = Line {
                     bytes_a_second,
                     delay_us: delay_ms * 1000,
-                    // What little a link begins with must fit, too.
                     silent_us: 0,
+                    // What little a link begins with must fit, too.
                     queue_bytes: (carried / 2 + MORE_BYTES).max(LEAST_BYTES),
                 };
                 let mut world = World::new();

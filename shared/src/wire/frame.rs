@@ -267,7 +267,7 @@ pub enum Header {
         /// Which text.
         request: RequestId,
     },
-    /// Bytes of messages on `tensors` that arrived from you in all. On `control`: so much less is under way.
+    /// Bytes of messages on `tensors` that arrived from you in all; tell me the same from now on. On `control`.
     Arrived {
         /// Since the link opened.
         bytes: u64,

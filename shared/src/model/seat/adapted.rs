@@ -16,8 +16,8 @@ use crate::model::state::StageState;
 
 /// How far columns may be from orthonormal ones: they were rounded to f32.
 const ORTHONORMAL_TOLERANCE: f32 = 1e-3;
-/// How much each direction keeps of itself in one turn, at least: the cosine of the angle. Steps turn by half of that at most
-/// (`model/basis`), merges by a mean of such.
+/// How much each direction keeps of itself in one turn, at least: a cosine. What `model/basis` turns by keeps 0.89, and a
+/// merge turns by a mean of such.
 const KEPT_MIN: f32 = 0.5;
 
 /// The subspace as a seat knows it; all of it `[d_model, rank]`, row by row.
@@ -26,8 +26,10 @@ pub(super) struct Adapted {
     rank: usize,
     /// What the seat's coordinates are in.
     pub(super) basis: Vec<f32>,
-    /// At the head: what they are to be in when a round begins.
+    /// What they are to be in when a round begins; anywhere but at the head that comes with the round.
     next: Vec<f32>,
+    /// At the seat that measures: what this step's microbatches saw so far.
+    measured: Option<Tensor<2>>,
     /// At the head: what the steps of this round saw.
     energy: Vec<f64>,
     /// At the head: what the step saw that is not applied yet; empty for nothing.
@@ -43,14 +45,24 @@ impl Adapted {
         Some(Self {
             rank,
             next: next.map_or_else(|| basis.clone(), <[f32]>::to_vec),
+            measured: None,
             energy: vec![0.0; basis.len()],
             step_energy: Vec::new(),
             basis,
         })
     }
 
+    /// Adds what a microbatch saw.
+    pub(super) fn add(&mut self, seen: Tensor<2>) {
+        self.measured = Some(match self.measured.take() {
+            Some(sum) => sum + seen,
+            None => seen,
+        });
+    }
+
     /// The step will not be applied.
     pub(super) fn forget_step(&mut self) {
+        self.measured = None;
         self.step_energy.clear();
     }
 }
@@ -116,27 +128,18 @@ impl Seat {
         came: Vec<f32>,
         gradient: &mut Option<Vec<u8>>,
     ) -> Result<(), SeatError> {
-        let own = self.energy.take();
-        let seen = match own {
-            Some(own) => read(vec![own.flatten(0, 1)]).await?.remove(0),
+        let Some(adapted) = &mut self.adapted else {
+            return Ok(());
+        };
+        let seen = match adapted.measured.take() {
+            Some(measured) => read(vec![measured.flatten(0, 1)]).await?.remove(0),
             None => came,
         };
-        if let Some(gradient) = gradient {
-            gradient.extend(to_bytes(&seen));
-        } else if let Some(adapted) = &mut self.adapted {
-            adapted.step_energy = seen;
+        match gradient {
+            Some(gradient) => gradient.extend(to_bytes(&seen)),
+            None => adapted.step_energy = seen,
         }
         Ok(())
-    }
-
-    /// Adds what a microbatch saw, at the seat that measures.
-    pub(super) fn add_energy(&mut self, seen: Option<Tensor<2>>) {
-        if let Some(seen) = seen {
-            self.energy = Some(match self.energy.take() {
-                Some(sum) => sum + seen,
-                None => seen,
-            });
-        }
     }
 
     /// The step was applied: what it saw counts, and stage 0 keeps what the subspace is to be.

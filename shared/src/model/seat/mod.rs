@@ -46,8 +46,6 @@ pub struct Seat {
     learned: Learned,
     /// The run's subspace, where it is adapted.
     adapted: Option<Adapted>,
-    /// What it turns by, as far as this step's microbatches saw it at the seat that measures it.
-    energy: Option<Tensor<2>>,
     /// Whether all gradients that came in since the last update were finite.
     gradients_finite: bool,
     /// Where pipelines merge gradients: each stage's, of the last step's mean loss.
@@ -146,7 +144,6 @@ impl Seat {
             kept: BTreeMap::new(),
             learned: Learned::default(),
             adapted,
-            energy: None,
             gradients_finite: true,
             last_gradients: Vec::new(),
             texts: BTreeMap::new(),
@@ -303,7 +300,9 @@ impl Seat {
         let norms = step_tokens.map(|tokens| self.norms(tokens));
         let border = (self.first() > 0).then(|| flowed.last().expect("not the head").1.clone());
         let border = border.map(|border| (border, basis));
-        self.add_energy(seen.filter(|_| adapts));
+        if let Some((adapted, seen)) = self.adapted.as_mut().zip(seen.filter(|_| adapts)) {
+            adapted.add(seen);
+        }
         let mut done = self
             .read_backward(slot, &kept, &flowed, border, loss, norms)
             .await?;
@@ -398,7 +397,6 @@ impl Seat {
         }
         learned::step_bases(&mut self.stages, learning_rate).await?;
         self.count_energy();
-        self.energy = None;
         self.gradients_finite = true;
         Ok(())
     }
@@ -408,7 +406,6 @@ impl Seat {
         self.kept.clear();
         self.stages.iter_mut().for_each(Stage::clear_gradients);
         self.learned = Learned::default();
-        self.energy = None;
         if let Some(adapted) = &mut self.adapted {
             adapted.forget_step();
         }
