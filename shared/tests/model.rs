@@ -98,7 +98,7 @@ fn a_device_is_measured_whatever_crosses_the_borders() {
             let mut run = run_config(codec, format, 3);
             run.training.microbatches = microbatches;
             let mut engine = Engine::new(run.clone(), Device::flex());
-            let measured = block_on(measure::block_us(&mut engine, &StoppedClock, &run));
+            let measured = block_on(measure::speed(&mut engine, &StoppedClock, &run));
             assert!(measured.is_ok(), "{codec:?} {format:?}: {measured:?}");
         }
     }

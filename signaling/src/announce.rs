@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use shared::coordinator::history::CommitRow;
 use shared::coordinator::incident::Incident;
 use shared::units::Round;
+use shared::wire::report::Proposal;
 
 /// Where announcements go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +141,19 @@ impl Announce {
                 "text": incident.to_string(),
             })),
             Self::Text => self.line(&incident.to_string()),
+        }
+    }
+
+    /// Another number of microbatches is better.
+    pub fn proposal(self, proposal: &Proposal) {
+        match self {
+            Self::Json => self.event(json!({
+                "event": "proposal",
+                "microbatches": proposal.microbatches,
+                "sequences": proposal.sequences,
+                "shorter_percent": proposal.shorter_percent,
+            })),
+            Self::Text => self.line(&proposal.to_string()),
         }
     }
 

@@ -340,6 +340,7 @@ impl Conductor {
                 }
                 Output::WriteManifest(manifest) => self.write_manifest(manifest),
                 Output::Tell(incident) => self.parts.announce.incident(&incident),
+                Output::Propose(proposal) => self.parts.announce.proposal(&proposal),
                 Output::Text { number, news } => self.tell_text(number, news),
             }
         }

@@ -64,6 +64,7 @@ pub fn of_run(
         dense_f16_bytes_per_token: DIRECTIONS * F16_BYTES * model.d_model as u64,
         sample: None,
         takes_prompts: false,
+        proposal: view.proposal,
     }
 }
 

@@ -12,7 +12,7 @@ use shared::derive;
 use shared::units::Digest;
 use shared::wire::frame::VERSION;
 use shared::wire::signal::{
-    self, Capabilities, Down, Join, RefuseCode, Up, VolunteerKind, join_message,
+    self, Capabilities, Down, Join, RefuseCode, Speed, Up, VolunteerKind, join_message,
 };
 use tests::community::{Community, Small};
 use tungstenite::{Message, WebSocket};
@@ -66,7 +66,7 @@ impl Stranger {
                 kind: VolunteerKind::Native,
                 device: "none".to_owned(),
                 memory_bytes: 1 << 30,
-                block_us: 1_000,
+                speed: Speed::even(1_000),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

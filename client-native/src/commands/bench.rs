@@ -9,7 +9,7 @@ use super::{open, print_line};
 use crate::cli::BenchArgs;
 use crate::failure::{Code, Failure};
 use crate::settings::{FileSettings, Text};
-use crate::volunteer::compute::measure_block;
+use crate::volunteer::compute::measure_speed;
 
 pub(super) async fn bench(args: BenchArgs, file: &FileSettings, json: bool) -> Result<(), Failure> {
     let asked = args
@@ -39,7 +39,7 @@ pub(super) async fn bench(args: BenchArgs, file: &FileSettings, json: bool) -> R
         } = opened;
         let measured = tokio::task::spawn_blocking(move || {
             let mut engine = Engine::new(config.clone(), device);
-            measure_block(&mut engine, &config).map(|micros| (micros, config))
+            measure_speed(&mut engine, &config).map(|speed| (speed.block_us, config))
         });
         // A device that is lost may take its thread with it.
         let outcome = measured

@@ -78,6 +78,7 @@ fn lines(report: &RunReport) -> Vec<String> {
     {
         lines.push(format!("  and {more} more"));
     }
+    lines.extend(report.proposal.map(|proposal| proposal.to_string()));
     lines
 }
 

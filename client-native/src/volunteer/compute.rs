@@ -15,6 +15,7 @@ use shared::config::run::RunConfig;
 use shared::driver::{Prepared, Workshop, measure};
 use shared::model::engine::Engine;
 use shared::units::Digest;
+use shared::wire::signal::Speed;
 use tokio::sync::{mpsc, oneshot};
 
 #[cfg(feature = "faults")]
@@ -65,16 +66,15 @@ impl Workshop for NativeWorkshop {
             })
             .map_err(|error| format!("no thread for the device: {error}"))?;
         let outcome = prepared.await;
-        let (seed_hash, block_us) =
-            outcome.map_err(|_| "the device's thread ended".to_owned())??;
+        let (seed_hash, speed) = outcome.map_err(|_| "the device's thread ended".to_owned())??;
         self.notes.tell(Note::Measured {
-            block_us,
+            block_us: speed.block_us,
             seed_hash: seed_hash.to_string(),
         });
         Ok(Prepared {
             compute: ThreadCompute { jobs },
             seed_hash,
-            block_us,
+            speed,
         })
     }
 }
@@ -97,7 +97,7 @@ fn serve<C: Compute>(
     make: impl FnOnce() -> C,
     before: fn(&mut C, &Job),
     config: &RunConfig,
-    ready: oneshot::Sender<Result<(Digest, u64), String>>,
+    ready: oneshot::Sender<Result<(Digest, Speed), String>>,
     inbox: mpsc::Receiver<(Job, oneshot::Sender<Done>)>,
 ) {
     let made = catch_unwind(AssertUnwindSafe(|| {
@@ -105,12 +105,12 @@ fn serve<C: Compute>(
         #[cfg(feature = "faults")]
         let seed_hash = another_as_asked(seed_hash);
         let mut compute = make();
-        let block_us = measure_block(&mut compute, config);
-        (compute, seed_hash, block_us)
+        let speed = measure_speed(&mut compute, config);
+        (compute, seed_hash, speed)
     }));
     match made {
-        Ok((compute, seed_hash, Ok(block_us))) => {
-            if ready.send(Ok((seed_hash, block_us))).is_ok() {
+        Ok((compute, seed_hash, Ok(speed))) => {
+            if ready.send(Ok((seed_hash, speed))).is_ok() {
                 work(compute, before, inbox);
             }
         }
@@ -204,12 +204,12 @@ fn panic_as_asked(job: &Job) {
     assert!(!due, "the device was lost, as a test asked");
 }
 
-/// Microseconds of forward and backward of one block for one sequence of the run's model.
+/// How fast a device is with the run's model.
 ///
 /// # Errors
 /// The device does not compute this model: why, in words.
-pub fn measure_block(compute: &mut impl Compute, config: &RunConfig) -> Result<u64, String> {
-    block_on(measure::block_us(
+pub fn measure_speed(compute: &mut impl Compute, config: &RunConfig) -> Result<Speed, String> {
+    block_on(measure::speed(
         compute,
         &ProcessClock(Instant::now()),
         config,

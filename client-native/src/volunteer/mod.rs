@@ -21,7 +21,7 @@ use shared::model::device::Opened;
 use shared::peer::{Event, Exit, Identity as PeerIdentity, Peer};
 use shared::transport::TransportStopped;
 use shared::units::Time;
-use shared::wire::signal::{Capabilities, VolunteerKind};
+use shared::wire::signal::{Capabilities, Speed, VolunteerKind};
 use tokio::sync::mpsc;
 
 use crate::failure::{Code, Failure};
@@ -273,7 +273,7 @@ fn capabilities(settings: &Settings, opened: &Opened, memory_bytes: u64) -> Capa
         device: opened.name.clone(),
         memory_bytes,
         // Measured when the run's model is known.
-        block_us: 0,
+        speed: Speed::default(),
         throttle_percent: settings.throttle.0,
         relay_only: settings.relay_only,
         hidden: false,

@@ -2,7 +2,7 @@
 //!
 //! *Feature `faults`*, which no release is built with. On a machine with fewer cores than volunteers, what more of them bring
 //! cannot be seen while all compute there. [`VARIABLE`] names how long a microbatch takes in a block, forward and
-//! backward, in microseconds; everything else is the real thing, and whatever leaves the seat is as long as the
+//! backward, in microseconds, and a part of one its part of that; everything else is the real thing, and whatever leaves the seat is as long as the
 //! model's ([`FakeCompute`]).
 //!
 //! A forward takes a quarter of that, a backward, which runs the forward once more, three quarters, an update as long as
@@ -27,6 +27,8 @@ pub(super) struct Pretend {
     block: Duration,
     /// Blocks of the seat.
     blocks: u32,
+    /// Tokens of the newest forward.
+    tokens: usize,
 }
 
 impl Pretend {
@@ -51,6 +53,7 @@ impl Pretend {
             config: config.clone(),
             block,
             blocks: 0,
+            tokens: 0,
         }
     }
 
@@ -61,7 +64,13 @@ impl Pretend {
             let blocks: usize = (stages.first..stages.end).map(blocks).sum();
             self.blocks = u32::try_from(blocks).expect("a model has few blocks");
         }
-        let quarter = self.block * self.blocks / 4;
+        if let Job::Forward { input, .. } = job {
+            self.tokens = input.tokens.len();
+        }
+        let whole =
+            usize::from(self.config.microbatch_sequences()) * (self.config.model.context + 1);
+        let share = self.tokens as f64 / whole as f64;
+        let quarter = (self.block * self.blocks).mul_f64(share) / 4;
         match job {
             Job::Forward { .. } | Job::Apply { .. } => quarter,
             Job::Backward { .. } => 3 * quarter,
@@ -104,8 +113,8 @@ mod tests {
         let sequences = u64::from(config.microbatch_sequences());
         let mut device = Pretend::new(&config, Duration::from_millis(8));
         let clock = ProcessClock(Instant::now());
-        let measured = pollster::block_on(measure::block_us(&mut device, &clock, &config));
-        let block_us = measured.expect("it measures");
+        let measured = pollster::block_on(measure::speed(&mut device, &clock, &config));
+        let block_us = measured.expect("it measures").block_us;
         // Never faster. How much slower is the machine's business.
         assert!(block_us * sequences >= 8_000, "{block_us}");
     }

@@ -31,7 +31,7 @@ async fn the_device_is_measured_and_derives_what_the_seed_says() {
     let (prepared, mut heard) = prepared().await;
     let expected = shared::derive::seed_hash(&run().model, run().seed);
     assert_eq!(prepared.seed_hash.0, expected);
-    assert!(prepared.block_us > 0);
+    assert!(prepared.speed.block_us > 0);
     assert!(matches!(heard.recv().await, Some(Note::Prepare { .. })));
     assert!(matches!(heard.recv().await, Some(Note::Measured { .. })));
 }

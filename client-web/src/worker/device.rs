@@ -103,11 +103,11 @@ impl Bench {
         let seed_hash = Digest(shared::derive::seed_hash(&config.model, config.seed));
         let derive = passed(began);
         let mut engine = Engine::new(config.clone(), opened.device.clone());
-        let block_us = measure::block_us(&mut engine, &WorkerClock, &config).await?;
+        let speed = measure::speed(&mut engine, &WorkerClock, &config).await?;
         self.engine = Some(engine);
         Ok(Made {
             seed_hash,
-            block_us,
+            speed,
             derive,
         })
     }

@@ -89,7 +89,7 @@ impl Visitor<'_> {
                 kind: VolunteerKind::Browser,
                 device: self.device.to_owned(),
                 memory_bytes: 0,
-                block_us: self.made.block_us,
+                speed: self.made.speed,
                 throttle_percent: self.settings.throttle_percent.clamp(10, 100),
                 relay_only: self.settings.relay_only,
                 hidden: false,

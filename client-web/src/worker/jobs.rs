@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use shared::compute::{Done, Job};
 use shared::config::run::RunConfig;
 use shared::units::{Digest, Span};
+use shared::wire::signal::Speed;
 use wasm_bindgen::{JsCast, JsValue};
 
 use crate::js::buffer;
@@ -44,8 +45,8 @@ pub(super) enum Answer {
 pub(super) struct Made {
     /// What this browser derives from the run's seed.
     pub(super) seed_hash: Digest,
-    /// Microseconds of forward and backward of one block for one sequence.
-    pub(super) block_us: u64,
+    /// How fast the device is with the run's model.
+    pub(super) speed: Speed,
     /// How long deriving the run's fixed numbers took.
     pub(super) derive: Span,
 }

@@ -87,12 +87,12 @@ async fn find_out(
         )
     })?;
     let made = &fitted.made;
-    found.block_us = Some(made.block_us);
+    found.block_us = Some(made.speed.block_us);
     found.derive_us = Some(made.derive.as_micros());
     found.seed_hash = Some(made.seed_hash.to_string());
     found.cost = cost::estimate(
         &config,
-        made.block_us,
+        made.speed.block_us,
         memory_bytes,
         settings.throttle_percent,
     );

@@ -201,7 +201,7 @@ impl Workshop for WebWorkshop {
                 microbatch_tokens,
             },
             seed_hash: made.seed_hash,
-            block_us: made.block_us,
+            speed: made.speed,
         })
     }
 }

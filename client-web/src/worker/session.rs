@@ -13,7 +13,7 @@ use shared::driver::{self, Clock, Command, World};
 use shared::peer::{Exit, Identity as PeerIdentity, Peer};
 use shared::transport::TransportStopped;
 use shared::units::Digest;
-use shared::wire::signal::{Capabilities, VolunteerKind};
+use shared::wire::signal::{Capabilities, Speed, VolunteerKind};
 use wasm_bindgen_futures::spawn_local;
 
 use super::board::{Board, today};
@@ -104,7 +104,7 @@ pub(super) async fn take_part(
         device: device.clone(),
         memory_bytes,
         // Measured when the run's model is known.
-        block_us: 0,
+        speed: Speed::default(),
         throttle_percent: settings.throttle_percent.clamp(10, 100),
         relay_only: settings.relay_only,
         hidden: around.hidden,

@@ -28,6 +28,7 @@ mod lineups;
 mod merging;
 mod missing;
 mod orders;
+mod proposing;
 mod resuming;
 mod rounds;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use crate::config::run::RunConfig;
 use crate::limits::{KEEPALIVE, PING_TURNS_MAX, PINGS_AT_ONCE, SILENCE_MAX, TICK};
 use crate::schedule::placement::{LineUp, Links, StageCosts};
 use crate::units::{Digest, Issue, PeerId, PipelineId, Round, SampleRange, Span, Time};
+use crate::wire::report::Proposal;
 use crate::wire::signal::{DataInfo, Down, Held, Up};
 
 use conduct::Conduct;
@@ -95,6 +97,8 @@ pub enum Output {
     WriteManifest(Manifest),
     /// Tell the person who hosts the run.
     Tell(Incident),
+    /// Tell the person who hosts the run that another number of microbatches is better.
+    Propose(Proposal),
     /// News of a text, for whoever wanted it.
     Text {
         /// The number that it was given.
@@ -193,6 +197,9 @@ pub struct Coordinator {
     named: Option<String>,
     /// What is waited for, in words, while there is no line-up.
     waits_for: Option<String>,
+    /// A better number of microbatches, as of the newest commit; and the one that was told last.
+    proposal: Option<Proposal>,
+    cut_told: Option<u16>,
     /// Texts that are being written.
     texts: Texts,
     over: bool,
@@ -249,6 +256,8 @@ impl Coordinator {
             conduct: Conduct::default(),
             named: None,
             waits_for: None,
+            proposal: None,
+            cut_told: None,
             texts: Texts::default(),
             over: false,
             issues: 0,

@@ -91,7 +91,7 @@ impl Volunteer {
         self.delay_us = before.delay_us;
         self.bytes_per_second = before.bytes_per_second;
         if self.capabilities.device == before.capabilities.device {
-            self.capabilities.block_us = before.capabilities.block_us;
+            self.capabilities.speed = before.capabilities.speed;
         }
     }
 
@@ -129,7 +129,7 @@ impl Volunteer {
     pub fn candidate(&self, holds: BTreeSet<StageId>) -> Candidate {
         Candidate {
             peer: self.peer,
-            block_us: self.capabilities.block_us,
+            block_us: self.capabilities.speed.block_us,
             throttle_percent: self.capabilities.throttle_percent,
             memory_bytes: self.capabilities.memory_bytes,
             relay_only: self.capabilities.relay_only,

@@ -23,8 +23,8 @@ use crate::schedule::placement::StageCosts;
 use crate::units::{Attempt, Digest, PeerId, Round, Span, Time};
 use crate::wire::frame::{Mode, Place, VERSION};
 use crate::wire::signal::{
-    Capabilities, DataInfo, Down, Held, Holds, Join, Lease, Report, SeatOrder, Up, VolunteerKind,
-    join_message,
+    Capabilities, DataInfo, Down, Held, Holds, Join, Lease, Report, SeatOrder, Speed, Up,
+    VolunteerKind, join_message,
 };
 
 /// A host whose disk is fast unless a test says otherwise, and volunteers that do as they are told when they are told to.
@@ -114,7 +114,7 @@ impl Desk {
         while let Some(output) = self.host.poll_output() {
             match output {
                 Output::Send(connection, message) => self.sent.push((connection, message)),
-                Output::Close(_) | Output::Tell(_) => {}
+                Output::Close(_) | Output::Tell(_) | Output::Propose(_) => {}
                 Output::Journal { seq, row } => {
                     self.rows.push(row);
                     match &mut self.unsynced {
@@ -192,7 +192,7 @@ impl Desk {
                 kind: VolunteerKind::Native,
                 device: String::new(),
                 memory_bytes: 1 << 40,
-                block_us: self.block_us,
+                speed: Speed::even(self.block_us),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

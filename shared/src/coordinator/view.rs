@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Coordinator;
 use super::pipeline::{Phase, Pipeline};
 use crate::units::{PeerId, PipelineId, Round, StageRange};
+use crate::wire::report::Proposal;
 use crate::wire::signal::{Report, VolunteerKind};
 
 /// A committed round, in short.
@@ -76,6 +77,8 @@ pub struct RunView {
     pub survives_one: Round,
     /// The newest round that survives the loss of all of them.
     pub survives_all: Round,
+    /// A better number of microbatches, as of the newest commit.
+    pub proposal: Option<Proposal>,
 }
 
 /// Rounds shown at most: a curve of more points looks the same.
@@ -107,6 +110,7 @@ impl Coordinator {
             stage_copies: self.stage_copies(),
             survives_one,
             survives_all,
+            proposal: self.proposal,
         }
     }
 

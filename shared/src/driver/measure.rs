@@ -8,6 +8,7 @@ use crate::compute::{Compute, Done, Input, Job, StageState};
 use crate::config::run::RunConfig;
 use crate::units::{Epoch, Microbatch, PipelineId, Round, Span, StageRange, Step};
 use crate::wire::frame::{Mode, Place, Slot};
+use crate::wire::signal::Speed;
 
 /// Most time to spend on measuring, beside first tries, which compile kernels and fill caches.
 const MEASURE_MAX: Span = Span::from_secs(2);
@@ -16,39 +17,52 @@ const AGAIN_MAX: Span = Span::from_millis(250);
 /// Measurements of which the fastest counts: the others met something else on the machine.
 const TRIES: usize = 5;
 
-/// Microseconds of forward and backward of one block for one sequence of the run's model.
+/// How fast a compute is with the run's model.
 ///
 /// Leaves the compute without gradients of any use: the next [`Job::Seat`] clears them.
 ///
 /// # Errors
 /// The device cannot run the model: why, in words.
-pub async fn block_us<C: Compute, K: Clock>(
+pub async fn speed<C: Compute, K: Clock>(
     compute: &mut C,
     clock: &K,
     config: &RunConfig,
-) -> Result<u64, String> {
+) -> Result<Speed, String> {
     let blocks = config.model.blocks_of(0).len() as u64;
     let whole = config.microbatch_sequences();
     // The first one of a size compiles kernels for it and fills caches: it says nothing of the speed.
     once(compute, clock, config, 1).await?;
-    let one = once(compute, clock, config, 1).await?;
-    let sequences = if one.times(u64::from(whole)) > MEASURE_MAX {
-        1
-    } else {
-        once(compute, clock, config, whole).await?;
-        whole
-    };
+    let alone = fastest(compute, clock, config, 1).await?;
+    let of_block = |took: Span, sequences: u16| took.as_micros() / (blocks * u64::from(sequences));
+    let alone_us = of_block(alone, 1).max(1);
+    if whole == 1 || alone.times(u64::from(whole)) > MEASURE_MAX {
+        return Ok(Speed::even(alone_us));
+    }
+    once(compute, clock, config, whole).await?;
+    let together = fastest(compute, clock, config, whole).await?;
+    let block_us = of_block(together, whole).max(1);
+    Ok(Speed {
+        block_us,
+        alone_us: alone_us.max(block_us),
+    })
+}
+
+/// The fastest of some forwards and backwards of stage 0 over so many sequences.
+async fn fastest<C: Compute, K: Clock>(
+    compute: &mut C,
+    clock: &K,
+    config: &RunConfig,
+    sequences: u16,
+) -> Result<Span, String> {
     let began = clock.now();
-    let mut fastest = None;
-    for _ in 0..TRIES {
-        let took = once(compute, clock, config, sequences).await?;
-        fastest = fastest.min(Some(took)).or(Some(took));
+    let mut fastest = once(compute, clock, config, sequences).await?;
+    for _ in 1..TRIES {
         if clock.now().since(began) > MEASURE_MAX {
             break;
         }
+        fastest = fastest.min(once(compute, clock, config, sequences).await?);
     }
-    let fastest = fastest.expect("at least one try").as_micros();
-    Ok((fastest / (blocks * u64::from(sequences))).max(1))
+    Ok(fastest)
 }
 
 /// Microseconds of forward and backward of one block for one sequence, measured once more: as short as it can be, so that

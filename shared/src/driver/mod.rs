@@ -30,7 +30,7 @@ use crate::peer::{Event, Exit, Output, Peer};
 use crate::transport::{LinkEvent, LinkStep, MaybeSend, NetEvent, Transport, TransportStopped};
 use crate::units::{Digest, PeerId, SampleRange, Time};
 use crate::wire::frame::{Frame, Header, Mode};
-use crate::wire::signal::{DataInfo, Down, Held, Pause, Up};
+use crate::wire::signal::{DataInfo, Down, Held, Pause, Speed, Up};
 
 use outbox::Outbox;
 use sent::Sent;
@@ -91,8 +91,8 @@ pub struct Prepared<C> {
     pub compute: C,
     /// What this machine derives from the run's seed.
     pub seed_hash: Digest,
-    /// Microseconds of forward and backward of one block for one sequence.
-    pub block_us: u64,
+    /// How fast it is.
+    pub speed: Speed,
 }
 
 /// Makes a compute for a run, once its model is known.
@@ -387,7 +387,7 @@ where
                 state.idle = Some(prepared.compute);
                 kept.iter().for_each(|(held, _)| state.shelf.found(held));
                 peer.handle_kept(kept);
-                peer.handle_prepared(now, prepared.seed_hash, prepared.block_us);
+                peer.handle_prepared(now, prepared.seed_hash, prepared.speed);
             }
             Happened::Prepared(Err(reason)) => return Ok(Exit::Device { reason }),
             Happened::Shelved(changed) => {

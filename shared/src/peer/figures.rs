@@ -117,7 +117,7 @@ impl Peer {
             .figures
             .milliblocks
             .saturating_mul(u64::from(sequences));
-        blocks.saturating_mul(self.identity.capabilities.block_us) / 1_000
+        blocks.saturating_mul(self.identity.capabilities.speed.block_us) / 1_000
     }
 
     /// A seat is taken: what its stages cost.
@@ -205,11 +205,12 @@ impl Peer {
 
     /// A block takes so long now. The host hears of it if that is half as much again, or as little, as it knows.
     fn learn_speed(&mut self, now: Time, block_us: u64) {
-        let known_us = self.identity.capabilities.block_us;
+        let known = self.identity.capabilities.speed;
+        let known_us = known.block_us;
         let (low, high) = (known_us.min(block_us), known_us.max(block_us));
         if high > low.saturating_add(low / 2) {
             self.figures.speed_told = Some(now);
-            self.identity.capabilities.block_us = block_us;
+            self.identity.capabilities.speed = known.scaled_to(block_us);
             self.tell_update();
         }
     }

@@ -14,8 +14,8 @@ use crate::units::{Attempt, Digest, PeerId, Round, Time};
 use crate::wire::frame::{Mode, Place, VERSION};
 use crate::wire::leases::Leases;
 use crate::wire::signal::{
-    Down, Fetch, Held, IceServer, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Up,
-    Welcome, join_message,
+    Down, Fetch, Held, IceServer, Join, Neighbour, RefuseCode, Resume, SeatOrder, Source, Speed,
+    Up, Welcome, join_message,
 };
 
 /// Why nothing new begins while the host is away.
@@ -45,9 +45,9 @@ impl Peer {
     }
 
     /// The model is known and measured, as [`Output::Prepare`] asked.
-    pub fn handle_prepared(&mut self, now: Time, seed_hash: Digest, block_us: u64) {
+    pub fn handle_prepared(&mut self, now: Time, seed_hash: Digest, speed: Speed) {
         self.seed_hash = Some(seed_hash);
-        self.identity.capabilities.block_us = block_us;
+        self.identity.capabilities.speed = speed;
         self.join();
         self.pump(now);
     }

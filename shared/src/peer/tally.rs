@@ -306,7 +306,7 @@ impl Peer {
             throttle_percent: capabilities.throttle_percent,
             measured_percent: self.duty.measured_percent(),
             hidden: capabilities.hidden,
-            block_us: capabilities.block_us,
+            block_us: capabilities.speed.block_us,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::transport::{LinkEvent, LinkSignal};
 use crate::units::{Issue, Span, StageRange, Step};
 use crate::wire::frame::{Header, Slot, VERSION};
 use crate::wire::signal::{
-    Down, Fetch, Lease, Neighbour, Source, Suspicion, VolunteerKind, Welcome, hello_message,
+    Down, Fetch, Lease, Neighbour, Source, Speed, Suspicion, VolunteerKind, Welcome, hello_message,
     join_message, verifies,
 };
 
@@ -99,7 +99,7 @@ impl Alone {
                 kind: VolunteerKind::Native,
                 device: "none".to_owned(),
                 memory_bytes: 1 << 30,
-                block_us: 0,
+                speed: Speed::default(),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,
@@ -143,7 +143,8 @@ impl Alone {
 
     fn prepared(&mut self) {
         let seed_hash = Digest::default();
-        self.peer.handle_prepared(self.now, seed_hash, 1_000);
+        self.peer
+            .handle_prepared(self.now, seed_hash, Speed::even(1_000));
     }
 
     fn welcome(&mut self, me: u64, resumed: bool) {

@@ -24,6 +24,7 @@ impl World {
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
+        let sequences = u64::from(self.config.microbatch_sequences());
         match event {
             Event::ToVolunteer {
                 connection,
@@ -67,10 +68,8 @@ impl World {
                     true => FakeCompute::at_length(config),
                     false => FakeCompute::new(config),
                 });
-                let block_us = process.block_us() * process.busy_times;
-                process
-                    .peer
-                    .handle_prepared(now, Digest::default(), block_us);
+                let speed = process.speed(sequences);
+                process.peer.handle_prepared(now, Digest::default(), speed);
             }
             // A device that hangs answers later; everything else goes on.
             Event::Done { .. } | Event::Measured { .. }
@@ -86,8 +85,8 @@ impl World {
                 }
             }
             Event::Measured { .. } => {
-                let block_us = process.block_us() * process.busy_times;
-                process.peer.handle_measured(now, Some(block_us));
+                let speed = process.speed(sequences);
+                process.peer.handle_measured(now, Some(speed.block_us));
             }
             Event::Tokens { mode, samples, .. } => {
                 let tokens = tokens(&self.config, mode, samples);
@@ -234,7 +233,7 @@ impl World {
                     process.seat_stages = stages.count() as u64;
                 }
                 // A block takes twice as long backward as forward.
-                let third_us = process.block_us() * sequences * process.seat_stages / 3;
+                let third_us = process.microbatch_us(sequences) * process.seat_stages / 3;
                 let wait = match &job {
                     Job::Backward { .. } => Span::from_micros(2 * third_us),
                     Job::Forward { .. } => Span::from_micros(third_us),
@@ -250,7 +249,7 @@ impl World {
                 self.after(wait, Event::Done { process: id });
             }
             peer::Output::Measure => {
-                let wait = Span::from_micros(process.block_us() * sequences);
+                let wait = Span::from_micros(process.microbatch_us(sequences));
                 self.after(wait, Event::Measured { process: id });
             }
             peer::Output::Tokens { mode, samples } => {

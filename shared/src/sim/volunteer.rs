@@ -9,7 +9,7 @@ use crate::compute::Job;
 use crate::coordinator::roster::ConnectionId;
 use crate::peer::{Identity, Peer};
 use crate::units::{PeerId, Span, Time};
-use crate::wire::signal::{Capabilities, VolunteerKind};
+use crate::wire::signal::{Capabilities, Speed, VolunteerKind};
 
 /// One end of a link, as a transport holds it.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ pub(super) struct Process {
     pub(super) session: u64,
     /// How many times as long as it should a measurement takes: the machine does something else, too.
     pub(super) busy_times: u64,
+    /// Microseconds that a microbatch costs in each block, whatever its size.
+    pub(super) fixed_us: u64,
     /// Stages of the seat that its compute holds.
     pub(super) seat_stages: u64,
     /// When its disk has done what it was told.
@@ -54,9 +56,22 @@ impl Process {
         self.frozen_until.is_some_and(|until| now < until)
     }
 
-    /// Microseconds of a block and a sequence.
+    /// Microseconds of a block and a sequence, besides what each microbatch costs.
     pub(super) fn block_us(&self) -> u64 {
         750 * self.pace_ms
+    }
+
+    /// Microseconds of a block and a microbatch of so many sequences.
+    pub(super) fn microbatch_us(&self, sequences: u64) -> u64 {
+        self.block_us() * sequences + self.fixed_us
+    }
+
+    /// What it finds when it measures itself, in a run whose microbatches have so many sequences.
+    pub(super) fn speed(&self, sequences: u64) -> Speed {
+        Speed {
+            block_us: self.busy_times * self.microbatch_us(sequences) / sequences,
+            alone_us: self.busy_times * self.microbatch_us(1),
+        }
     }
 
     /// How long so many units of what is no microbatch take: an update, a part of a merge.
@@ -76,7 +91,7 @@ impl Process {
                 kind: VolunteerKind::Native,
                 device: "hashes".to_owned(),
                 memory_bytes: 1 << 30,
-                block_us: 1_000 * pace_ms,
+                speed: Speed::even(1_000 * pace_ms),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,
@@ -95,6 +110,7 @@ impl Process {
             job_ms: None,
             session,
             busy_times: 1,
+            fixed_us: 0,
             seat_stages: 1,
             disk_free: Time::ZERO,
         }

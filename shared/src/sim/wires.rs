@@ -91,6 +91,58 @@ fn the_credit_of_a_seat_is_enough_for_a_link_of_many_microbatches() {
     assert!(blind < 40, "the link is not slow enough to tell: {blind} %");
 }
 
+/// Steps of 48 sequences in so many microbatches, each of which costs 10 ms whatever its size and 2 ms a sequence.
+fn cut_into(microbatches: u16, delay: Span) -> World {
+    let mut world = World::quiet_with(3, Sabotage::default(), |config| {
+        config.training.microbatches = microbatches;
+        config.training.batch = 48;
+        config.schedule.seats_min = 4;
+        config.schedule.round_steps = 8;
+        config.schedule.eval_rounds = 0;
+    });
+    world.network.set_wire(delay, u64::MAX);
+    while world.processes.len() < 4 {
+        world.spawn();
+    }
+    world.processes.retain(|id, _| *id < 4);
+    for process in world.processes.values_mut() {
+        (process.pace_ms, process.fixed_us, process.job_ms) = (2, 10_000, Some(1));
+    }
+    world
+}
+
+#[test]
+fn no_other_cut_of_a_step_is_much_faster_than_the_one_that_is_proposed() {
+    for delay in [Span::from_millis(2), Span::from_millis(40)] {
+        let measured = [1, 2, 4, 6, 12, 24, 48].map(|microbatches| {
+            let mut world = cut_into(microbatches, delay);
+            world
+                .run_until(Span::from_secs(3_600), |world| world.summary.rounds >= 30)
+                .unwrap();
+            let host = world.host.as_ref().unwrap();
+            let commit = host.history().newest_first().next().unwrap();
+            let step_us = commit.elapsed_us / commit.steps().count() as u64;
+            let proposed = host.view().proposal.map(|it| it.microbatches);
+            (microbatches, step_us, proposed.unwrap_or(microbatches))
+        });
+        let best_us = measured.iter().map(|(_, step_us, _)| *step_us).min();
+        let best_us = best_us.unwrap();
+        // From microbatches of one sequence nobody learns what larger ones would save.
+        let asked = measured
+            .iter()
+            .filter(|(microbatches, ..)| *microbatches < 48);
+        for &(microbatches, _, proposed) in asked {
+            let of_proposed = measured.iter().find(|(count, ..)| *count == proposed);
+            let (_, step_us, _) = of_proposed.unwrap_or(&measured[0]);
+            // Within what is not worth a change is good enough.
+            assert!(
+                *step_us * 100 <= best_us * 115,
+                "from {microbatches}: {proposed} of {measured:?}, {delay:?}"
+            );
+        }
+    }
+}
+
 /// A world over quick links that has trained for a while, and the process that sits behind the head.
 fn training(seed: u64) -> (World, ProcessId) {
     let mut world = World::quiet_with(seed, Sabotage::default(), |config| {

@@ -557,7 +557,7 @@ impl World {
             coordinator::Output::ExpectUpload { ticket, held, .. } => {
                 self.tickets.insert(ticket, held);
             }
-            coordinator::Output::Tell(_) => {}
+            coordinator::Output::Tell(_) | coordinator::Output::Propose(_) => {}
             coordinator::Output::Text { number, news } => self.text_news(number, news)?,
             coordinator::Output::WriteManifest(manifest) => {
                 let round = manifest.round;

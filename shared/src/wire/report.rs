@@ -3,6 +3,8 @@
 //! Made by the host for its page, `shoal status` and whoever watches. Nothing in it decides anything; numbers are
 //! for people. Fields may be added, none changes its meaning.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::signal::VolunteerKind;
@@ -69,6 +71,9 @@ pub struct RunReport {
     /// Whether the host has a tokenizer, so that people can ask for texts.
     #[serde(default)]
     pub takes_prompts: bool,
+    /// Into how many microbatches a step would better be cut, if another number is clearly better.
+    #[serde(default)]
+    pub proposal: Option<Proposal>,
 }
 
 /// What the model wrote by itself.
@@ -78,6 +83,33 @@ pub struct SampleReport {
     pub round: Round,
     /// Its words.
     pub text: String,
+}
+
+/// Another number of microbatches, with which a step would take less time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// Microbatches of a step.
+    pub microbatches: u16,
+    /// Sequences of each.
+    pub sequences: u16,
+    /// How much shorter a step would be, in percent of what it takes.
+    pub shorter_percent: u64,
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            microbatches,
+            sequences,
+            shorter_percent,
+        } = self;
+        let plural = if *sequences == 1 { "" } else { "s" };
+        write!(
+            f,
+            "as these volunteers and their links are, a step in {microbatches} microbatches of {sequences} sequence{plural} would \
+             be {shorter_percent} % shorter: write [training] microbatches = {microbatches} into the next run's file"
+        )
+    }
 }
 
 /// What changes from step to step: an event of `/api/run/events`.

@@ -21,7 +21,7 @@ use crate::transport::LinkSignal;
 use crate::units::{
     Attempt, Digest, PeerId, RequestId, Round, SampleRange, StageId, StageRange, Step,
 };
-pub use lending::{Capabilities, Pause, VolunteerKind};
+pub use lending::{Capabilities, Pause, Speed, VolunteerKind};
 pub use proof::{hello_message, join_message, verifies};
 
 /// A stage's state that somebody holds: round, stage and both hashes.

@@ -17,7 +17,8 @@ use shared::transport::LinkSignal;
 use shared::units::{Attempt, Digest, PeerId, Round, StageRange};
 use shared::wire::frame::{Mode, Place, VERSION};
 use shared::wire::signal::{
-    self, Capabilities, Down, Held, Holds, Join, Lease, Report, Up, VolunteerKind, join_message,
+    self, Capabilities, Down, Held, Holds, Join, Lease, Report, Speed, Up, VolunteerKind,
+    join_message,
 };
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -128,7 +129,7 @@ async fn join(crowd: &Arc<Crowd>, index: u32) -> Result<(Client, PeerId, Duratio
             kind: VolunteerKind::Native,
             device: "crowd".to_owned(),
             memory_bytes: 1 << 33,
-            block_us: 1_000 + u64::from(index % 97),
+            speed: Speed::even(1_000 + u64::from(index % 97)),
             throttle_percent: 100,
             relay_only: false,
             hidden: false,

@@ -221,6 +221,7 @@ mod tests {
             dense_f16_bytes_per_token: 512,
             sample: None,
             takes_prompts: true,
+            proposal: None,
         }
     }
 

@@ -8,8 +8,8 @@ use shared::derive::seed_hash;
 use shared::units::{Digest, Round, StageId};
 use shared::wire::frame::{Mode, Place, VERSION};
 use shared::wire::signal::{
-    self, Capabilities, Down, Held, Holds, Join, Lease, RefuseCode, Report, Up, VolunteerKind,
-    Welcome, join_message,
+    self, Capabilities, Down, Held, Holds, Join, Lease, RefuseCode, Report, Speed, Up,
+    VolunteerKind, Welcome, join_message,
 };
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -117,7 +117,7 @@ impl Volunteer {
                 kind: VolunteerKind::Native,
                 device: "script".to_owned(),
                 memory_bytes: 1 << 33,
-                block_us: 1_000,
+                speed: Speed::even(1_000),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

@@ -9,7 +9,7 @@ use shared::config::run::RunConfig;
 use shared::units::Digest;
 use shared::wire::frame::VERSION;
 use shared::wire::signal::{
-    Capabilities, Down, Join, Pause, Up, VolunteerKind, Welcome, join_message,
+    Capabilities, Down, Join, Pause, Speed, Up, VolunteerKind, Welcome, join_message,
 };
 
 use crate::failure::{Code, Failure};
@@ -25,7 +25,7 @@ pub(super) struct Visitor<'a> {
     pub(super) identity: &'a Identity,
     pub(super) seed_hash: Digest,
     pub(super) device: String,
-    pub(super) block_us: u64,
+    pub(super) speed: Speed,
     pub(super) relay_only: bool,
 }
 
@@ -96,7 +96,7 @@ impl Visitor<'_> {
                 kind: VolunteerKind::Native,
                 device: self.device.clone(),
                 memory_bytes: 0,
-                block_us: self.block_us,
+                speed: self.speed,
                 throttle_percent: 100,
                 relay_only: self.relay_only,
                 hidden: false,

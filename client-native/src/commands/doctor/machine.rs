@@ -8,6 +8,7 @@ use shared::config::run::RunConfig;
 use shared::config::written;
 use shared::model::device::{self, DeviceKind, Opened};
 use shared::model::engine::Engine;
+use shared::wire::signal::Speed;
 
 use super::self_link::self_link;
 use super::{Findings, broken, kind_words};
@@ -16,7 +17,7 @@ use crate::commands::open;
 use crate::failure::Failure;
 use crate::identity::Identity;
 use crate::memory::{self, words};
-use crate::volunteer::compute::measure_block;
+use crate::volunteer::compute::measure_speed;
 
 /// What the person wants to join with.
 pub(super) struct Wish {
@@ -207,31 +208,32 @@ async fn memory(findings: &mut Findings, opened: &Opened, asked: Option<Memory>)
     }
 }
 
-/// Forward and backward of a block, measured as before joining. Gives microseconds a sequence.
+/// Forward and backward of a block, measured as before joining.
 pub(super) async fn speed(
     findings: &mut Findings,
     opened: &Opened,
     config: &RunConfig,
     block: &str,
-) -> Option<u64> {
+) -> Option<Speed> {
     let (device, config, context) = (opened.device.clone(), config.clone(), config.model.context);
     let measured = tokio::task::spawn_blocking(move || {
         let mut engine = Engine::new(config.clone(), device);
-        measure_block(&mut engine, &config)
+        measure_speed(&mut engine, &config)
     });
     // A device that is lost may take its thread with it.
     let outcome = measured
         .await
         .unwrap_or_else(|_| Err("it failed without a word".to_owned()));
     match outcome {
-        Ok(block_us) => {
+        Ok(speed) => {
+            let block_us = speed.block_us;
             let text = format!(
                 "{block} takes {:.2} ms a sequence, forward and backward: {:.0} tokens/s",
                 block_us as f64 / 1e3,
                 context as f64 / (block_us as f64 / 1e6)
             );
             findings.ok("speed", &text);
-            Some(block_us)
+            Some(speed)
         }
         Err(reason) => {
             let remedy = "Choose another device with --gpu.";

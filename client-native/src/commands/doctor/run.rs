@@ -57,18 +57,18 @@ pub(super) async fn look(
     let derived_seconds = began.elapsed().as_secs_f64();
     let device = machine.device?;
     let block = format!("a block of {:?}", report.name);
-    let block_us = machine::speed(findings, &device, &config, &block).await?;
+    let speed = machine::speed(findings, &device, &config, &block).await?;
     let visitor = Visitor {
         identity: machine.identity.as_ref()?,
         seed_hash,
         device: device.name,
-        block_us,
+        speed,
         relay_only: wish.relay_only,
     };
     let welcome = door(findings, link, &visitor, derived_seconds).await?;
     ice_servers(findings, link, &welcome.ice_servers, wish.relay_only).await;
     let (fit, all) = fitting?;
-    let milliseconds = block_us as f64 / 1e3;
+    let milliseconds = speed.block_us as f64 / 1e3;
     Some(format!(
         "you can help with {:?}: {fit} of its {all} stages at a time, a block in {milliseconds:.2} ms. Join with \
          shoal join {link}",

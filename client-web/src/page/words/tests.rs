@@ -277,6 +277,7 @@ fn time_to_go_follows_the_last_rounds() {
         dense_f16_bytes_per_token: 0,
         sample: None,
         takes_prompts: true,
+        proposal: None,
     };
     assert_eq!(plain(&to_go(&report).unwrap()), "about 5 min 0 s to go");
     report.samples = 6_000;

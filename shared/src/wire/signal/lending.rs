@@ -11,14 +11,45 @@ pub struct Capabilities {
     pub device: String,
     /// Memory it lends, in bytes.
     pub memory_bytes: u64,
-    /// Microseconds that forward and backward of one block of the run take for one sequence, rests left out.
-    pub block_us: u64,
+    /// How fast its device is with the run's model, rests left out.
+    pub speed: Speed,
     /// Share of the time it lends, in percent, 10 to 100.
     pub throttle_percent: u8,
     /// Whether it wants to be reached through relays only.
     pub relay_only: bool,
     /// Whether it is a browser tab that nobody looks at: browsers slow these down.
     pub hidden: bool,
+}
+
+/// How long forward and backward of one block of the run's model take, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speed {
+    /// For one sequence, as a part of a whole microbatch.
+    pub block_us: u64,
+    /// For one sequence that is a microbatch by itself: more, where work costs something whatever its size.
+    pub alone_us: u64,
+}
+
+impl Speed {
+    /// Of a device on which work costs nothing besides its size.
+    #[must_use]
+    pub const fn even(block_us: u64) -> Self {
+        Self {
+            block_us,
+            alone_us: block_us,
+        }
+    }
+
+    /// The same device where a sequence takes that time: because something else works on it, or does so no more.
+    #[must_use]
+    pub fn scaled_to(self, block_us: u64) -> Self {
+        let alone_us =
+            u128::from(self.alone_us) * u128::from(block_us) / u128::from(self.block_us.max(1));
+        Self {
+            block_us,
+            alone_us: u64::try_from(alone_us).unwrap_or(u64::MAX).max(block_us),
+        }
+    }
 }
 
 /// Where a volunteer runs.
