@@ -16,6 +16,14 @@ use tests::paths;
 const SIM_SEEDS: &str = "1000";
 /// The cargo-deny that is installed where there is none.
 const DENY: &str = "^0.20";
+/// Figures whose short form belongs to `ci`.
+const QUICK_FIGURES: [&str; 5] = [
+    "frontier",
+    "scaling",
+    "overlap",
+    "slow_link",
+    "time_to_loss",
+];
 
 /// All tests. Returns what they amount to so far.
 pub(crate) fn test() -> Ledger {
@@ -74,6 +82,7 @@ pub(crate) fn ci() -> Ledger {
             .args(EVERYTHING)
             .env("RUSTDOCFLAGS", "-D warnings"),
     );
+    quick_figures(&mut ledger);
     deny(&mut ledger);
     ledger
 }
@@ -88,6 +97,18 @@ fn example(ledger: &mut Ledger, name: &str, arguments: &[&str]) {
                 .current_dir(paths::repository()),
         )
     });
+}
+
+/// That figures can be measured: a little of each, by a process of its own, since some enter network namespaces.
+fn quick_figures(ledger: &mut Ledger) {
+    for name in QUICK_FIGURES {
+        ledger.call(&format!("figures {name}"), || {
+            let short = ["--quick", "--repeats", "1", "--rounds", "2"];
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["figures", name]).args(short);
+            build::run(command.current_dir(paths::repository()))
+        });
+    }
 }
 
 /// Licences, sources and bans of all dependencies.

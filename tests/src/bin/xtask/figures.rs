@@ -3,7 +3,8 @@
 //! Whatever the README says in numbers comes from such a file, and anyone can write it again. Owns
 //! what the runs of all figures have in common; beside the figures stand the machine, the versions and
 //! the date. Which runs are made and what is taken from them say [`wire`], [`cost`], [`frontier`],
-//! [`generate`], [`browser`], [`outer`], [`overlap`], [`packing`], [`recovery`], [`scaling`] and [`slow_link`].
+//! [`generate`], [`browser`], [`outer`], [`overlap`], [`packing`], [`recovery`], [`scaling`], [`slow_link`] and
+//! [`time_to_loss`].
 //! Begin with [`figures`].
 
 mod browser;
@@ -13,9 +14,11 @@ mod generate;
 mod outer;
 mod overlap;
 mod packing;
+mod pipe;
 mod recovery;
 mod scaling;
 mod slow_link;
+mod time_to_loss;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -65,7 +68,8 @@ pub(crate) struct Figures {
     /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`)
     #[arg(long)]
     resume: bool,
-    /// Few steps or seconds, to see that it works; nothing is written (`scaling`, `overlap`, `frontier`, `slow_link`)
+    /// Few steps or seconds, to see that it works; nothing is written (`scaling`, `overlap`, `frontier`, `slow_link`,
+    /// `time_to_loss`)
     #[arg(long)]
     quick: bool,
     /// Runs at once, instead of one a core (`frontier`)
@@ -97,6 +101,9 @@ enum Name {
     Overlap,
     /// Speed of packing borders
     Packing,
+    /// How long a run takes to a fixed loss over slow links, by codec (root; after `frontier`)
+    #[value(name = "time_to_loss")]
+    TimeToLoss,
     /// What a slow link carries between native clients and browsers, and how soon
     #[value(name = "slow_link")]
     SlowLink,
@@ -106,7 +113,7 @@ impl Name {
     /// How often a run or fault is repeated where nobody says.
     const fn repeats(self) -> usize {
         match self {
-            Self::Outer | Self::Crowd | Self::Packing | Self::Frontier => 1,
+            Self::Outer | Self::Crowd | Self::Packing | Self::Frontier | Self::TimeToLoss => 1,
             Self::Wire
             | Self::Cost
             | Self::Generate
@@ -148,7 +155,8 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         | Name::Generate
         | Name::Outer
         | Name::Recovery
-        | Name::Overlap => programs_and(&["--example", "alone"])?,
+        | Name::Overlap
+        | Name::TimeToLoss => programs_and(&["--example", "alone"])?,
         Name::Scaling | Name::Crowd => programs_and(&["--example", "scaling"])?,
         Name::SlowLink => programs_and(&["--example", "bulk"])?,
         // Builds what it needs, optimised.
@@ -175,6 +183,7 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
         Name::Overlap => overlap::overlap(asked, &data),
         Name::Packing => packing::packing(),
         Name::SlowLink => slow_link::slow_link(asked),
+        Name::TimeToLoss => time_to_loss::time_to_loss(asked, &data),
     }
 }
 

@@ -6,6 +6,7 @@
 //! f32, all formats at each codec's best rank, then the points that decide with more seeds and with more borders.
 //! Each is written down as soon as it is measured, and `--resume` goes on from there, whatever interrupted it.
 
+mod contest;
 mod plan;
 mod plot;
 mod point;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Figures, load, mean, save, save_tokens};
+pub(super) use contest::{Contestant, contest};
 use plan::{Phase, Plan};
 use point::Point;
 
@@ -80,9 +82,12 @@ pub(super) fn frontier(asked: &Figures, data: &Path) -> anyhow::Result<()> {
         text,
         folder: folder.path().to_owned(),
     };
-    for phase in Phase::ALL {
-        // What was measured may ask for more.
-        while bench.measure(plan.points(phase, &bench.rows))? {}
+    loop {
+        let points = plan.next(&bench.rows);
+        if points.is_empty() {
+            break;
+        }
+        bench.measure(points)?;
     }
     for line in plan.verdict(&bench.rows) {
         println!("{line}");
@@ -103,12 +108,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// Trains those points that are not measured yet, as many at once as there are cores. Whether there were any.
-    fn measure(&mut self, mut points: Vec<Point>) -> anyhow::Result<bool> {
-        points.retain(|point| self.rows.iter().all(|row| row.point != *point));
-        if points.is_empty() {
-            return Ok(false);
-        }
+    /// Trains all of them, as many at once as there are cores.
+    fn measure(&mut self, points: Vec<Point>) -> anyhow::Result<()> {
         let queue: Mutex<VecDeque<Point>> = Mutex::new(points.into());
         let (folder, jobs, evaluated) = (self.folder.clone(), self.jobs, self.eval_microbatches);
         let bench = Mutex::new(self);
@@ -129,8 +130,7 @@ impl Bench {
             workers
                 .into_iter()
                 .try_for_each(|it| it.join().expect("it reports what fails"))
-        })?;
-        Ok(true)
+        })
     }
 
     fn write(&self) -> anyhow::Result<()> {
@@ -153,17 +153,34 @@ impl Bench {
 
 /// What was measured before, on the same text.
 fn kept(text: &Value) -> anyhow::Result<Vec<Row>> {
-    let file = paths::repository().join("tests/figures/frontier.json");
-    let Ok(written) = std::fs::read_to_string(&file) else {
+    let file = file();
+    if !file.exists() {
         return Ok(vec![]);
-    };
-    let document: Value = serde_json::from_str(&written)?;
-    let figures = &document["figures"];
+    }
+    let figures = figures_of(&file)?;
     ensure!(
         figures["text"] == *text,
-        "tests/figures/frontier.json was measured on another text: leave out --resume to begin anew"
+        "{} was measured on another text: leave out --resume to begin anew",
+        file.display()
     );
     Ok(serde_json::from_value(figures["runs"].clone())?)
+}
+
+/// All that was measured.
+fn written() -> anyhow::Result<Vec<Row>> {
+    Ok(serde_json::from_value(
+        figures_of(&file())?["runs"].clone(),
+    )?)
+}
+
+fn file() -> PathBuf {
+    paths::repository().join("tests/figures/frontier.json")
+}
+
+fn figures_of(file: &Path) -> anyhow::Result<Value> {
+    let written = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let mut document: Value = serde_json::from_str(&written)?;
+    Ok(document["figures"].take())
 }
 
 fn train(point: &Point, eval_microbatches: u64, folder: &Path) -> anyhow::Result<Row> {

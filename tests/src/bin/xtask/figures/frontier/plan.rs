@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::point::{Codec, Format, Point};
+use super::point::{Codec, D_MODEL, Format, Point};
 use super::{EVALUATIONS, Row};
 
 /// How much more than dense f32's loss a default may cost.
@@ -22,12 +22,14 @@ const DECIDING_MAX: usize = 5;
 pub(super) enum Phase {
     /// The learning rate of each codec, in short runs.
     Sweep,
-    /// All ranks in f32.
+    /// Ranks of a quarter of the width and more, in f32.
     Ranks,
-    /// The shared subspace as it turns, beside itself as it stays.
-    Adapted,
     /// All formats at each codec's best rank.
     Formats,
+    /// All ranks in f32.
+    Narrow,
+    /// The shared subspace as it turns, beside itself as it stays.
+    Adapted,
     /// More seeds of the points that decide.
     Seeds,
     /// More borders.
@@ -35,11 +37,13 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    pub(super) const ALL: [Self; 6] = [
+    /// What is likely to decide comes first.
+    pub(super) const ALL: [Self; 7] = [
         Self::Sweep,
         Self::Ranks,
-        Self::Adapted,
         Self::Formats,
+        Self::Narrow,
+        Self::Adapted,
         Self::Seeds,
         Self::Borders,
     ];
@@ -89,6 +93,19 @@ impl Plan {
         }
     }
 
+    /// What to measure next: what is missing of the first phase that lacks something. What was measured since may ask for
+    /// more of an earlier one.
+    pub(super) fn next(&self, rows: &[Row]) -> Vec<Point> {
+        let mut missing = Phase::ALL.into_iter().map(|phase| {
+            let mut points = self.points(phase, rows);
+            points.retain(|point| self.row(point, rows).is_none());
+            points
+        });
+        missing
+            .find(|points| !points.is_empty())
+            .unwrap_or_default()
+    }
+
     /// Points of a phase, as far as earlier ones are measured.
     pub(super) fn points(&self, phase: Phase, rows: &[Row]) -> Vec<Point> {
         match phase {
@@ -98,12 +115,11 @@ impl Plan {
             }
             Phase::Ranks => {
                 let dense = self.point(Codec::Dense, None, Format::F32, rows);
-                let others = self.ranks.iter().flat_map(|rank| {
-                    let codecs = Codec::NARROW.into_iter();
-                    codecs.map(|codec| self.point(codec, Some(*rank), Format::F32, rows))
-                });
-                std::iter::once(dense).chain(others).collect()
+                let wide = self.ranks.iter().filter(|rank| 4 * **rank >= D_MODEL);
+                let wide = self.in_f32(wide, rows);
+                std::iter::once(dense).chain(wide).collect()
             }
+            Phase::Narrow => self.in_f32(self.ranks.iter(), rows).collect(),
             Phase::Adapted => {
                 let rank = self.best_rank(Codec::Subspace, rows);
                 let still = self.point(Codec::Subspace, rank, Format::F32, rows);
@@ -153,6 +169,17 @@ impl Plan {
             }
         }
         sweep
+    }
+
+    fn in_f32<'a>(
+        &'a self,
+        ranks: impl Iterator<Item = &'a u64>,
+        rows: &'a [Row],
+    ) -> impl Iterator<Item = Point> {
+        ranks.flat_map(move |rank| {
+            let codecs = Codec::NARROW.into_iter();
+            codecs.map(move |codec| self.point(codec, Some(*rank), Format::F32, rows))
+        })
     }
 
     fn point(&self, codec: Codec, rank: Option<u64>, format: Format, rows: &[Row]) -> Point {
@@ -250,6 +277,36 @@ impl Plan {
         all.collect()
     }
 
+    /// The long run of a codec at its rate and best rank, in that format.
+    pub(super) fn in_format<'a>(
+        &self,
+        codec: Codec,
+        format: Format,
+        rows: &'a [Row],
+    ) -> Option<&'a Row> {
+        self.row(
+            &self.point(codec, self.best_rank(codec, rows), format, rows),
+            rows,
+        )
+    }
+
+    /// Of the long runs of those codecs the one with the fewest bytes that is within [`TOLERANCE`] of dense f32, or else the
+    /// one with the least loss.
+    pub(super) fn cheapest<'a>(
+        &'a self,
+        is_it: impl Fn(Codec) -> bool,
+        rows: &'a [Row],
+    ) -> Option<&'a Row> {
+        let is_close = |row: &&Row| {
+            let beside = self.beside_dense(&row.point, self.stages, rows);
+            beside.is_some_and(|beside| beside.mean <= TOLERANCE)
+        };
+        let of_it = || self.long(rows).filter(|row| is_it(row.point.codec));
+        let close = of_it().filter(is_close);
+        let cheapest = close.min_by(|a, b| a.bytes_a_token.total_cmp(&b.bytes_a_token));
+        cheapest.or_else(|| of_it().min_by(|a, b| a.loss().total_cmp(&b.loss())))
+    }
+
     /// Mean and half the range of a point's losses over its seeds, at one depth, relative to dense f32 of the same seed.
     pub(super) fn beside_dense(&self, point: &Point, stages: u64, rows: &[Row]) -> Option<Beside> {
         let dense = self.point(Codec::Dense, None, Format::F32, rows);
@@ -330,7 +387,6 @@ impl fmt::Display for Beside {
 
 #[cfg(test)]
 mod tests {
-    use super::super::point::D_MODEL;
     use super::super::{BATCH, CONTEXT};
     use super::*;
 
@@ -373,15 +429,12 @@ mod tests {
 
     fn all(plan: &Plan) -> Vec<Row> {
         let mut rows = Vec::new();
-        for phase in Phase::ALL {
-            loop {
-                let mut missing = plan.points(phase, &rows);
-                missing.retain(|it| rows.iter().all(|row: &Row| row.point != *it));
-                if missing.is_empty() {
-                    break;
-                }
-                rows.extend(measured(missing, loss));
+        loop {
+            let missing = plan.next(&rows);
+            if missing.is_empty() {
+                break;
             }
+            rows.extend(measured(missing, loss));
         }
         rows
     }

@@ -45,7 +45,7 @@ impl Codec {
     }
 
     /// As a host writes it.
-    const fn keys(self) -> &'static str {
+    pub(super) const fn keys(self) -> &'static str {
         match self {
             Self::Dense => "codec = \"dense\"",
             Self::Subspace => "codec = \"subspace\"",
@@ -78,7 +78,7 @@ impl Format {
         }
     }
 
-    const fn row_bytes(self, width: u64) -> u64 {
+    pub(super) const fn row_bytes(self, width: u64) -> u64 {
         match self {
             Self::F32 => 4 * width,
             Self::F16 => 2 * width,
@@ -104,17 +104,25 @@ pub(super) struct Point {
 
 impl fmt::Display for Point {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rank = self.rank.map_or(String::new(), |rank| format!(" {rank}"));
-        let (codec, format) = (self.codec.name(), self.format.name());
         write!(
             to,
-            "{codec}{rank} {format}, {} stages, rate {}, seed {}, {} steps",
-            self.stages, self.learning_rate, self.seed, self.steps
+            "{}, {} stages, rate {}, seed {}, {} steps",
+            self.what(),
+            self.stages,
+            self.learning_rate,
+            self.seed,
+            self.steps
         )
     }
 }
 
 impl Point {
+    /// What crosses its borders, in words.
+    pub(super) fn what(&self) -> String {
+        let rank = self.rank.map_or(String::new(), |rank| format!(" {rank}"));
+        format!("{}{rank} {}", self.codec.name(), self.format.name())
+    }
+
     /// A run's configuration, with so many microbatches of held-out text an evaluation.
     pub(super) fn config(&self, eval_microbatches: u64) -> String {
         let Self {
