@@ -74,7 +74,8 @@ fn a_run_can_be_followed_from_its_volunteers_traces() {
         let waits: BTreeSet<String> = spans.into_iter().map(|span| span.name).collect();
         // A head waits for gradients, the last seat for input.
         for (sent, waited) in [("forward", "gradient"), ("backward", "input")] {
-            let is_due = !trace.frames("sent", sent).is_empty();
+            // A round's, at least: who has just become the head has waited for nothing.
+            let is_due = trace.frames("sent", sent).len() >= 20;
             assert!(!is_due || waits.contains(waited), "{waited} in {waits:?}");
         }
     }
