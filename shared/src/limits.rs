@@ -83,6 +83,8 @@ pub const LINKS_TOLD_EVERY: Span = Span::from_secs(10);
 pub const SPEED_TOLD_EVERY: Span = Span::from_secs(60);
 /// Between two measurements of a spare's device: each takes a microbatch of one stage.
 pub const MEASURE_EVERY: Span = Span::from_secs(30);
+/// Between two looks of the host at how finely a step is cut, if rounds end that often.
+pub const PROPOSAL_EVERY: Span = Span::from_secs(10);
 /// How long a frame of a line-up or round that the host has not told of is kept before the host is asked.
 pub const ASK_AFTER: Span = Span::from_secs(10);
 /// Silence on a link before the neighbour is suspected: never sooner, three keepalives may be late together.

@@ -66,7 +66,7 @@ impl Stranger {
                 kind: VolunteerKind::Native,
                 device: "none".to_owned(),
                 memory_bytes: 1 << 30,
-                speed: Speed::even(1_000),
+                speed: Speed::of(1_000),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

@@ -169,7 +169,7 @@ impl Coordinator {
         }
         self.conduct.committed();
         self.missing.committed();
-        self.reconsider_cut();
+        self.reconsider_cut(now);
         self.named = None;
         self.plan_due = true;
         self.secure(now, false);

@@ -403,6 +403,7 @@ fn removed_remedy() -> String {
 fn sound(capabilities: Capabilities) -> Capabilities {
     Capabilities {
         throttle_percent: capabilities.throttle_percent.clamp(10, 100),
+        speed: capabilities.speed.sound(),
         ..capabilities
     }
 }

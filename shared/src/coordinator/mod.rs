@@ -52,6 +52,7 @@ use merging::Merging;
 use missing::Missing;
 use pipeline::Pipeline;
 use pipelines::Pipelines;
+use proposing::Proposing;
 use roster::{ConnectionId, Roster};
 use texts::{TextNews, Texts};
 
@@ -197,9 +198,8 @@ pub struct Coordinator {
     named: Option<String>,
     /// What is waited for, in words, while there is no line-up.
     waits_for: Option<String>,
-    /// A better number of microbatches, as of the newest commit; and the one that was told last.
-    proposal: Option<Proposal>,
-    cut_told: Option<u16>,
+    /// Into how many microbatches a step would better be cut.
+    proposing: Proposing,
     /// Texts that are being written.
     texts: Texts,
     over: bool,
@@ -256,8 +256,7 @@ impl Coordinator {
             conduct: Conduct::default(),
             named: None,
             waits_for: None,
-            proposal: None,
-            cut_told: None,
+            proposing: Proposing::default(),
             texts: Texts::default(),
             over: false,
             issues: 0,

@@ -192,7 +192,7 @@ impl Desk {
                 kind: VolunteerKind::Native,
                 device: String::new(),
                 memory_bytes: 1 << 40,
-                speed: Speed::even(self.block_us),
+                speed: Speed::of(self.block_us),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

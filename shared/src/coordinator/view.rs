@@ -77,7 +77,7 @@ pub struct RunView {
     pub survives_one: Round,
     /// The newest round that survives the loss of all of them.
     pub survives_all: Round,
-    /// A better number of microbatches, as of the newest commit.
+    /// A better number of microbatches, as seats and links were measured lately.
     pub proposal: Option<Proposal>,
 }
 
@@ -110,7 +110,7 @@ impl Coordinator {
             stage_copies: self.stage_copies(),
             survives_one,
             survives_all,
-            proposal: self.proposal,
+            proposal: self.proposal(),
         }
     }
 

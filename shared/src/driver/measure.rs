@@ -36,14 +36,14 @@ pub async fn speed<C: Compute, K: Clock>(
     let of_block = |took: Span, sequences: u16| took.as_micros() / (blocks * u64::from(sequences));
     let alone_us = of_block(alone, 1).max(1);
     if whole == 1 || alone.times(u64::from(whole)) > MEASURE_MAX {
-        return Ok(Speed::even(alone_us));
+        return Ok(Speed::of(alone_us));
     }
     once(compute, clock, config, whole).await?;
     let together = fastest(compute, clock, config, whole).await?;
     let block_us = of_block(together, whole).max(1);
     Ok(Speed {
         block_us,
-        alone_us: alone_us.max(block_us),
+        alone_us: Some(alone_us.max(block_us)),
     })
 }
 

@@ -144,7 +144,7 @@ impl Alone {
     fn prepared(&mut self) {
         let seed_hash = Digest::default();
         self.peer
-            .handle_prepared(self.now, seed_hash, Speed::even(1_000));
+            .handle_prepared(self.now, seed_hash, Speed::of(1_000));
     }
 
     fn welcome(&mut self, me: u64, resumed: bool) {

@@ -3,7 +3,8 @@
 //! Many small ones fill the pipe sooner; few large ones pay less often for what work costs whatever its size. With m microbatches
 //! a step takes (m - 1) times the slowest part, a seat's microbatch or its bytes on a link, and each part once: every seat's
 //! microbatch, every border's bytes and its delay, there and back. With s equal seats of t behind links whose bytes hide
-//! behind compute that is (m + s - 1) t + 2 (s - 1) l, l a frame's delay and transfer. The gradient of a step is the same sum
+//! behind compute that is (m + s - 1) t + 2 (s - 1) l, l a frame's delay and transfer. Rests of who lends a part of the time come behind
+//! its microbatches: they make it slower, not the pipe longer. The gradient of a step is the same sum
 //! however it is cut, so this is about time only; updates, the same for all, are left out.
 //!
 //! Begin with [`propose`]. Integers only: the same figures give the same proposal anywhere.
@@ -28,13 +29,22 @@ pub struct Seated {
     pub stages: StageRange,
 }
 
-/// The best number of microbatches for these line-ups, head first each; `None` where the run's own is as good.
+/// The best number of microbatches for these line-ups, head first each; `None` where the run's own is as good, or where not all
+/// devices and links are known well enough. What was proposed before (`standing`) stays while nothing is clearly better.
 #[must_use]
-pub fn propose(config: &RunConfig, line_ups: &[Vec<Seated>], links: &Links) -> Option<Proposal> {
+pub fn propose(
+    config: &RunConfig,
+    line_ups: &[Vec<Seated>],
+    links: &Links,
+    standing: Option<u16>,
+) -> Option<Proposal> {
+    if !line_ups.iter().all(|seats| is_known(seats, links)) {
+        return None;
+    }
     let now_us = steps_us(config, config, line_ups, links)?;
     let batch = config.training.batch;
     let cuts = (1..=u16::MAX).take_while(|count| u32::from(*count) <= batch);
-    let (best_us, best) = cuts
+    let times: Vec<(u128, u16)> = cuts
         .filter(|count| batch.is_multiple_of(u32::from(*count)))
         .filter_map(|microbatches| {
             let mut cut = config.clone();
@@ -42,18 +52,33 @@ pub fn propose(config: &RunConfig, line_ups: &[Vec<Seated>], links: &Links) -> O
             cut.validate().ok()?;
             Some((steps_us(config, &cut, line_ups, links)?, microbatches))
         })
-        .min()?;
-    let saved_us = now_us.checked_sub(best_us)?;
+        .collect();
+    let best = *times.iter().min()?;
+    let is_as_good = |(step_us, count): &&(u128, u16)| {
+        let limit_us = best.0 * u128::from(100 + GAIN_PERCENT_MIN);
+        Some(*count) == standing && step_us * 100 <= limit_us
+    };
+    let (step_us, microbatches) = *times.iter().find(is_as_good).unwrap_or(&best);
+    let saved_us = now_us.checked_sub(step_us)?;
     let is_worth_it = saved_us * 100 > now_us * u128::from(GAIN_PERCENT_MIN);
     is_worth_it.then(|| Proposal {
-        microbatches: best,
-        sequences: u16::try_from(batch / u32::from(best)).unwrap_or(u16::MAX),
+        microbatches,
+        sequences: u16::try_from(batch / u32::from(microbatches)).unwrap_or(u16::MAX),
         shorter_percent: u64::try_from(saved_us * 100 / now_us).unwrap_or(100),
     })
 }
 
+/// Whether each device was measured with one sequence, too, and each border.
+fn is_known(seats: &[Seated], links: &Links) -> bool {
+    let is_measured = |pair: &[Seated]| {
+        let [a, b] = pair else { return false };
+        links.are_measured(a.volunteer.peer, b.volunteer.peer)
+    };
+    seats.iter().all(|seat| seat.speed.alone_us.is_some()) && seats.windows(2).all(is_measured)
+}
+
 /// Microseconds of a step of each line-up, summed, if it were cut as in `cut`; `None` if not all of them can.
-fn steps_us(
+pub(crate) fn steps_us(
     config: &RunConfig,
     cut: &RunConfig,
     line_ups: &[Vec<Seated>],
@@ -80,12 +105,17 @@ fn step_us(
         return None;
     }
     let computes = seats.iter().map(|seat| {
-        let microbatch = Candidate {
-            block_us: block_us(seat.speed, measured_sequences, sequences),
-            ..seat.volunteer.clone()
+        let lends = |throttle_percent: u8| {
+            let microbatch = Candidate {
+                block_us: block_us(seat.speed, measured_sequences, sequences),
+                throttle_percent,
+                relay_only: false,
+                ..seat.volunteer.clone()
+            };
+            u128::from(microbatch.seat_us(costs, seat.stages))
         };
-        let took_us = u128::from(microbatch.seat_us(costs, seat.stages));
-        Some((took_us, took_us))
+        // It rests behind a microbatch, not before what it made of one is sent.
+        Some((lends(seat.volunteer.throttle_percent), lends(100)))
     });
     let borders = seats.windows(2).map(|pair| {
         let [a, b] = pair else { return None };
@@ -104,14 +134,16 @@ fn step_us(
     let parts = parts?;
     let slowest_us = parts.iter().map(|(each_us, _)| *each_us).max()?;
     let once_us: u128 = parts.iter().map(|(_, once_us)| *once_us).sum();
-    Some(u128::from(cut.training.microbatches - 1) * slowest_us + once_us)
+    let microbatches = u128::from(cut.training.microbatches);
+    let filled_us = (microbatches - 1) * slowest_us + once_us;
+    Some(filled_us.max(microbatches * slowest_us))
 }
 
 /// Microseconds of a block and a microbatch of so many sequences: what it costs in any case, and each sequence's part.
 fn block_us(speed: Speed, measured_sequences: u64, sequences: u64) -> u64 {
     let whole_us = speed.block_us.saturating_mul(measured_sequences);
-    let alone_us = speed.alone_us.clamp(speed.block_us, whole_us);
-    // One sequence a microbatch says nothing of what larger ones would save.
+    let alone_us = speed.alone_us.unwrap_or(speed.block_us);
+    let alone_us = alone_us.clamp(speed.block_us, whole_us);
     let others = measured_sequences.saturating_sub(1).max(1);
     let each_us = if measured_sequences > 1 {
         (whole_us - alone_us) / others
@@ -129,6 +161,14 @@ mod tests {
     use super::super::placement::Measured;
     use super::*;
     use crate::units::PeerId;
+
+    /// A device on which work costs nothing besides its size.
+    fn even(block_us: u64) -> Speed {
+        Speed {
+            block_us,
+            alone_us: Some(block_us),
+        }
+    }
 
     /// `tiny` with steps of 32 sequences in so many microbatches, a stage a seat.
     fn run(microbatches: u16) -> RunConfig {
@@ -175,7 +215,7 @@ mod tests {
     #[test]
     fn equal_seats_take_what_the_formula_says() {
         let config = run(8);
-        let (seats, links) = pipe(&config, Speed::even(1_000), 25_000);
+        let (seats, links) = pipe(&config, even(1_000), 25_000);
         let costs = StageCosts::new(&config);
         let step = step_us(&seats, 4, &config, &costs, &links).expect("it fits");
         // Microbatches of four sequences; the last stage's head is some thousandths of a block more.
@@ -193,8 +233,9 @@ mod tests {
     #[test]
     fn a_pipe_whose_work_costs_its_size_only_is_cut_finest() {
         let config = run(4);
-        let (seats, links) = pipe(&config, Speed::even(10_000), 0);
-        let best = propose(&config, &[seats], &links).expect("four are too few for four seats");
+        let (seats, links) = pipe(&config, even(10_000), 0);
+        let best =
+            propose(&config, &[seats], &links, None).expect("four are too few for four seats");
         assert_eq!((best.microbatches, best.sequences), (32, 1));
         // (4 + 3) * 8 sequences' time or (32 + 3) of one, and a little for the head.
         assert_eq!(best.shorter_percent, 34);
@@ -205,11 +246,12 @@ mod tests {
         // A sequence takes 1 ms, a microbatch 8 ms whatever its size: 32 of them would take 35 * 9 ms, four 7 * 16, two 5 * 24.
         let speed = Speed {
             block_us: 1_000 + 8_000 / 4,
-            alone_us: 9_000,
+            alone_us: Some(9_000),
         };
         let config = run(8);
         let (seats, links) = pipe(&config, speed, 0);
-        let best = propose(&config, std::slice::from_ref(&seats), &links).expect("8 are too many");
+        let best =
+            propose(&config, std::slice::from_ref(&seats), &links, None).expect("8 are too many");
         assert_eq!((best.microbatches, best.sequences), (4, 8));
         // With no more than its own activations' room for each, larger ones are none.
         let costs = StageCosts::new(&config);
@@ -217,22 +259,73 @@ mod tests {
         for seat in &mut narrow {
             seat.volunteer.memory_bytes = costs.memory_of(seat.stages);
         }
-        assert_eq!(propose(&config, &[narrow], &links), None);
+        assert_eq!(propose(&config, &[narrow], &links, None), None);
     }
 
     #[test]
     fn what_is_good_enough_stays() {
         let config = run(32);
-        let (seats, links) = pipe(&config, Speed::even(10_000), 25_000);
-        assert_eq!(propose(&config, &[seats], &links), None);
-        assert_eq!(propose(&config, &[], &Links::default()), None);
+        let (seats, links) = pipe(&config, even(10_000), 25_000);
+        assert_eq!(propose(&config, &[seats], &links, None), None);
+        assert_eq!(propose(&config, &[], &Links::default(), None), None);
+    }
+
+    #[test]
+    fn what_gains_little_is_not_told_and_what_was_told_stands() {
+        // 16 of two sequences take 19 * 20 ms and the links, 32 of one 35 * 10: 6 % less.
+        let config = run(16);
+        let (seats, links) = pipe(&config, even(10_000), 10_000);
+        let all = [seats];
+        let [now, finer] = [16, 32].map(|count| steps_us(&config, &run(count), &all, &links));
+        assert!(finer < now, "{finer:?} {now:?}");
+        assert_eq!(propose(&config, &all, &links, None), None);
+        let coarse = run(2);
+        let best = propose(&coarse, &all, &links, None).map(|it| it.microbatches);
+        assert_eq!(best, Some(32));
+        let told = propose(&coarse, &all, &links, Some(16)).map(|it| it.microbatches);
+        assert_eq!(told, Some(16));
+        let told = propose(&coarse, &all, &links, Some(4)).map(|it| it.microbatches);
+        assert_eq!(told, Some(32), "4 are clearly worse");
+    }
+
+    #[test]
+    fn nothing_is_proposed_on_guesses() {
+        let config = run(2);
+        let (mut seats, links) = pipe(&config, even(10_000), 10_000);
+        let all = [seats.clone()];
+        assert!(propose(&config, &all, &links, None).is_some());
+        assert_eq!(propose(&config, &all, &Links::default(), None), None);
+        seats[1].speed = Speed::of(10_000);
+        assert_eq!(propose(&config, &[seats], &links, None), None);
+    }
+
+    #[test]
+    fn who_lends_a_part_of_the_time_makes_the_pipe_slower_and_not_longer() {
+        let config = run(8);
+        let (mut seats, links) = pipe(&config, even(10_000), 0);
+        let all = |seats: &[Seated]| {
+            steps_us(&config, &config, &[seats.to_vec()], &links).expect("it fits")
+        };
+        let full_us = all(&seats);
+        for seat in &mut seats {
+            seat.volunteer.throttle_percent = 50;
+        }
+        // Seven periods more of 40 ms and the head's thousandths, not eleven.
+        let more_us = all(&seats) - full_us;
+        assert!((7 * 40_000..8 * 42_000).contains(&more_us), "{more_us}");
+        // Relayed it waits longer on its borders alone.
+        for seat in &mut seats {
+            seat.volunteer.throttle_percent = 100;
+            seat.volunteer.relay_only = true;
+        }
+        assert_eq!(all(&seats), full_us, "its links were measured");
     }
 
     #[test]
     fn times_of_other_sizes_lie_on_the_line_through_those_measured() {
         let speed = Speed {
             block_us: 300,
-            alone_us: 750,
+            alone_us: Some(750),
         };
         // Four take 1,200, one 750: 150 each and 600 in any case.
         let times = [1, 2, 4, 8].map(|sequences| block_us(speed, 4, sequences));
@@ -240,17 +333,17 @@ mod tests {
         // Nonsense is taken for the nearest sense.
         let slower_together = Speed {
             block_us: 300,
-            alone_us: 100,
+            alone_us: Some(100),
         };
         assert_eq!(block_us(slower_together, 4, 1), 300);
         let free_together = Speed {
             block_us: 300,
-            alone_us: 9_000,
+            alone_us: Some(9_000),
         };
         assert_eq!(
             [1, 4, 8].map(|it| block_us(free_together, 4, it)),
             [1_200; 3]
         );
-        assert_eq!(block_us(Speed::even(500), 1, 4), 2_000);
+        assert_eq!(block_us(even(500), 1, 4), 2_000);
     }
 }

@@ -70,7 +70,7 @@ impl Process {
     pub(super) fn speed(&self, sequences: u64) -> Speed {
         Speed {
             block_us: self.busy_times * self.microbatch_us(sequences) / sequences,
-            alone_us: self.busy_times * self.microbatch_us(1),
+            alone_us: (sequences > 1).then(|| self.busy_times * self.microbatch_us(1)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Process {
                 kind: VolunteerKind::Native,
                 device: "hashes".to_owned(),
                 memory_bytes: 1 << 30,
-                speed: Speed::even(1_000 * pace_ms),
+                speed: Speed::of(1_000 * pace_ms),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

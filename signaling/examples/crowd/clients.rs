@@ -129,7 +129,7 @@ async fn join(crowd: &Arc<Crowd>, index: u32) -> Result<(Client, PeerId, Duratio
             kind: VolunteerKind::Native,
             device: "crowd".to_owned(),
             memory_bytes: 1 << 33,
-            speed: Speed::even(1_000 + u64::from(index % 97)),
+            speed: Speed::of(1_000 + u64::from(index % 97)),
             throttle_percent: 100,
             relay_only: false,
             hidden: false,

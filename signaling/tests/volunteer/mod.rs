@@ -117,7 +117,7 @@ impl Volunteer {
                 kind: VolunteerKind::Native,
                 device: "script".to_owned(),
                 memory_bytes: 1 << 33,
-                speed: Speed::even(1_000),
+                speed: Speed::of(1_000),
                 throttle_percent: 100,
                 relay_only: false,
                 hidden: false,

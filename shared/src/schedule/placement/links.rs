@@ -81,6 +81,17 @@ impl Links {
         self.pairs.get(&(a, b)).is_some_and(|pair| pair.apart)
     }
 
+    /// Whether one of these measured its link to the other.
+    #[must_use]
+    pub fn are_measured(&self, a: PeerId, b: PeerId) -> bool {
+        let mut ends = [(a, b), (b, a)].into_iter();
+        ends.any(|key| {
+            self.pairs
+                .get(&key)
+                .is_some_and(|pair| pair.measured.is_some())
+        })
+    }
+
     /// Pairs that can't connect, each once.
     #[must_use]
     pub fn apart(&self) -> BTreeSet<(PeerId, PeerId)> {

@@ -26,28 +26,42 @@ pub struct Capabilities {
 pub struct Speed {
     /// For one sequence, as a part of a whole microbatch.
     pub block_us: u64,
-    /// For one sequence that is a microbatch by itself: more, where work costs something whatever its size.
-    pub alone_us: u64,
+    /// For one sequence that is a microbatch by itself: more, where work costs something whatever its size. `None` where
+    /// that is not known: a whole microbatch is one sequence, or takes too long to be measured.
+    pub alone_us: Option<u64>,
 }
 
 impl Speed {
-    /// Of a device on which work costs nothing besides its size.
+    /// Of a device of which nothing else is known.
     #[must_use]
-    pub const fn even(block_us: u64) -> Self {
+    pub const fn of(block_us: u64) -> Self {
         Self {
             block_us,
-            alone_us: block_us,
+            alone_us: None,
         }
     }
 
     /// The same device where a sequence takes that time: because something else works on it, or does so no more.
     #[must_use]
     pub fn scaled_to(self, block_us: u64) -> Self {
-        let alone_us =
-            u128::from(self.alone_us) * u128::from(block_us) / u128::from(self.block_us.max(1));
+        let scaled = |alone_us: u64| {
+            let scaled_us = u128::from(alone_us) * u128::from(block_us);
+            let scaled_us = scaled_us / u128::from(self.block_us.max(1));
+            u64::try_from(scaled_us).unwrap_or(u64::MAX)
+        };
         Self {
             block_us,
-            alone_us: u64::try_from(alone_us).unwrap_or(u64::MAX).max(block_us),
+            alone_us: self.alone_us.map(scaled),
+        }
+    }
+
+    /// What can be reckoned with, whatever a volunteer says: no time is none, and none is longer than an hour.
+    #[must_use]
+    pub fn sound(self) -> Self {
+        let sound = |time_us: u64| time_us.clamp(1, 3_600_000_000);
+        Self {
+            block_us: sound(self.block_us),
+            alone_us: self.alone_us.map(sound),
         }
     }
 }
