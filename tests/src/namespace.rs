@@ -33,13 +33,19 @@ pub struct Door {
     holder: u32,
 }
 
+/// Whether this process may make them.
+#[must_use]
+pub fn can_be_made() -> bool {
+    geteuid().is_root()
+}
+
 impl Namespace {
     /// Makes one that has `lo` alone. `name` is what messages call it.
     ///
     /// # Errors
     /// This machine does not let us, or lacks a program; the message holds what was said.
     pub fn make(name: &str) -> anyhow::Result<Self> {
-        ensure!(geteuid().is_root(), "network namespaces need root");
+        ensure!(can_be_made(), "network namespaces need root");
         let mut holder = Program::start_bound(
             name,
             Command::new("unshare").args(["--net", "sh", "-c", HOLD]),

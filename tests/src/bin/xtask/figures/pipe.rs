@@ -27,6 +27,8 @@ pub(super) const STEPS_BEFORE: u64 = 3;
 /// For all seats to be taken, and for each step beyond what it should take.
 const GATHER_MAX: Duration = Duration::from_secs(120);
 const LATE_MAX: Duration = Duration::from_secs(20);
+/// After which volunteers have told the host of their links, and the host has looked at them.
+const LINKS_TOLD: Duration = Duration::from_secs(25);
 
 /// What is run. Its first round is longer than what is looked at.
 #[derive(Clone, Debug)]
@@ -103,12 +105,16 @@ impl Pipe {
         })
     }
 
-    /// Into how many microbatches the host proposes to cut a step, once it has seen three rounds of two steps.
+    /// Into how many microbatches the host proposes to cut a step, once it has seen three rounds of two steps or more and
+    /// volunteers have told of their links.
     pub(super) fn proposed(&self, link: &Link, data: &FilePath) -> anyhow::Result<u64> {
         let (mut host, _volunteers) = self.start(link, "round_steps = 2\n", None, data)?;
-        let most = GATHER_MAX + LATE_MAX + 10 * self.step;
-        host.wait_until("three commits", most, |run| {
-            run["round"].as_u64() >= Some(3)
+        let round = 2 * self.step;
+        let told = LINKS_TOLD.as_millis().div_ceil(round.as_millis().max(1));
+        let rounds = u32::try_from(told)?.max(3);
+        let most = GATHER_MAX + LATE_MAX + 2 * rounds * round;
+        host.wait_until("enough commits", most, |run| {
+            run["round"].as_u64() >= Some(rounds.into())
         })?;
         let proposed = host.api()?["proposal"]["microbatches"].as_u64();
         Ok(proposed.unwrap_or(self.microbatches))

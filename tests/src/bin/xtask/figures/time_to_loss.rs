@@ -5,7 +5,8 @@
 //! over the real transport and a slow link, with the borders of `base` (its width and context, each codec's share of the width
 //! as in the frontier's runs) and devices that wait as long as one of a stated speed works on a quarter of `base`
 //! ([`super::pipe`]). A step has 64 sequences instead of `base`'s 512, which is in favour of nobody but short pipes; it is cut
-//! as the host proposes.
+//! as the host proposes for the default: devices that wait need no time for a microbatch besides its size, so the same is best for
+//! every codec.
 //!
 //! An unshaped link is this machine's loopback: where processors cannot carry what a link could, the file shows it in
 //! `cpu_share`, the part of all cores that the volunteers took.
@@ -94,11 +95,11 @@ impl Line {
 
 /// Microseconds that a device of so many TFLOP/s takes for a sequence at a seat: two operations a value and token forward, as
 /// many again as it is run once more, four backward; and attention's, by the same count.
-fn sequence_us(teraflops: u64) -> f64 {
+fn sequence_us(teraflops: u64) -> u64 {
     let attention = 2 * CONTEXT * D_MODEL;
     let values = (BLOCK_VALUES + attention) * BLOCKS / SEATS;
     let operations = 8 * values * CONTEXT;
-    operations as f64 / (teraflops as f64 * 1e6)
+    operations / (teraflops * 1_000_000)
 }
 
 fn pipe_of(
@@ -108,14 +109,14 @@ fn pipe_of(
     line: Line,
 ) -> Pipe {
     let sequences = batch / microbatches;
-    let microbatch_us = sequence_us(teraflops) * sequences as f64;
+    let microbatch_us = sequence_us(teraflops) * sequences;
     // Both ways over a seat's own line.
     let bytes = codec.bytes_a_token(D_MODEL) * (batch * CONTEXT) as f64;
     let wire_us = match line {
         Line::Mbit(rate) => bytes * 8.0 / rate as f64,
         Line::Unshaped => bytes / 20.0,
     };
-    let computes_us = microbatch_us * (microbatches + SEATS - 1) as f64;
+    let computes_us = (microbatch_us * (microbatches + SEATS - 1)) as f64;
     let (codec, format) = (codec.keys(D_MODEL), codec.format());
     Pipe {
         // What is not at the borders is small: it is waited for, not computed.
@@ -127,7 +128,7 @@ fn pipe_of(
              [training]\nbatch = {batch}\nmicrobatches = {microbatches}\nsamples = 6_400_000\n"
         ),
         microbatches,
-        microbatch_us: microbatch_us as u64,
+        microbatch_us,
         step: Duration::from_secs_f64((computes_us + 2.0 * wire_us) / 1e6),
     }
 }

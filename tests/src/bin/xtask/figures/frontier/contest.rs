@@ -38,7 +38,8 @@ impl Contest {
     fn of(plan: &Plan, rows: &[Row]) -> anyhow::Result<Self> {
         let dense = Format::PACKED.map(|format| plan.in_format(Codec::Dense, format, rows));
         let narrow = Codec::NARROW.map(|codec| plan.cheapest(|it| it == codec, rows));
-        let compared: Vec<&Row> = dense.into_iter().chain(narrow).flatten().collect();
+        let all = dense.into_iter().chain(narrow).flatten();
+        let compared: Vec<&Row> = all.filter(|row| row.validation_loss.is_some()).collect();
         let default = plan
             .cheapest(|_| true, rows)
             .context("no run is measured")?;
