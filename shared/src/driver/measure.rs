@@ -94,6 +94,9 @@ async fn once<C: Compute, K: Clock>(
     config: &RunConfig,
     sequences: u16,
 ) -> Result<Span, String> {
+    let last = config.training.microbatches - 1;
+    // What begins or ends a step is not what a microbatch takes, where there is one in between.
+    let microbatch = if last > 1 { last - 1 } else { last };
     let slot = Slot {
         place: Place {
             pipeline: PipelineId(0),
@@ -101,8 +104,7 @@ async fn once<C: Compute, K: Clock>(
             round: Round(0),
         },
         step: Step(0),
-        // As the last of a step, it asks for the norm, too.
-        microbatch: Microbatch(config.training.microbatches - 1),
+        microbatch: Microbatch(microbatch),
     };
     let count = usize::from(sequences) * (config.model.context + 1);
     let token = |index: usize| u32::try_from(index * 31 % config.model.vocabulary).unwrap_or(0);
@@ -129,7 +131,7 @@ async fn once<C: Compute, K: Clock>(
     let backward = Job::Backward {
         slot,
         gradient: boundary.map(|boundary| gradient(config, slot, &boundary)),
-        step_tokens: Some(count as u64),
+        step_tokens: (microbatch == last).then_some(count as u64),
     };
     let done = succeed(compute.run(backward).await)?;
     if !matches!(done, Done::Backward { .. }) {

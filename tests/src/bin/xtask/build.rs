@@ -12,6 +12,9 @@ use crate::steps::{Count, Ledger};
 /// What every native step of the tests builds.
 pub(crate) const EVERYTHING: [&str; 2] = ["--workspace", "--all-features"];
 
+/// Whether this program is built as people get the others; then it builds those so, too.
+pub(crate) const IS_RELEASE: bool = !cfg!(debug_assertions);
+
 /// Cargo, as the one that runs this program, in the repository's root.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -46,10 +49,26 @@ pub(crate) fn programs() -> anyhow::Result<()> {
 pub(crate) fn programs_and(others: &[&str]) -> anyhow::Result<()> {
     let mut command = cargo(&["build", "--quiet"]);
     command.args(EVERYTHING);
-    for program in ["shoal-host", "shoal", "bindgen", "pack"] {
+    // The page's programs are of the tests' profile.
+    let programs: &[&str] = if IS_RELEASE {
+        command.arg("--release");
+        &["shoal-host", "shoal"]
+    } else {
+        &["shoal-host", "shoal", "bindgen", "pack"]
+    };
+    for program in programs {
         command.args(["--bin", program]);
     }
     run(command.args(others))
+}
+
+/// Runs the same command with this program in cargo's release profile.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn again_in_release() -> anyhow::Result<()> {
+    let xtask = ["run", "--release", "--package", "tests", "--bin", "xtask"];
+    run(cargo(&xtask).arg("--").args(std::env::args_os().skip(1)))
 }
 
 /// Runs a program to its end.

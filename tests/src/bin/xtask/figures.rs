@@ -31,7 +31,7 @@ use tests::paths;
 use tests::process::Program;
 use tests::run::{Host, HostOptions};
 
-use crate::build::programs_and;
+use crate::build::{IS_RELEASE, again_in_release, programs_and};
 
 /// For one round of `tiny`, whatever else the machine does.
 const ROUND_WAIT_MAX: Duration = Duration::from_secs(300);
@@ -131,6 +131,23 @@ impl Figures {
         self.repeats.unwrap_or(self.name.repeats())
     }
 
+    /// Whether what is measured is built as people get it: where the transport's own work counts. Short forms are not.
+    fn is_of_a_release(&self) -> bool {
+        match self.name {
+            Name::Browser => true,
+            Name::Overlap | Name::SlowLink | Name::TimeToLoss => !self.quick,
+            Name::Frontier
+            | Name::Wire
+            | Name::Cost
+            | Name::Generate
+            | Name::Outer
+            | Name::Recovery
+            | Name::Scaling
+            | Name::Crowd
+            | Name::Packing => false,
+        }
+    }
+
     /// Writes the file, unless this was only to see that it works.
     fn keep(&self, name: &str, figures: &Value) -> anyhow::Result<()> {
         if self.quick {
@@ -146,8 +163,10 @@ impl Figures {
 /// # Errors
 /// A run does not go on, a count differs from its formula, or the file cannot be written.
 pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
+    if asked.is_of_a_release() && !IS_RELEASE {
+        return again_in_release();
+    }
     match asked.name {
-        Name::Browser if !browser::IS_RELEASE => return browser::again(),
         Name::Browser => browser::programs()?,
         Name::Frontier
         | Name::Wire
@@ -323,6 +342,7 @@ fn made_by() -> anyhow::Result<Value> {
         "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         "date": said("date", &["-u", "+%Y-%m-%d"])?,
         "commit": said("git", &["rev-parse", "--short=12", "HEAD"])?,
+        "profile": if IS_RELEASE { "release" } else { "dev" },
         "rustc": said("rustc", &["--version"])?,
         "cpu": cpu.map_or("unknown", |(_, name)| name),
         "cores": cores,

@@ -20,8 +20,6 @@ use super::{CONTEXT, Figures, NAMES, ROUND_WAIT_MAX, load, save};
 use crate::build::{cargo, run};
 use crate::web::{self, For};
 
-/// Whether this program is built as people get the others.
-pub(super) const IS_RELEASE: bool = !cfg!(debug_assertions);
 /// Sequences of a step, and the microbatches that they go in.
 const BATCH: u64 = 8;
 const MICROBATCHES: u64 = 2;
@@ -51,12 +49,6 @@ impl Length {
             Device::WebGpu => GPU,
         }
     }
-}
-
-/// Runs the same command with this program in cargo's release profile.
-pub(super) fn again() -> anyhow::Result<()> {
-    let xtask = ["run", "--release", "--package", "tests", "--bin", "xtask"];
-    run(cargo(&xtask).arg("--").args(std::env::args_os().skip(1)))
 }
 
 /// Builds the page, then the programs: the host takes the page in.

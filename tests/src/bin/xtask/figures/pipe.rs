@@ -2,7 +2,7 @@
 //! its seats do meanwhile.
 //!
 //! The devices wait as long as ones of a stated speed work (`volunteer::pretend` of the native client), so what is looked at is
-//! what the rest costs: frames, links, order, hand-overs. Measured is the head's time from a step's end to the next one's,
+//! what the rest costs: frames, links, order, hand-overs. But in short, programs are of cargo's release profile. Measured is the head's time from a step's end to the next one's,
 //! in its trace; what seats waited for comes from theirs. What of that is compared with what is for [`super::overlap`] and
 //! [`super::time_to_loss`]. Begin with [`Pipe::measure`].
 
