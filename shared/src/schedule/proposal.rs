@@ -253,6 +253,9 @@ mod tests {
         let best =
             propose(&config, std::slice::from_ref(&seats), &links, None).expect("8 are too many");
         assert_eq!((best.microbatches, best.sequences), (4, 8));
+        let words = best.to_string();
+        assert!(words.contains("4 microbatches of 8 sequences"), "{words}");
+        assert!(words.contains("[training] microbatches = 4"), "{words}");
         // With no more than its own activations' room for each, larger ones are none.
         let costs = StageCosts::new(&config);
         let mut narrow = seats;

@@ -1,9 +1,11 @@
 //! Slow links, slow messages and devices that hang: what the pipe makes of them.
 
+use std::collections::BTreeSet;
+
 use super::World;
 use super::network::ProcessId;
 use super::world::Sabotage;
-use crate::config::run::MergeKind;
+use crate::config::run::{MergeKind, RunConfig};
 use crate::peer;
 use crate::units::{PeerId, Span};
 use crate::wire::frame::Mode;
@@ -24,22 +26,35 @@ fn pipe(delay: Span, bytes_per_second: u64, blind: bool) -> World {
         peer: broken,
         ..Sabotage::default()
     };
-    let mut world = World::quiet_with(3, sabotage, |config| {
+    let mut world = seats(sabotage, delay, bytes_per_second, |config| {
         config.training.microbatches = MICROBATCHES;
         config.training.batch = 2 * u32::from(MICROBATCHES);
-        config.schedule.seats_min = 4;
         config.schedule.round_steps = 4;
+    });
+    for process in world.processes.values_mut() {
+        process.pace_ms = 20;
+        assert_eq!(process.block_us() * 2, 1_000 * MICROBATCH_MS);
+    }
+    world
+}
+
+/// Four volunteers that make one pipeline, over links of that delay and rate.
+fn seats(
+    sabotage: Sabotage,
+    delay: Span,
+    bytes_per_second: u64,
+    change: impl FnOnce(&mut RunConfig),
+) -> World {
+    let mut world = World::quiet_with(3, sabotage, |config| {
+        config.schedule.seats_min = 4;
         config.schedule.eval_rounds = 0;
+        change(config);
     });
     world.network.set_wire(delay, bytes_per_second);
     while world.processes.len() < 4 {
         world.spawn();
     }
     world.processes.retain(|id, _| *id < 4);
-    for process in world.processes.values_mut() {
-        process.pace_ms = 20;
-        assert_eq!(process.block_us() * 2, 1_000 * MICROBATCH_MS);
-    }
     world
 }
 
@@ -93,18 +108,11 @@ fn the_credit_of_a_seat_is_enough_for_a_link_of_many_microbatches() {
 
 /// Steps of 48 sequences in so many microbatches, each of which costs 10 ms whatever its size and 1.5 ms a sequence.
 fn cut_into(microbatches: u16, delay: Span, bytes_per_second: u64) -> World {
-    let mut world = World::quiet_with(3, Sabotage::default(), |config| {
+    let mut world = seats(Sabotage::default(), delay, bytes_per_second, |config| {
         config.training.microbatches = microbatches;
         config.training.batch = 48;
-        config.schedule.seats_min = 4;
         config.schedule.round_steps = 8;
-        config.schedule.eval_rounds = 0;
     });
-    world.network.set_wire(delay, bytes_per_second);
-    while world.processes.len() < 4 {
-        world.spawn();
-    }
-    world.processes.retain(|id, _| *id < 4);
     for process in world.processes.values_mut() {
         (process.pace_ms, process.fixed_us, process.job_ms) = (2, 10_000, Some(1));
     }
@@ -120,11 +128,13 @@ fn cut(mut world: World) -> (u64, u64, Option<u16>) {
     let commit = host.history().newest_first().next().unwrap();
     let step_us = commit.elapsed_us / commit.steps().count() as u64;
     let expected_us = u64::try_from(host.expected_step_us().unwrap()).unwrap();
-    (
-        step_us,
-        expected_us,
-        host.view().proposal.map(|it| it.microbatches),
-    )
+    let proposed = host.view().proposal.map(|it| it.microbatches);
+    // The person was told of it, and of no number twice.
+    let told = &world.proposed;
+    let once: BTreeSet<u16> = told.iter().copied().collect();
+    assert_eq!(once.len(), told.len(), "{told:?}");
+    assert!(proposed.is_none_or(|it| once.contains(&it)), "{told:?}");
+    (step_us, expected_us, proposed)
 }
 
 #[test]

@@ -183,6 +183,8 @@ pub struct World {
     /// How often each process told of its links, and what it said last.
     #[cfg(test)]
     pub(super) links_told: BTreeMap<ProcessId, (u32, Vec<crate::wire::signal::LinkFigures>)>,
+    /// Numbers of microbatches that the host's person was told of, in order.
+    pub(super) proposed: Vec<u16>,
     pub(super) faults_until: Time,
     /// Whether states are as long as the model's, and so take their time on a wire.
     pub(super) states_at_length: bool,
@@ -220,6 +222,7 @@ impl World {
             lost: None,
             #[cfg(test)]
             links_told: BTreeMap::new(),
+            proposed: Vec::new(),
             faults_until: Time::ZERO + Span::from_secs(dice.between(120, 300)),
             states_at_length: false,
             summary: Summary::default(),
@@ -557,7 +560,8 @@ impl World {
             coordinator::Output::ExpectUpload { ticket, held, .. } => {
                 self.tickets.insert(ticket, held);
             }
-            coordinator::Output::Tell(_) | coordinator::Output::Propose(_) => {}
+            coordinator::Output::Tell(_) => {}
+            coordinator::Output::Propose(proposal) => self.proposed.push(proposal.microbatches),
             coordinator::Output::Text { number, news } => self.text_news(number, news)?,
             coordinator::Output::WriteManifest(manifest) => {
                 let round = manifest.round;

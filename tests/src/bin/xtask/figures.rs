@@ -133,19 +133,8 @@ impl Figures {
 
     /// Whether what is measured is built as people get it: where the transport's own work counts. Short forms are not.
     fn is_of_a_release(&self) -> bool {
-        match self.name {
-            Name::Browser => true,
-            Name::Overlap | Name::SlowLink | Name::TimeToLoss => !self.quick,
-            Name::Frontier
-            | Name::Wire
-            | Name::Cost
-            | Name::Generate
-            | Name::Outer
-            | Name::Recovery
-            | Name::Scaling
-            | Name::Crowd
-            | Name::Packing => false,
-        }
+        let is_over_links = matches!(self.name, Name::Overlap | Name::SlowLink | Name::TimeToLoss);
+        matches!(self.name, Name::Browser) || is_over_links && !self.quick
     }
 
     /// Writes the file, unless this was only to see that it works.

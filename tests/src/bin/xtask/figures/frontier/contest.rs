@@ -39,17 +39,16 @@ impl Contest {
         let dense = Format::PACKED.map(|format| plan.in_format(Codec::Dense, format, rows));
         let narrow = Codec::NARROW.map(|codec| plan.cheapest(|it| it == codec, rows));
         let all = dense.into_iter().chain(narrow).flatten();
-        let compared: Vec<&Row> = all.filter(|row| row.validation_loss.is_some()).collect();
+        let mut compared: Vec<&Row> = all.filter(|row| row.validation_loss.is_some()).collect();
         let default = plan
             .cheapest(|_| true, rows)
             .context("no run is measured")?;
-        let mut rows: Vec<&Row> = compared;
-        if rows.iter().all(|row| row.point != default.point) {
-            rows.push(default);
+        if compared.iter().all(|row| row.point != default.point) {
+            compared.push(default);
         }
-        let loss = rows.iter().map(|row| row.loss()).fold(0.0, f64::max);
+        let loss = compared.iter().map(|row| row.loss()).fold(0.0, f64::max);
         ensure!(loss.is_finite(), "a run came to nothing");
-        let place = rows.iter().position(|row| row.point == default.point);
+        let place = compared.iter().position(|row| row.point == default.point);
         let contestant = |row: &&Row| {
             let steps = steps_to(row, loss).with_context(|| row.point.to_string())?;
             Ok(Contestant {
@@ -60,7 +59,10 @@ impl Contest {
         };
         Ok(Self {
             loss,
-            all: rows.iter().map(contestant).collect::<anyhow::Result<_>>()?,
+            all: compared
+                .iter()
+                .map(contestant)
+                .collect::<anyhow::Result<_>>()?,
             default: place.context("the default is compared")?,
         })
     }
