@@ -14,7 +14,7 @@ use client_native::rtc::{RtcConfig, RtcTransport};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shared::limits::CHUNK_BYTES_MAX;
-use shared::transport::{Channel, LinkStep, NetEvent, Transport as _};
+use shared::transport::{Channel, Flow, LinkStep, NetEvent, Transport as _};
 use shared::units::PeerId;
 use shared::wire::chunk::CHUNK_HEADER_BYTES;
 use tokio::sync::mpsc;
@@ -32,9 +32,9 @@ const TIMED_BYTES: usize = 10_000;
 #[serde(rename_all = "snake_case")]
 enum Order {
     /// First of all: at most so many bytes a second are sent, if there is a bound, over so many connections.
-    Begin { upload_max: Option<u64>, ways: u32 },
+    Begin { upload_max: Option<u64>, ways: u8 },
     /// One step of opening the link.
-    Step { way: u32, step: LinkStep },
+    Step { way: u8, step: LinkStep },
     /// Sends bulk from now on, or stops.
     Bulk(bool),
     /// Sends a frame and times it.
@@ -44,8 +44,8 @@ enum Order {
 /// The end at work.
 struct End {
     transport: RtcTransport,
-    ways: u32,
-    turn: u32,
+    ways: u8,
+    turn: u8,
     bulk: bool,
     timed: VecDeque<Bytes>,
     answers: VecDeque<Bytes>,
@@ -96,7 +96,7 @@ fn lines() -> mpsc::UnboundedReceiver<String> {
 }
 
 impl End {
-    fn new(upload_max: Option<u64>, ways: u32) -> Self {
+    fn new(upload_max: Option<u64>, ways: u8) -> Self {
         let config = RtcConfig {
             pacer: upload_max.map(|rate| Pacer::new(rate).into()),
             ..RtcConfig::default()
@@ -117,7 +117,7 @@ impl End {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Begin { .. } => unreachable!("it makes the end"),
-            Order::Step { way, step } => self.transport.link(PeerId(way.into()), step),
+            Order::Step { way, step } => self.transport.link(flow(way), step),
             Order::Bulk(bulk) => self.bulk = bulk,
             Order::Time => {
                 self.sent.push_back(Instant::now());
@@ -132,7 +132,7 @@ impl End {
         while let Some(message) = self.answers.front() {
             if !self
                 .transport
-                .try_send(PeerId(0), Channel::Control, message.clone())
+                .try_send(flow(0), Channel::Control, message.clone())
             {
                 break;
             }
@@ -158,7 +158,7 @@ impl End {
             self.turn = (self.turn + 1) % self.ways;
             if self
                 .transport
-                .try_send(PeerId(self.turn.into()), Channel::Tensors, message.clone())
+                .try_send(flow(self.turn), Channel::Tensors, message.clone())
             {
                 return true;
             }
@@ -168,8 +168,8 @@ impl End {
 
     fn hear(&mut self, event: NetEvent) {
         match event {
-            NetEvent::Link { peer, event } => {
-                say(&json!({ "event": "link", "way": peer.0, "link": event }))
+            NetEvent::Link { flow, event } => {
+                say(&json!({ "event": "link", "way": flow.number, "link": event }))
             }
             NetEvent::Drained { .. } => self.flush(),
             NetEvent::Message { bytes, .. } => match bytes.first() {
@@ -193,6 +193,14 @@ impl End {
             self.told = Instant::now();
             say(&json!({ "event": "got", "bytes": self.got_bytes }));
         }
+    }
+}
+
+/// One of the link's connections.
+fn flow(number: u8) -> Flow {
+    Flow {
+        peer: PeerId(0),
+        number,
     }
 }
 

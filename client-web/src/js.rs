@@ -1,6 +1,7 @@
 //! Small things that JavaScript does and Rust has no word for.
 
 use js_sys::{Array, Reflect, Uint8Array};
+use shared::transport::Flow;
 use shared::units::PeerId;
 use wasm_bindgen::prelude::Closure;
 use wasm_bindgen::{JsCast, JsValue};
@@ -48,9 +49,10 @@ pub fn object(entries: &[(&str, JsValue)]) -> js_sys::Object {
 #[must_use]
 pub fn to_array<T: AsRef<JsValue>>(parcel: &Parcel<T>) -> (Array, Array) {
     let load = parcel.load.as_ref();
-    let array = Array::of4(
+    let array = Array::of5(
         // Peers are numbered one by one: far below 2^53.
-        &JsValue::from_f64(parcel.at.peer.0 as f64),
+        &JsValue::from_f64(parcel.at.flow.peer.0 as f64),
+        &JsValue::from_f64(f64::from(parcel.at.flow.number)),
         &JsValue::from_f64(f64::from(parcel.at.number)),
         &JsValue::from_f64(f64::from(channel_number(parcel.channel))),
         load,
@@ -70,11 +72,14 @@ pub fn from_array<T: JsCast>(value: &JsValue) -> Option<Parcel<T>> {
     let number = |index| array.get(index).as_f64();
     Some(Parcel {
         at: LinkId {
-            peer: PeerId(number(0)? as _),
-            number: number(1)? as u32,
+            flow: Flow {
+                peer: PeerId(number(0)? as _),
+                number: number(1)? as u8,
+            },
+            number: number(2)? as u32,
         },
-        channel: channel_of(number(2)? as u8)?,
-        load: array.get(3).dyn_into().ok()?,
+        channel: channel_of(number(3)? as u8)?,
+        load: array.get(4).dyn_into().ok()?,
     })
 }
 

@@ -3,7 +3,7 @@
 //! The **page** is the browser's main thread: it draws, and holds the peer connections, which a worker cannot. The
 //! **worker** is the volunteer: driver, host connection, files, compute, storage. What the page tells is
 //! a [`ToWorker`], what it is told a [`ToPage`]; both cross as JSON text. Only what concerns data channels crosses
-//! as a [`Parcel`]: a JavaScript array `[peer, link, channel, load]` whose load is transferred, not copied. Where
+//! as a [`Parcel`]: a JavaScript array `[peer, flow, link, channel, load]` whose load is transferred, not copied. Where
 //! the browser lets a worker have data channels, it is the channel itself, once; elsewhere each message.
 //!
 //! The page starts a second worker for the **device**, on the first one's word ([`ToPage::OpenDevice`]), and joins the
@@ -18,8 +18,7 @@ mod reach;
 mod snapshot;
 
 use serde::{Deserialize, Serialize};
-use shared::transport::{Channel, IceServer, LinkEvent, LinkStep};
-use shared::units::PeerId;
+use shared::transport::{Channel, Flow, IceServer, LinkEvent, LinkStep};
 use shared::wire::signal::RefuseCode;
 
 pub use reach::Reachability;
@@ -200,11 +199,11 @@ pub enum FromDevice {
     Broken(String),
 }
 
-/// One connection: tries to the same peer have different numbers, so that late news of an older one are told apart.
+/// One try of a connection: each has its own number, so that late news of an older one are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LinkId {
-    /// The other end.
-    pub peer: PeerId,
+    /// Which connection, to whom.
+    pub flow: Flow,
     /// Counts the connections that this worker asked for.
     pub number: u32,
 }

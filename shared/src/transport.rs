@@ -4,10 +4,12 @@
 //! open a connection is decided by [`crate::peer::link`]; an implementation carries out one
 //! [`LinkStep`] at a time and says what came of it. It never sees a frame: the driver cuts
 //! frames into messages of at most [`CHUNK_BYTES_MAX`](crate::limits::CHUNK_BYTES_MAX) plus
-//! a few bytes of header, and joins them again.
+//! a few bytes of header, and joins them again. A link is one connection, or several [`Flow`]s where the driver finds that
+//! more carry more; to an implementation they have nothing to do with each other.
 //!
 //! Invariant: a peer that goes away is an event, never an error.
 
+use std::fmt;
 use std::future::Future;
 
 use bytes::Bytes;
@@ -50,7 +52,43 @@ impl IceServer {
     }
 }
 
-/// Which data channel of a link carries a message.
+/// One connection of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Flow {
+    /// The other end.
+    pub peer: PeerId,
+    /// 0 for the connection that opens and closes the link, which alone uses `control`. The ends number further ones each for
+    /// itself.
+    pub number: u8,
+}
+
+impl Flow {
+    /// The first connection of the link to `peer`.
+    #[must_use]
+    pub const fn first(peer: PeerId) -> Self {
+        Self { peer, number: 0 }
+    }
+}
+
+impl fmt::Display for Flow {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            0 => write!(to, "{}", self.peer),
+            number => write!(to, "{} ({number})", self.peer),
+        }
+    }
+}
+
+/// A further connection of a link, as the end that speaks of it sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FlowName {
+    /// Counts those that the same end opened, from 0.
+    pub number: u8,
+    /// Whether that is the end that speaks.
+    pub opened_here: bool,
+}
+
+/// Which data channel of a connection carries a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Channel {
@@ -60,7 +98,7 @@ pub enum Channel {
     Tensors,
 }
 
-/// What two ends of a future link tell each other through the host.
+/// What two ends of a future connection tell each other: through the host, or over the link that it is to be part of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkSignal {
@@ -154,7 +192,7 @@ pub enum LinkStep {
         /// The other end's session description.
         sdp: String,
     },
-    /// Close the connection and forget the peer.
+    /// Close the connection and forget it.
     Close,
 }
 
@@ -229,15 +267,15 @@ pub fn certificate(sdp: &str) -> Option<String> {
 pub enum NetEvent {
     /// News of a connection.
     Link {
-        /// The other end.
-        peer: PeerId,
+        /// Which.
+        flow: Flow,
         /// What happened.
         event: LinkEvent,
     },
     /// A message arrived.
     Message {
-        /// Who sent it.
-        peer: PeerId,
+        /// By which connection.
+        flow: Flow,
         /// On which channel.
         channel: Channel,
         /// What it holds: untrusted.
@@ -245,8 +283,8 @@ pub enum NetEvent {
     },
     /// A channel that had been full takes messages again.
     Drained {
-        /// The other end.
-        peer: PeerId,
+        /// Of which connection.
+        flow: Flow,
         /// Which channel.
         channel: Channel,
     },
@@ -262,12 +300,12 @@ pub struct TransportStopped {
 
 /// Moves opaque messages between peers. A peer going away is an event; `Err` means the network is gone.
 pub trait Transport: MaybeSend + 'static {
-    /// Begins one step of opening or closing the connection to `peer`; never waits.
-    fn link(&mut self, peer: PeerId, step: LinkStep);
+    /// Begins one step of opening or closing a connection; never waits.
+    fn link(&mut self, flow: Flow, step: LinkStep);
 
     /// Queues `message`, never waits; `false` when the channel's buffer is full (again on
-    /// [`NetEvent::Drained`]) or the link is not open (then there is a [`LinkEvent::Down`]).
-    fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool;
+    /// [`NetEvent::Drained`]) or the connection is not open (then there is a [`LinkEvent::Down`]).
+    fn try_send(&mut self, by: Flow, channel: Channel, message: Bytes) -> bool;
 
     /// Whether it sees to it that no more is under way on a link than that carries; else the driver does.
     fn bounds_links(&self) -> bool {

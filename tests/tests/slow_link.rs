@@ -3,16 +3,19 @@
 //! 80 Mbit/s, 25 ms each way. What is promised is more (85 % of the line, 15 ms beside its delay), and holds where a
 //! machine has time: `cargo xtask figures slow_link`. What a browser's end carries is measured there alone:
 //! whatever keeps its process from reading for 7 ms costs it packets, and those cost seconds. That two tabs leave a line's queue
-//! alone holds here, too: one that is late sends less.
+//! alone holds here, too: one that is late sends less; and that a line which loses packets is filled by several connections.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
+use serde_json::Value;
+use tempfile::TempDir;
 use tests::bulk::{Kind, Pair, Way};
 use tests::link::{Access, Link, Path};
 use tests::paths;
-use tests::run::{Host, HostOptions, Launch};
+use tests::run::{Host, HostOptions, Launch, Place};
 use tests::tab::{LOAD_MAX, Lend, Tab};
 
 /// After slow start.
@@ -76,12 +79,55 @@ const STEPS: u64 = 8;
 /// Packets that find the queues full, of 60,000. Where nothing bounds what is under way they are 1,300.
 const FULL_MAX: u64 = 300;
 
-/// A model that computes little and sends much: two stages, full width, f32.
+/// A model that computes little and sends much: two stages, full width, f32, 2 MB a step each way.
 const CONFIG: &str = "[run]\nname = \"slow\"\npreset = \"tiny\"\n\n\
     [model]\nd_model = 64\nheads = 2\nd_ff = 64\nblocks = 2\nstages = 2\ncodec = \"dense\"\n\n\
     [wire]\nformat = \"f32\"\n\n\
     [training]\nbatch = 64\nmicrobatches = 8\nsamples = 6_400_000\n\n\
     [schedule]\nround_steps = 1000\nseats_min = 2\neval_rounds = 0\ncheckpoint_minutes = 600\n";
+
+/// Two homes with a line between them, and a run of two seats around the corner.
+struct Homes {
+    link: Link,
+    host: Host,
+    _text: TempDir,
+}
+
+impl Homes {
+    fn start(access: Access, config: &str) -> Self {
+        let link = Link::gather(&[access, access, Access::OPEN], 1).expect("namespaces");
+        link.door(2).enter().expect("the host's end");
+        let text = tempfile::tempdir().expect("a folder");
+        let lines = "Two homes, one slow line between them, and much to say.\n".repeat(20_000);
+        std::fs::write(text.path().join("text.txt"), lines).expect("a file");
+        let www = paths::www()
+            .expect("the page is built")
+            .display()
+            .to_string();
+        let options = HostOptions {
+            config: config.to_owned(),
+            data: text.path().to_owned(),
+            port: 0,
+            arguments: ["--host", "0.0.0.0", "--www", &www]
+                .map(str::to_owned)
+                .into(),
+        };
+        let launch = Launch {
+            wrapper: link.wrapper(2),
+            ..Launch::default()
+        };
+        Self {
+            host: Host::start_as(options, launch).expect("a host"),
+            link,
+            _text: text,
+        }
+    }
+}
+
+fn port(host: &Host) -> &str {
+    let url = host.url().trim_end_matches('/');
+    url.rsplit_once(':').expect("a port").1
+}
 
 #[test]
 fn two_tabs_do_not_overflow_the_slow_line_between_them() {
@@ -95,34 +141,8 @@ fn two_tabs_do_not_overflow_the_slow_line_between_them() {
     if !geteuid().is_root() {
         return;
     }
-    let link = Link::gather(&[access, access, Access::OPEN], 1).expect("namespaces");
-    link.door(2).enter().expect("the host's end");
-    let text = tempfile::tempdir().expect("a folder");
-    let lines = "Two homes, one slow line between them, and much to say.\n".repeat(20_000);
-    std::fs::write(text.path().join("text.txt"), lines).expect("a file");
-    let www = paths::www()
-        .expect("the page is built")
-        .display()
-        .to_string();
-    let options = HostOptions {
-        config: CONFIG.to_owned(),
-        data: text.path().to_owned(),
-        port: 0,
-        arguments: ["--host", "0.0.0.0", "--www", &www]
-            .map(str::to_owned)
-            .into(),
-    };
-    let launch = Launch {
-        wrapper: link.wrapper(2),
-        ..Launch::default()
-    };
-    let mut host = Host::start_as(options, launch).expect("a host");
-    let (_, port) = host
-        .url()
-        .trim_end_matches('/')
-        .rsplit_once(':')
-        .expect("a port");
-    let address = format!("http://{}:{port}", link.address(2));
+    let Homes { link, mut host, .. } = Homes::start(access, CONFIG);
+    let address = format!("http://{}:{}", link.address(2), port(&host));
     let open = |end: usize| {
         let url = format!("{address}/");
         let how = Lend {
@@ -149,4 +169,53 @@ fn two_tabs_do_not_overflow_the_slow_line_between_them() {
     ];
     assert!(packets > 10_000, "{counts:?}");
     assert!(full < FULL_MAX, "{counts:?}");
+}
+
+/// Lost packets, which SCTP takes for congestion: one connection carries 0.9 MB/s of the line's 10.
+const LOSS: f64 = 0.001;
+/// Steps a second that a link must come to: by one connection at most 0.43, by eight about one.
+const STEPS_A_SECOND_MIN: f64 = 0.7;
+/// Until it has come there, and over which a rate is told: some are fast before the first loss.
+const FOUND_MAX: Duration = Duration::from_secs(120);
+const RATE_SPAN: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_line_that_loses_packets_is_filled_by_several_connections() {
+    let access = Path {
+        loss: LOSS,
+        ..Path::STANDARD
+    }
+    .access();
+    if !geteuid().is_root() {
+        return;
+    }
+    let Homes { link, mut host, .. } = Homes::start(access, CONFIG);
+    let _volunteers = ["herring", "sardine"].map(|name| {
+        let end = usize::from(name == "sardine");
+        let mut wrapper = link.wrapper(end);
+        // Devices that only wait: what is looked at is the line.
+        wrapper.extend(["env", "SHOAL_PRETEND_US=1000"].map(str::to_owned));
+        let place = Place {
+            wrapper,
+            address: Some(link.address(2).to_string()),
+        };
+        host.volunteer_at(name, &[], &place).expect("a volunteer")
+    });
+    let steps = |run: &Value| run["steps"].as_u64().unwrap_or(0);
+    let mut marks: VecDeque<(Instant, u64)> = VecDeque::new();
+    let mut best = 0.0_f64;
+    let found = host.wait_until("a faster link", FOUND_MAX, |run| {
+        let now = Instant::now();
+        marks.push_back((now, steps(run)));
+        while marks.get(1).is_some_and(|(at, _)| *at + RATE_SPAN < now) {
+            marks.pop_front();
+        }
+        let (since, before) = marks[0];
+        let took = now.duration_since(since);
+        if took >= RATE_SPAN {
+            best = best.max((steps(run) - before) as f64 / took.as_secs_f64());
+        }
+        best >= STEPS_A_SECOND_MIN
+    });
+    found.unwrap_or_else(|error| panic!("{best} steps a second: {error:#}"));
 }

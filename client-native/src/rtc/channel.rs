@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use shared::transport::{Channel, NetEvent};
-use shared::units::PeerId;
+use shared::transport::{Channel, Flow, NetEvent};
 use tokio::sync::{mpsc, watch};
 use webrtc::data_channel::{DataChannel, DataChannelEvent};
 
@@ -20,7 +19,7 @@ use crate::pace::Pacer;
 /// One data channel and where its news go.
 #[derive(Clone)]
 pub(super) struct ChannelEnds {
-    pub(super) peer: PeerId,
+    pub(super) flow: Flow,
     pub(super) instance: u64,
     pub(super) kind: Channel,
     pub(super) channel: Arc<dyn DataChannel>,
@@ -41,7 +40,7 @@ impl ChannelEnds {
                     return;
                 }
                 let event = NetEvent::Message {
-                    peer: self.peer,
+                    flow: self.flow,
                     channel: self.kind,
                     bytes: message.data.freeze(),
                 };
@@ -90,7 +89,7 @@ impl ChannelEnds {
             self.rounds.kick();
             if outbox.sent(len_bytes) {
                 let event = NetEvent::Drained {
-                    peer: self.peer,
+                    flow: self.flow,
                     channel: self.kind,
                 };
                 if self.report.send((self.instance, event)).await.is_err() {

@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use rtc::peer_connection::configuration::RTCOfferOptions;
-use shared::transport::{Channel, LinkEvent, LinkStep, certificate};
-use shared::units::PeerId;
+use shared::transport::{Channel, Flow, LinkEvent, LinkStep, certificate};
 use shared::wire::signal::IceServer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -74,7 +73,7 @@ enum LinkFailure {
 
 /// What a link's task starts with.
 pub(super) struct LinkTask {
-    pub(super) peer: PeerId,
+    pub(super) flow: Flow,
     pub(super) generation: u32,
     pub(super) instance: u64,
     pub(super) config: Arc<RtcConfig>,
@@ -106,8 +105,8 @@ impl LinkTask {
         self.outboxes.control.close();
         self.outboxes.tensors.close();
         if let Err(failure) = outcome {
-            let peer = self.peer;
-            tracing::debug!(%peer, generation = self.generation, %failure, "link down");
+            let flow = self.flow;
+            tracing::debug!(%flow, generation = self.generation, %failure, "link down");
             self.tell(LinkEvent::Down {
                 generation: self.generation,
             })
@@ -116,7 +115,7 @@ impl LinkTask {
     }
 
     async fn tell(&self, event: LinkEvent) {
-        let event = link_event(self.peer, event);
+        let event = link_event(self.flow, event);
         // Fails only when the transport is gone, and then nobody wants to know.
         let _ = self.report.send((self.instance, event)).await;
     }
@@ -307,7 +306,7 @@ impl LinkTask {
         live: &Live,
         state: RTCPeerConnectionState,
     ) -> Result<(), LinkFailure> {
-        tracing::debug!(peer = %self.peer, generation = live.generation, %state, "connection state");
+        tracing::debug!(flow = %self.flow, generation = live.generation, %state, "connection state");
         let (generation, is_open) = (live.generation, *live.gate.borrow());
         let failed = state == RTCPeerConnectionState::Failed;
         let closed = state == RTCPeerConnectionState::Closed;
@@ -343,7 +342,7 @@ impl LinkTask {
         }
         *place = Some(Arc::clone(&channel));
         let ends = ChannelEnds {
-            peer: self.peer,
+            flow: self.flow,
             instance: self.instance,
             kind,
             channel,

@@ -1,6 +1,6 @@
 //! Data channels between volunteers: [`shared::transport::Transport`] over the `webrtc` crate.
 //!
-//! [`RtcTransport`] keeps one task for each link ([`link`]). A task carries out the steps that
+//! [`RtcTransport`] keeps one task for each connection ([`link`]). A task carries out the steps that
 //! [`shared::peer`]'s link machine decides on, and says what came of them; which step comes next,
 //! glare, retries and time limits are not its business. Messages wait in bounded boxes
 //! ([`outbox`]) on their way out and in one bounded queue on their way in: when nobody reads that,
@@ -22,8 +22,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shared::transport::{Channel, LinkEvent, LinkStep, NetEvent, Transport, TransportStopped};
-use shared::units::PeerId;
+use shared::transport::{
+    Channel, Flow, LinkEvent, LinkStep, NetEvent, Transport, TransportStopped,
+};
 use shared::wire::signal::IceServer;
 use tokio::sync::mpsc;
 
@@ -98,7 +99,7 @@ impl RtcConfig {
     }
 }
 
-/// An event, and which of a peer's connections it comes from.
+/// An event, and which try of a connection it comes from.
 type Tagged = (u64, NetEvent);
 
 /// A step for a link's task, and what all links have in common by now.
@@ -107,7 +108,7 @@ struct Order {
     config: Arc<RtcConfig>,
 }
 
-/// One link as its owner sees it. Dropping it ends the link's task, which closes the connection.
+/// One connection as its owner sees it. Dropping it ends the connection's task, which closes it.
 struct Link {
     instance: u64,
     steps: mpsc::Sender<Order>,
@@ -150,7 +151,7 @@ impl TransportEnd {
 /// The network of one volunteer.
 pub struct RtcTransport {
     config: Arc<RtcConfig>,
-    links: BTreeMap<PeerId, Link>,
+    links: BTreeMap<Flow, Link>,
     instances: u64,
     events: mpsc::Receiver<Tagged>,
     report: mpsc::Sender<Tagged>,
@@ -178,8 +179,8 @@ impl RtcTransport {
         (transport, TransportEnd(end))
     }
 
-    /// Makes a new connection to `peer`; an older one ends without a word.
-    fn open(&mut self, peer: PeerId, generation: u32, relay_only: bool, first: LinkStep) {
+    /// Makes a new connection; an older one ends without a word.
+    fn open(&mut self, flow: Flow, generation: u32, relay_only: bool, first: LinkStep) {
         self.instances += 1;
         let instance = self.instances;
         let (steps, mailbox) = mpsc::channel(STEPS_MAX);
@@ -189,7 +190,7 @@ impl RtcTransport {
             Arc::make_mut(&mut config).relay_only = true;
         }
         let task = LinkTask {
-            peer,
+            flow,
             generation,
             instance,
             config,
@@ -206,7 +207,7 @@ impl RtcTransport {
             steps,
             outboxes,
         };
-        if let Some(older) = self.links.insert(peer, link) {
+        if let Some(older) = self.links.insert(flow, link) {
             older.outboxes.control.close();
             older.outboxes.tensors.close();
         }
@@ -214,27 +215,27 @@ impl RtcTransport {
 }
 
 impl Transport for RtcTransport {
-    fn link(&mut self, peer: PeerId, step: LinkStep) {
+    fn link(&mut self, flow: Flow, step: LinkStep) {
         match step {
             LinkStep::Offer {
                 generation,
                 relay_only,
-            } => self.open(peer, generation, relay_only, step),
-            LinkStep::Answer { generation, .. } => self.open(peer, generation, false, step),
+            } => self.open(flow, generation, relay_only, step),
+            LinkStep::Answer { generation, .. } => self.open(flow, generation, false, step),
             LinkStep::Accept { .. }
             | LinkStep::Candidate { .. }
             | LinkStep::Restart { .. }
             | LinkStep::AnswerRestart { .. } => {
-                let Some(link) = self.links.get(&peer) else {
+                let Some(link) = self.links.get(&flow) else {
                     return;
                 };
                 let config = Arc::clone(&self.config);
                 if link.steps.try_send(Order { step, config }).is_err() {
-                    tracing::debug!(%peer, "a step of a link was dropped: it has ended, or too many wait");
+                    tracing::debug!(%flow, "a step of a link was dropped: it has ended, or too many wait");
                 }
             }
             LinkStep::Close => {
-                if let Some(link) = self.links.remove(&peer) {
+                if let Some(link) = self.links.remove(&flow) {
                     // What waits on `control` (a `bye`) still goes out; see `LinkTask::run`.
                     link.outboxes.tensors.close();
                 }
@@ -258,9 +259,9 @@ impl Transport for RtcTransport {
         });
     }
 
-    fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool {
+    fn try_send(&mut self, by: Flow, channel: Channel, message: Bytes) -> bool {
         self.links
-            .get(&to)
+            .get(&by)
             .is_some_and(|link| link.outboxes.of(channel).push(message))
     }
 
@@ -271,14 +272,14 @@ impl Transport for RtcTransport {
                     reason: "no task is left that could report".to_owned(),
                 });
             };
-            let peer = match &event {
-                NetEvent::Link { peer, .. }
-                | NetEvent::Message { peer, .. }
-                | NetEvent::Drained { peer, .. } => *peer,
+            let flow = match &event {
+                NetEvent::Link { flow, .. }
+                | NetEvent::Message { flow, .. }
+                | NetEvent::Drained { flow, .. } => *flow,
             };
             let current = self
                 .links
-                .get(&peer)
+                .get(&flow)
                 .is_some_and(|link| link.instance == instance);
             if current {
                 return Ok(event);
@@ -287,9 +288,9 @@ impl Transport for RtcTransport {
     }
 }
 
-/// An event of `peer`'s link.
-fn link_event(peer: PeerId, event: LinkEvent) -> NetEvent {
-    NetEvent::Link { peer, event }
+/// An event of a connection.
+fn link_event(flow: Flow, event: LinkEvent) -> NetEvent {
+    NetEvent::Link { flow, event }
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ mod restart;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use shared::units::PeerId;
+
 use super::*;
 
-const LEFT: PeerId = PeerId(1);
-const RIGHT: PeerId = PeerId(2);
+const LEFT: Flow = Flow::first(PeerId(1));
+const RIGHT: Flow = Flow::first(PeerId(2));
 const MESSAGE_BYTES: usize = 32 << 10;
 const MESSAGES: usize = 1_000;
 const TEST_MAX: Duration = Duration::from_secs(60);
@@ -35,13 +37,8 @@ fn loopback_is_bound_where_there_is_nothing_else() {
 }
 
 /// Takes one side's news to the other, as the host would. Returns what is not signaling.
-fn relay(
-    from: PeerId,
-    event: NetEvent,
-    offers: bool,
-    other: &mut RtcTransport,
-) -> Option<NetEvent> {
-    let NetEvent::Link { event, peer } = event else {
+fn relay(from: Flow, event: NetEvent, offers: bool, other: &mut RtcTransport) -> Option<NetEvent> {
+    let NetEvent::Link { event, flow } = event else {
         return Some(event);
     };
     let step = match event {
@@ -60,7 +57,7 @@ fn relay(
         | LinkEvent::Disturbed { .. }
         | LinkEvent::Resumed { .. }
         | LinkEvent::Down { .. }) => {
-            return Some(NetEvent::Link { peer, event });
+            return Some(NetEvent::Link { flow, event });
         }
     };
     other.link(from, step);
@@ -69,7 +66,7 @@ fn relay(
 
 /// Next event of either side that is neither signaling nor a moment without packets (a busy machine has some), and
 /// whose it is. `left` offers.
-async fn step(left: &mut RtcTransport, right: &mut RtcTransport) -> (PeerId, NetEvent) {
+async fn step(left: &mut RtcTransport, right: &mut RtcTransport) -> (Flow, NetEvent) {
     loop {
         let news = tokio::select! {
             event = left.next_event() => relay(LEFT, event.unwrap(), true, right).map(|e| (LEFT, e)),
@@ -130,7 +127,7 @@ fn message(number: usize) -> Bytes {
 }
 
 /// Pushes as many as the box takes; returns how many were sent in all.
-fn push(transport: &mut RtcTransport, to: PeerId, mut sent: usize) -> usize {
+fn push(transport: &mut RtcTransport, to: Flow, mut sent: usize) -> usize {
     while sent < MESSAGES && transport.try_send(to, Channel::Tensors, message(sent)) {
         sent += 1;
     }
@@ -208,7 +205,7 @@ async fn both_ends_of_a_link_pass_messages_and_one_notices_the_others_loss() {
             matches!(
                 event,
                 NetEvent::Link {
-                    peer: RIGHT,
+                    flow: RIGHT,
                     event: LinkEvent::Down { generation: 1 }
                 }
             ),
@@ -263,7 +260,7 @@ async fn a_description_that_is_none_takes_the_link_down_and_nothing_else() {
     assert_eq!(
         event.expect("at once"),
         Ok(NetEvent::Link {
-            peer: RIGHT,
+            flow: RIGHT,
             event: LinkEvent::Down { generation: 7 }
         })
     );

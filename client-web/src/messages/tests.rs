@@ -15,7 +15,10 @@ where
 
 fn at() -> LinkId {
     LinkId {
-        peer: PeerId(7),
+        flow: Flow {
+            peer: PeerId(7),
+            number: 1,
+        },
         number: 2,
     }
 }

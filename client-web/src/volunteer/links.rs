@@ -13,8 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use js_sys::{Array, ArrayBuffer, JSON};
-use shared::transport::{Channel, IceServer, LinkEvent, LinkStep, certificate};
-use shared::units::PeerId;
+use shared::transport::{Channel, Flow, IceServer, LinkEvent, LinkStep, certificate};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 use web_sys::{
@@ -41,7 +40,7 @@ pub(super) struct Links {
     relay_only: bool,
     /// Whether the worker takes data channels.
     hand_over: bool,
-    open: BTreeMap<PeerId, Rc<Link>>,
+    open: BTreeMap<Flow, Rc<Link>>,
 }
 
 /// One connection.
@@ -106,17 +105,17 @@ impl Links {
             } => (*generation, *relay_only || self.relay_only),
             LinkStep::Answer { generation, .. } => (*generation, self.relay_only),
             LinkStep::Restart { generation } | LinkStep::AnswerRestart { generation, .. } => {
-                if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+                if let Some(link) = self.open.get(&at.flow).filter(|link| link.at == at) {
                     link.prepare_restart(*generation, &self.servers);
                     link.step(step);
                 }
                 return;
             }
             LinkStep::Accept { .. } | LinkStep::Candidate { .. } | LinkStep::Close => {
-                if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+                if let Some(link) = self.open.get(&at.flow).filter(|link| link.at == at) {
                     if step == LinkStep::Close {
                         link.close_soon();
-                        self.open.remove(&at.peer);
+                        self.open.remove(&at.flow);
                     } else {
                         link.step(step);
                     }
@@ -124,7 +123,7 @@ impl Links {
                 return;
             }
         };
-        if let Some(older) = self.open.remove(&at.peer) {
+        if let Some(older) = self.open.remove(&at.flow) {
             older.close();
         }
         let made =
@@ -148,12 +147,12 @@ impl Links {
         });
         link.listen();
         link.step(step);
-        self.open.insert(at.peer, link);
+        self.open.insert(at.flow, link);
     }
 
     /// Gives a message to the browser.
     pub(super) fn send(&mut self, parcel: &Parcel<ArrayBuffer>) {
-        let link = self.open.get(&parcel.at.peer);
+        let link = self.open.get(&parcel.at.flow);
         if let Some(link) = link.filter(|link| link.at == parcel.at) {
             link.send(parcel);
         }
@@ -161,14 +160,14 @@ impl Links {
 
     /// The worker's channels of a connection are open.
     pub(super) fn opened(&self, at: LinkId) {
-        if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+        if let Some(link) = self.open.get(&at.flow).filter(|link| link.at == at) {
             link.open();
         }
     }
 
     /// One of them is closed.
     pub(super) fn closed(&self, at: LinkId) {
-        if let Some(link) = self.open.get(&at.peer).filter(|link| link.at == at) {
+        if let Some(link) = self.open.get(&at.flow).filter(|link| link.at == at) {
             link.down();
         }
     }

@@ -17,9 +17,8 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 use js_sys::{ArrayBuffer, Uint8Array};
 use shared::transport::{
-    Channel, IceServer, LinkEvent, LinkStep, NetEvent, Transport, TransportStopped,
+    Channel, Flow, IceServer, LinkEvent, LinkStep, NetEvent, Transport, TransportStopped,
 };
-use shared::units::PeerId;
 
 use super::ends::End;
 use super::port;
@@ -122,7 +121,7 @@ pub(super) struct PageTransport {
     told: mpsc::UnboundedReceiver<Told>,
     /// What is to come out next.
     next: VecDeque<NetEvent>,
-    links: BTreeMap<PeerId, Link>,
+    links: BTreeMap<Flow, Link>,
     numbers: u32,
     relay_only: bool,
 }
@@ -141,10 +140,10 @@ impl PageTransport {
         }
     }
 
-    /// The link that `at` names, if it is the current one to that peer.
+    /// The connection that `at` names, if it is the current try of it.
     fn current(&mut self, at: LinkId) -> Option<&mut Link> {
         self.links
-            .get_mut(&at.peer)
+            .get_mut(&at.flow)
             .filter(|link| link.number == at.number)
     }
 
@@ -167,13 +166,13 @@ impl PageTransport {
                     | LinkEvent::Disturbed { .. }
                     | LinkEvent::Resumed { .. } => {}
                 }
-                let peer = at.peer;
-                self.next.push_back(NetEvent::Link { peer, event });
+                let flow = at.flow;
+                self.next.push_back(NetEvent::Link { flow, event });
                 self.next.extend(waited);
             }
             Told::Parcel(Parcel { at, channel, load }) => {
                 let message = NetEvent::Message {
-                    peer: at.peer,
+                    flow: at.flow,
                     channel,
                     bytes: Uint8Array::new(&load).to_vec().into(),
                 };
@@ -190,7 +189,7 @@ impl PageTransport {
             } => {
                 let way = self.current(at)?.way(channel);
                 let drained = way.outflow.sent(sent_bytes);
-                self.drained(at.peer, channel, drained);
+                self.drained(at.flow, channel, drained);
             }
             Told::Channel(at, channel, end) => {
                 let link = self.current(at)?;
@@ -206,47 +205,47 @@ impl PageTransport {
                 let way = self.current(at)?.way(channel);
                 let buffered = way.end.as_ref()?.buffered();
                 let drained = way.outflow.holds(buffered);
-                self.drained(at.peer, channel, drained);
+                self.drained(at.flow, channel, drained);
             }
         }
         Some(())
     }
 
-    fn drained(&mut self, peer: PeerId, channel: Channel, is_due: bool) {
+    fn drained(&mut self, flow: Flow, channel: Channel, is_due: bool) {
         if is_due {
-            self.next.push_back(NetEvent::Drained { peer, channel });
+            self.next.push_back(NetEvent::Drained { flow, channel });
         }
     }
 }
 
 impl Transport for PageTransport {
-    fn link(&mut self, peer: PeerId, step: LinkStep) {
+    fn link(&mut self, flow: Flow, step: LinkStep) {
         if let LinkStep::Offer { .. } | LinkStep::Answer { .. } = step {
             self.numbers += 1;
-            self.links.insert(peer, Link::new(self.numbers));
+            self.links.insert(flow, Link::new(self.numbers));
         }
-        let Some(link) = self.links.get(&peer) else {
+        let Some(link) = self.links.get(&flow) else {
             return;
         };
         let at = LinkId {
-            peer,
+            flow,
             number: link.number,
         };
         if step == LinkStep::Close {
-            self.links.remove(&peer);
+            self.links.remove(&flow);
         }
         port::say(&ToPage::Rtc(Rtc { at, what: step }));
     }
 
-    fn try_send(&mut self, to: PeerId, channel: Channel, message: Bytes) -> bool {
-        let Some(link) = self.links.get_mut(&to) else {
+    fn try_send(&mut self, by: Flow, channel: Channel, message: Bytes) -> bool {
+        let Some(link) = self.links.get_mut(&by) else {
             return false;
         };
         if !matches!(link.stand, Stand::Open) {
             return false;
         }
         let at = LinkId {
-            peer: to,
+            flow: by,
             number: link.number,
         };
         let Way { outflow, end } = link.way(channel);

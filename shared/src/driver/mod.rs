@@ -7,12 +7,15 @@
 //! Invariant: the loop waits for everything at once and for nothing in particular: a slow download,
 //! a full channel or a long job holds nothing else up.
 
+mod flows;
+mod links;
 pub mod measure;
 mod outbox;
 pub mod sent;
 pub mod shelf;
 pub mod tokens;
 pub mod trace;
+mod way;
 mod window;
 
 use std::collections::BTreeMap;
@@ -27,9 +30,9 @@ use futures_util::{FutureExt, select_biased};
 use crate::compute::{Compute, Done, Job};
 use crate::config::run::RunConfig;
 use crate::peer::{Event, Exit, Output, Peer};
-use crate::transport::{LinkEvent, LinkStep, MaybeSend, NetEvent, Transport, TransportStopped};
+use crate::transport::{MaybeSend, NetEvent, Transport, TransportStopped};
 use crate::units::{Digest, PeerId, SampleRange, Time};
-use crate::wire::frame::{Frame, Header, Mode};
+use crate::wire::frame::Mode;
 use crate::wire::signal::{DataInfo, Down, Held, Pause, Speed, Up};
 
 use outbox::Outbox;
@@ -351,7 +354,9 @@ where
         }
         state.tracer.waits(clock.now(), peer.waits_for());
         let happened = {
-            let mut sleep = pin!(sleep_until(&clock, peer.poll_timeout()).fuse());
+            let timeout = [peer.poll_timeout(), state.poll_timeout()];
+            let timeout = timeout.into_iter().flatten().min();
+            let mut sleep = pin!(sleep_until(&clock, timeout).fuse());
             let mut net = pin!(state.transport.next_event().fuse());
             let mut said = pin!(state.host.next_event().fuse());
             select_biased! {
@@ -395,7 +400,10 @@ where
                     watch(&peer, now, Event::NothingKept(reason));
                 }
             }
-            Happened::Timeout => peer.handle_timeout(now),
+            Happened::Timeout => {
+                peer.handle_timeout(now);
+                state.handle_timeout(&mut peer, now);
+            }
         }
     }
 }
@@ -464,10 +472,7 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             Output::Host(message) => self.host.send(message),
             Output::Frame(to, frame) => self.send(now, to, &frame),
             Output::Link(to, step) => {
-                if step == LinkStep::Close {
-                    self.outboxes.remove(&to);
-                }
-                self.transport.link(to, step);
+                self.link(to, step);
             }
             Output::Prepare(config) => self.prepare = Some(*config),
             Output::Compute(job) => self.job = Some(job),
@@ -488,76 +493,5 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             Output::Exit(exit) => return Some(exit),
         }
         None
-    }
-
-    fn send(&mut self, now: Time, to: PeerId, frame: &Frame) {
-        if let Some(outbox) = self.outboxes.get_mut(&to) {
-            self.tracer.sends(now, to, frame);
-            outbox.push(frame);
-            outbox.flush(now, to, &mut self.transport);
-        }
-    }
-
-    /// Whoever has room for more pieces of state gets them.
-    fn tell_state_left(&mut self, peer: &mut Peer, now: Time) {
-        for (&to, outbox) in &mut self.outboxes {
-            for _ in 0..outbox.state_left() {
-                peer.handle_state_sent(now, to);
-            }
-        }
-    }
-
-    fn handle_net(&mut self, peer: &mut Peer, now: Time, event: NetEvent) {
-        match event {
-            NetEvent::Link { peer: other, event } => {
-                if let LinkEvent::Open { .. } = event {
-                    // A new connection numbers its frames from the beginning.
-                    let bounds = self.transport.bounds_links();
-                    let outbox = Outbox::new(self.sent.clone(), bounds);
-                    self.outboxes.insert(other, outbox);
-                }
-                peer.handle_link_event(now, other, event);
-            }
-            NetEvent::Message {
-                peer: other,
-                channel,
-                bytes,
-            } => {
-                let Some(outbox) = self.outboxes.get_mut(&other) else {
-                    return;
-                };
-                let joined = outbox.join(channel, bytes);
-                // It is told of what has arrived.
-                outbox.flush(now, other, &mut self.transport);
-                match joined {
-                    Ok(Some(Frame {
-                        header: Header::Arrived { bytes },
-                        ..
-                    })) => {
-                        self.arrived(now, other, bytes);
-                        peer.handle_heard(now, other);
-                    }
-                    Ok(Some(frame)) => {
-                        self.tracer.receives(now, other, &frame);
-                        peer.handle_frame(now, other, frame);
-                    }
-                    Ok(None) => peer.handle_heard(now, other),
-                    Err(error) => peer.handle_malformed(now, other, &error.to_string()),
-                }
-            }
-            NetEvent::Drained { peer: other, .. } => {
-                if let Some(outbox) = self.outboxes.get_mut(&other) {
-                    outbox.flush(now, other, &mut self.transport);
-                }
-            }
-        }
-    }
-
-    /// So much less is under way: more may go.
-    fn arrived(&mut self, now: Time, from: PeerId, bytes: u64) {
-        if let Some(outbox) = self.outboxes.get_mut(&from) {
-            outbox.arrived(now, bytes);
-            outbox.flush(now, from, &mut self.transport);
-        }
     }
 }

@@ -61,6 +61,7 @@ impl Purpose {
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
             | Header::Arrived { .. }
+            | Header::Flow(_)
             | Header::MergeTaken { .. }
             | Header::Drawn { .. }
             | Header::Forget { .. } => Self::Control,

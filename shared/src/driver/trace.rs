@@ -259,6 +259,7 @@ fn of_frame(peer: PeerId, frame: &Frame) -> Option<(&'static str, About)> {
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
         | Header::Arrived { .. }
+        | Header::Flow(_)
         | Header::MergeTaken { .. }
         | Header::Text { .. }
         | Header::Forget { .. } => (None, None),

@@ -1,4 +1,4 @@
-//! How much of a link's tensors may be under way, where its transport does not see to that.
+//! How much of a connection's tensors may be under way, where its transport does not see to that, or where there are several.
 //!
 //! A browser's SCTP sends ahead until a queue on the way overflows, and then mends what was lost at a packet or two a round
 //! trip. So the other end says what has arrived, and no more is under way than fills the line: one and a quarter times what
@@ -46,7 +46,7 @@ struct Mark {
     is_full: bool,
 }
 
-/// The window of one link, away from this end.
+/// The window of one connection, away from this end.
 #[derive(Debug)]
 pub(super) struct Window {
     sent_bytes: u64,
@@ -74,10 +74,10 @@ struct Look {
 }
 
 impl Window {
-    /// Of a link that has just opened.
-    pub(super) fn new() -> Self {
+    /// Of a connection by which so many bytes were sent before, of whose arrival nothing is known.
+    pub(super) fn new(sent_bytes: u64) -> Self {
         Self {
-            sent_bytes: 0,
+            sent_bytes,
             arrived_bytes: 0,
             arrived_at: Time::default(),
             arrived_sent_at: Time::default(),
@@ -92,6 +92,11 @@ impl Window {
     /// Whether anything went.
     pub(super) fn has_sent(&self) -> bool {
         self.sent_bytes > 0
+    }
+
+    /// The least round trip of late, once one was seen.
+    pub(super) fn round_trip_min(&self) -> Option<Span> {
+        self.least.map(|(_, least)| least)
     }
 
     /// Whether so many bytes more may go.
@@ -152,7 +157,8 @@ impl Window {
         self.granted_bytes = self.wanted().min(self.granted_bytes + arrived);
     }
 
-    fn under_way(&self) -> u64 {
+    /// Bytes that were sent and of whose arrival nothing is known.
+    pub(super) fn under_way(&self) -> u64 {
         self.sent_bytes - self.arrived_bytes
     }
 
@@ -252,7 +258,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             Self {
-                window: Window::new(),
+                window: Window::new(0),
                 now_us: 0,
                 free_us: 0,
                 told: VecDeque::new(),
@@ -417,7 +423,7 @@ mod tests {
 
     #[test]
     fn words_that_cannot_be_true_change_nothing_for_good() {
-        let mut window = Window::new();
+        let mut window = Window::new(0);
         window.arrived(Time::from_micros(1), u64::MAX);
         assert!(window.admits(MESSAGE));
         window.sent(Time::from_micros(2), MESSAGE);

@@ -63,6 +63,7 @@ fn misfit(config: &RunConfig, frame: &Frame) -> Option<&'static str> {
         | Header::MergeNorm { .. }
         | Header::MergeScale { .. }
         | Header::Arrived { .. }
+        | Header::Flow(_)
         | Header::MergeTaken { .. }
         | Header::Text { .. }
         | Header::Drawn { .. }
@@ -117,8 +118,8 @@ impl Peer {
 
     fn frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
         match &frame.header {
-            // The driver, which cuts frames into messages, has read what arrived.
-            Header::Hello { .. } | Header::Arrived { .. } => {}
+            // The driver, which cuts frames into messages and opens further connections, has read what it says.
+            Header::Hello { .. } | Header::Arrived { .. } | Header::Flow(_) => {}
             Header::Keepalive { stamp_us, echo } => {
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.handle_keepalive(now, *stamp_us, *echo);
@@ -283,6 +284,7 @@ impl Peer {
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
             | Header::Arrived { .. }
+            | Header::Flow(_)
             | Header::MergeTaken { .. }
             | Header::Text { .. }
             | Header::Drawn { .. }

@@ -237,6 +237,7 @@ impl Tally {
             | Header::MergeNorm { .. }
             | Header::MergeScale { .. }
             | Header::Arrived { .. }
+            | Header::Flow(_)
             | Header::MergeTaken { .. }
             | Header::Text { .. }
             | Header::Drawn { .. }

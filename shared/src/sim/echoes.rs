@@ -91,6 +91,7 @@ fn is_of_a_round(header: &Header) -> bool {
         | Header::StateRequest { .. }
         | Header::StateChunk { .. }
         | Header::Keepalive { .. }
+        | Header::Flow(_)
         | Header::Bye { .. } => false,
     }
 }

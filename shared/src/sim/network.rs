@@ -145,6 +145,7 @@ fn channel(header: &Header) -> Channel {
         | Header::MergeScale { .. }
         | Header::Arrived { .. }
         | Header::MergeTaken { .. }
+        | Header::Flow(_)
         | Header::Drawn { .. }
         | Header::Forget { .. } => Channel::Control,
     }

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::run::Opens;
 use crate::limits::{
-    FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX, STATE_BYTES_MAX,
-    STATE_CHUNK_BYTES,
+    FLOW_SIGNAL_BYTES_MAX, FLOWS_MAX, FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES,
+    REASON_BYTES_MAX, STATE_BYTES_MAX, STATE_CHUNK_BYTES,
 };
+use crate::transport::FlowName;
 use crate::units::{
     Attempt, Epoch, Microbatch, PeerId, PipelineId, RequestId, Round, StageId, Step,
 };
@@ -23,7 +24,7 @@ use crate::wire::generate::Sampling;
 use crate::wire::merge::Leg;
 
 /// First byte of every frame and of every hello to the host.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 /// Version of this build, as people install it. Builds that speak the same [`VERSION`] take part in one run.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -267,11 +268,16 @@ pub enum Header {
         /// Which text.
         request: RequestId,
     },
-    /// Bytes of messages on `tensors` that arrived from you in all; tell me the same from now on. On `control`.
+    /// Bytes of messages on `tensors` that arrived from you in all; tell me the same from now on. On the `control` of the same
+    /// connection; a further one's carries nothing else.
     Arrived {
-        /// Since the link opened.
+        /// Since it opened.
         bytes: u64,
+        /// Whether the sender waits for such a word, so that one is to be said even if it is no news.
+        asks: bool,
     },
+    /// Opens or mends a further connection. Payload: a [`LinkSignal`](crate::transport::LinkSignal) in postcard. On `control`.
+    Flow(FlowName),
 }
 
 /// One message between peers.
@@ -364,7 +370,8 @@ impl Header {
             | Self::Text { .. }
             | Self::Drawn { .. }
             | Self::Forget { .. }
-            | Self::Arrived { .. } => None,
+            | Self::Arrived { .. }
+            | Self::Flow(_) => None,
         }
     }
 
@@ -390,6 +397,7 @@ impl Header {
             Self::Drawn { .. } => "drawn",
             Self::Forget { .. } => "forget",
             Self::Arrived { .. } => "arrived",
+            Self::Flow(_) => "flow",
         }
     }
 
@@ -490,6 +498,13 @@ impl Header {
             Self::Text { sampling, .. } => &[
                 (sampling.is_sound(), "a token can be drawn so"),
                 (payload_bytes > 0, "has a payload"),
+            ],
+            Self::Flow(name) => &[
+                (name.number < FLOWS_MAX, "a link has few connections"),
+                (
+                    (1..=FLOW_SIGNAL_BYTES_MAX).contains(&payload_bytes),
+                    "has a signal, no longer than agreed",
+                ),
             ],
             Self::Credit { .. }
             | Self::Keepalive { .. }

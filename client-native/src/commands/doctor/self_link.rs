@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use shared::transport::{LinkEvent, LinkStep, NetEvent, Transport};
+use shared::transport::{Flow, LinkEvent, LinkStep, NetEvent, Transport};
 use shared::units::PeerId;
 
 use super::Findings;
@@ -43,7 +43,7 @@ async fn open_self_link() -> bool {
         })
     };
     let (mut left, mut right) = (new(), new());
-    let (left_id, right_id) = (PeerId(1), PeerId(2));
+    let (left_id, right_id) = (Flow::first(PeerId(1)), Flow::first(PeerId(2)));
     left.link(
         right_id,
         LinkStep::Offer {

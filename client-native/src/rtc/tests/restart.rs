@@ -74,7 +74,7 @@ struct Mended {
     direct: bool,
 }
 
-const IDS: [PeerId; 2] = [LEFT, RIGHT];
+const IDS: [Flow; 2] = [LEFT, RIGHT];
 
 impl Mended {
     /// Passes signals on until something else happens; which end it happens to.
@@ -85,7 +85,7 @@ impl Mended {
                 event = left.next_event() => (0, event.unwrap()),
                 event = right.next_event() => (1, event.unwrap()),
             };
-            let NetEvent::Link { event, peer } = event else {
+            let NetEvent::Link { event, flow } = event else {
                 return (end, event);
             };
             let step = match event {
@@ -115,7 +115,7 @@ impl Mended {
                 event @ (LinkEvent::Open { .. }
                 | LinkEvent::Disturbed { .. }
                 | LinkEvent::Resumed { .. }
-                | LinkEvent::Down { .. }) => return (end, NetEvent::Link { peer, event }),
+                | LinkEvent::Down { .. }) => return (end, NetEvent::Link { flow, event }),
             };
             self.transports[1 - end].link(IDS[end], step);
         }

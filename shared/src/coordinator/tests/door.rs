@@ -37,7 +37,7 @@ fn whoever_has_another_build_is_told_which_one_to_install() {
     check_refused(
         |join| join.version = 1,
         expect_test::expect![
-            "you speak version 1 of the protocol, this host 6; install Shoal 0.1.0, which this host is"
+            "you speak version 1 of the protocol, this host 7; install Shoal 0.1.0, which this host is"
         ],
     );
     check_refused(

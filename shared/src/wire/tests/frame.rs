@@ -5,9 +5,12 @@ use expect_test::{Expect, expect};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::link::name;
 use crate::limits::{
-    FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX, STATE_BYTES_MAX,
+    FLOWS_MAX, FRAME_BYTES_MAX, HEADER_BYTES_MAX, MERGE_SLICE_BYTES, REASON_BYTES_MAX,
+    STATE_BYTES_MAX,
 };
+use crate::transport::FlowName;
 use crate::units::{Issue, Microbatch, PeerId, PipelineId, Round, StageId, Step};
 use crate::wire::frame::{
     Behind, DecodeError, Echo, Frame, Header, Mode, Place, Slot, StepEnd, VERSION,
@@ -55,7 +58,7 @@ fn hello_is_version_kind_peer_and_64_bytes_of_signature() {
         header,
         b"",
         expect![
-            "06000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
+            "07000740abababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababababab"
         ],
     );
 }
@@ -76,7 +79,7 @@ fn forward_carries_slot_and_how_the_step_before_ended() {
     check(
         header,
         b"tensor",
-        expect!["06010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
+        expect!["07010102ac02110405000804f0a204010000003fe0a20474656e736f72"],
     );
 }
 
@@ -91,12 +94,12 @@ fn backward_carries_loss_and_on_the_last_microbatch_the_norm() {
     check(
         header(Mode::Train, Some(0.25)),
         b"gradient",
-        expect!["06020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
+        expect!["07020102ac0211040500000000000000f83f01000000000000d03f6772616469656e74"],
     );
     check(
         header(Mode::Evaluate, None),
         b"",
-        expect!["06020102ac0211040501000000000000f83f00"],
+        expect!["07020102ac0211040501000000000000f83f00"],
     );
 }
 
@@ -111,11 +114,11 @@ fn apply_says_how_a_step_ended_and_whether_it_was_the_last() {
         },
         last,
     };
-    check(header(true), b"", expect!["06030102ac0211130000803fe80701"]);
+    check(header(true), b"", expect!["07030102ac0211130000803fe80701"]);
     check(
         header(false),
         b"",
-        expect!["06030102ac0211130000803fe80700"],
+        expect!["07030102ac0211130000803fe80700"],
     );
 }
 
@@ -126,7 +129,7 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
         stage: StageId(3),
         offset: 262_144,
     };
-    check(request, b"", expect!["06041103808010"]);
+    check(request, b"", expect!["07041103808010"]);
     let chunk = |offset, total| Header::StateChunk {
         round: Round(17),
         stage: StageId(3),
@@ -136,9 +139,9 @@ fn state_is_asked_for_and_sent_by_round_stage_and_offset() {
     check(
         chunk(262_144, 262_149),
         b"state",
-        expect!["060511038080108580107374617465"],
+        expect!["070511038080108580107374617465"],
     );
-    check(chunk(262_144, 0), b"", expect!["0605110380801000"]);
+    check(chunk(262_144, 0), b"", expect!["0705110380801000"]);
 }
 
 fn slice(leg: Leg, offset: u64) -> Header {
@@ -155,18 +158,18 @@ fn a_slice_of_a_merge_names_attempt_stage_leg_and_offset() {
     check(
         slice(Leg::Scatter, 262_144),
         b"part",
-        expect!["060a02ac02030080801070617274"],
+        expect!["070a02ac02030080801070617274"],
     );
     check(
         slice(Leg::Gather, 0),
         b"average",
-        expect!["060a02ac0203010061766572616765"],
+        expect!["070a02ac0203010061766572616765"],
     );
     let taken = Header::MergeTaken {
         attempt: place().epoch,
         taken: 300,
     };
-    check(taken, b"", expect!["060b02ac02ac02"]);
+    check(taken, b"", expect!["070b02ac02ac02"]);
 }
 
 #[test]
@@ -180,24 +183,23 @@ fn credit_keepalive_bye_and_received_are_small() {
             slowest_us: 7,
         },
     };
-    check(credit, b"", expect!["06060102ac020cac0207"]);
+    check(credit, b"", expect!["07060102ac020cac0207"]);
     let keepalive = |echo| Header::Keepalive {
         stamp_us: 300,
         echo,
     };
-    check(keepalive(None), b"", expect!["0607ac0200"]);
+    check(keepalive(None), b"", expect!["0707ac0200"]);
     let echo = Echo {
         stamp_us: 200,
         held_us: 5,
     };
-    check(keepalive(Some(echo)), b"", expect!["0607ac0201c80105"]);
+    check(keepalive(Some(echo)), b"", expect!["0707ac0201c80105"]);
     let received = Header::Received {
         slot: slot(),
         mode: Mode::Train,
     };
-    check(received, b"", expect!["06090102ac0211040500"]);
-    check(Header::Arrived { bytes: 300 }, b"", expect!["0611ac02"]);
-    check(Header::bye("over"), b"", expect!["0608046f766572"]);
+    check(received, b"", expect!["07090102ac0211040500"]);
+    check(Header::bye("over"), b"", expect!["0708046f766572"]);
 }
 
 /// Encodes without looking, as a faulty peer would, and tells what the reader says.
@@ -284,7 +286,6 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
             },
             b"x",
         ),
-        refusal(Header::Arrived { bytes: 7 }, b"x"),
         refusal(slice(Leg::Scatter, 0), b""),
         refusal(slice(Leg::Scatter, 0), &[0; MERGE_SLICE_BYTES + 1]),
         refusal(slice(Leg::Gather, STATE_BYTES_MAX), b"x"),
@@ -316,7 +317,6 @@ fn values_that_no_correct_build_sends_are_refused_with_the_rule() {
         no header can be read: Hit the end of buffer, expected more data
         keepalive frame: has no payload
         received frame: has no payload
-        arrived frame: has no payload
         merge frame: has a payload
         merge frame: a slice is no longer than agreed
         merge frame: the offset lies within a stage
@@ -489,7 +489,8 @@ fn any_header() -> impl Strategy<Value = Header> {
             attempt: place.epoch,
             taken,
         }),
-        any::<u64>().prop_map(|bytes| Header::Arrived { bytes }),
+        any::<(u64, bool)>().prop_map(|(bytes, asks)| Header::Arrived { bytes, asks }),
+        any_name().prop_map(Header::Flow),
         (any_place(), 0.0..f64::MAX).prop_map(|(place, norm_squared)| Header::MergeNorm {
             attempt: place.epoch,
             norm_squared,
@@ -535,6 +536,10 @@ fn any_text_header() -> impl Strategy<Value = Header> {
     prop_oneof![text, drawn, forget]
 }
 
+fn any_name() -> impl Strategy<Value = FlowName> {
+    (0..FLOWS_MAX).prop_map(name)
+}
+
 /// Any frame that a correct build may send.
 fn any_frame() -> impl Strategy<Value = Frame> {
     (any_header(), vec(any::<u8>(), 1..64)).prop_map(|(header, payload)| {
@@ -544,6 +549,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 | Header::StateChunk { .. }
                 | Header::Merge { .. }
                 | Header::Text { .. }
+                | Header::Flow(_)
                 | Header::Backward {
                     mode: Mode::Train,
                     ..

@@ -4,5 +4,6 @@
 
 mod frame;
 mod gateway;
+mod link;
 mod signal;
 mod text;

@@ -34,7 +34,7 @@ fn a_text_names_line_up_request_position_and_how_it_is_drawn() {
     check(
         text(1.0, 0.5),
         b"tokens",
-        expect!["060e0102ac020205ac02070000803f0000003f09746f6b656e73"],
+        expect!["070e0102ac020205ac02070000803f0000003f09746f6b656e73"],
     );
     let (pipeline, epoch) = (place().pipeline, place().epoch);
     let drawn = |token| Header::Drawn {
@@ -44,14 +44,14 @@ fn a_text_names_line_up_request_position_and_how_it_is_drawn() {
         drawn: 7,
         token,
     };
-    check(drawn(Some(300)), b"", expect!["060f0102ac0202050701ac02"]);
-    check(drawn(None), b"", expect!["060f0102ac0202050700"]);
+    check(drawn(Some(300)), b"", expect!["070f0102ac0202050701ac02"]);
+    check(drawn(None), b"", expect!["070f0102ac0202050700"]);
     let forget = Header::Forget {
         pipeline,
         epoch,
         request: REQUEST,
     };
-    check(forget, b"", expect!["06100102ac020205"]);
+    check(forget, b"", expect!["07100102ac020205"]);
 }
 
 #[test]
