@@ -16,10 +16,21 @@ pub(crate) const EVERYTHING: [&str; 2] = ["--workspace", "--all-features"];
 pub(crate) const IS_RELEASE: bool = !cfg!(debug_assertions);
 
 /// Cargo, as the one that runs this program, in the repository's root.
+///
+/// Without what that one tells this program of its package: where a build script reads such a variable (ring's does), all
+/// that depends on it would be compiled anew each time that cargo is started here after a person has started it, or before.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(paths::repository()).args(arguments);
+    let is_of_a_package = |name: &str| {
+        let kinds = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        kinds.iter().any(|kind| name.starts_with(kind))
+    };
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in names.filter(|name| is_of_a_package(name)) {
+        command.env_remove(name);
+    }
     command
 }
 
