@@ -113,7 +113,8 @@ pub const RESTART_MAX: Span = Span::from_secs(6);
 pub const RESTARTS_MAX: u32 = 3;
 /// Time without a restart after which earlier ones are forgotten.
 pub const RESTART_CALM: Span = Span::from_secs(60);
-/// Connections of one link, at most: eight carry most of 80 Mbit/s at 50 ms with 0.1 % loss, one a tenth.
+/// Connections of one link until which an end opens more (two that do so at once may have a few more), and most that it opens
+/// itself: eight carry most of 80 Mbit/s at 50 ms with 0.1 % loss, one a tenth.
 pub const FLOWS_MAX: u8 = 8;
 /// Longest signal of a further connection: a session description is a few KB.
 pub const FLOW_SIGNAL_BYTES_MAX: usize = 16 << 10;

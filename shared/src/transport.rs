@@ -57,8 +57,8 @@ impl IceServer {
 pub struct Flow {
     /// The other end.
     pub peer: PeerId,
-    /// 0 for the connection that opens and closes the link, which alone uses `control`. The ends number further ones each for
-    /// itself.
+    /// 0 for the connection that opens and closes the link. The ends number further ones each for itself; those carry tensors,
+    /// and on `control` nothing but what has arrived.
     pub number: u8,
 }
 

@@ -33,10 +33,10 @@ use link::LinkTask;
 use outbox::Outbox;
 use traffic::Traffic;
 
-/// Bytes that wait on the `tensors` channel of one link before `try_send` says no: a message that the pacer holds, and
+/// Bytes that wait on the `tensors` channel of one connection before `try_send` says no: a message that the pacer holds, and
 /// one that follows it. What is urgent waits behind them, so what can wait does so where it is put in order.
 pub const TENSORS_BYTES_MAX: usize = 72 << 10;
-/// Bytes that wait on the `control` channel of one link: thousands of small frames.
+/// Bytes that wait on the `control` channel of one connection: thousands of small frames.
 pub const CONTROL_BYTES_MAX: usize = 256 << 10;
 /// Bytes of one channel inside the SCTP stack: one bandwidth-delay product of 80 Mbit/s at 100 ms.
 pub(crate) const STACK_BYTES_MAX: usize = 1 << 20;

@@ -3,17 +3,17 @@
 //! SCTP takes a lost packet for congestion. At a loss of `p` a connection carries about `MSS / RTT * sqrt(3 / 2p)` (Mathis and
 //! others, "The macroscopic behavior of the TCP congestion avoidance algorithm", 1997), which is 7 Mbit/s at 50 ms and 0.1 %
 //! whatever the line; several carry several times that. [`demand`] says when to open more. They carry `tensors`, whose messages
-//! come in any order, each as much as its own [window](super::window) admits, and are opened over the link's own `control`: both ends have signed for that, so the certificate in a
+//! come in any order, each as much as its own [window](super::window) admits (and words of what arrived, on their `control`), and are opened over the link's own `control`: both ends have signed for that, so the certificate in a
 //! description is the other end's own, and the host has no part in it.
 //!
-//! None is closed before its link is, so that nothing on its way by it is lost. One whose path breaks is restarted, as the
-//! link itself; one that does not come back takes the link with it, as messages are missing then.
+//! One that is open is not closed before its link is, so that nothing on its way by it is lost. One whose path breaks is
+//! restarted, as the link itself; one that does not come back takes the link with it if something was on its way.
 //!
 //! Invariant: an offer, an answer or a candidate of an older generation changes nothing.
 
 mod demand;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::limits::{
     CANDIDATES_EARLY_MAX, FLOW_RESTART_MAX, FLOWS_MAX, LINK_OPEN_MAX, RESTART_GRACE,
@@ -70,9 +70,14 @@ pub(super) struct Flows {
     usable: Vec<u8>,
     /// How many this end has opened, ever.
     opened: u8,
+    /// What the other end has offered, ever.
+    offered: BTreeSet<u8>,
+    /// Those that were open and are over.
+    ended: Vec<u8>,
     demand: Demand,
     acts: VecDeque<Act>,
-    is_lost: bool,
+    /// Whether the link's first connection goes through a relay: a direct path was tried and broke, or there is none.
+    relayed: bool,
 }
 
 impl Default for Flows {
@@ -81,9 +86,11 @@ impl Default for Flows {
             further: BTreeMap::new(),
             usable: vec![0],
             opened: 0,
+            offered: BTreeSet::new(),
+            ended: Vec::new(),
             demand: Demand::default(),
             acts: VecDeque::new(),
-            is_lost: false,
+            relayed: false,
         }
     }
 }
@@ -107,14 +114,19 @@ impl Flows {
         &self.usable
     }
 
-    /// Whether messages are missing that nothing brings back.
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost
+    /// Numbers of connections that were open and are over: what was on its way by them is lost.
+    pub(super) fn ended(&self) -> &[u8] {
+        &self.ended
     }
 
-    /// Whether the other end is to be asked what arrives.
-    pub(super) fn wants_words(&self) -> bool {
-        self.demand.wants_words()
+    /// Whether bulk has waited for long.
+    pub(super) fn has_waited(&self) -> bool {
+        self.demand.has_waited()
+    }
+
+    /// Whether the link's first connection goes through a relay.
+    pub(super) fn set_relayed(&mut self, relayed: bool) {
+        self.relayed = relayed;
     }
 
     /// The other end tells what arrives.
@@ -128,7 +140,7 @@ impl Flows {
         let is_opening =
             |it: &Further| it.name.opened_here && matches!(it.stand, Stand::Opening { .. });
         let is_opening = self.further.values().any(is_opening);
-        let open = u8::try_from(self.usable.len()).unwrap_or(FLOWS_MAX);
+        let open = u8::try_from(1 + self.further.len()).unwrap_or(FLOWS_MAX);
         for _ in 0..self.demand.wants(open, is_opening) {
             self.open(now);
         }
@@ -147,7 +159,7 @@ impl Flows {
         let at = self.begin(now, name, 1);
         let offer = LinkStep::Offer {
             generation: 1,
-            relay_only: false,
+            relay_only: self.relayed,
         };
         self.acts.push_back(Act::Step(at, offer));
     }
@@ -171,7 +183,7 @@ impl Flows {
         let name = seen_from_there(theirs);
         let (at, opened_here) = (here(name), name.opened_here);
         if let LinkSignal::Offer { generation, sdp } = signal {
-            if !opened_here && !self.further.contains_key(&at) {
+            if !opened_here && self.offered.insert(name.number) {
                 self.begin(now, name, generation);
                 let answer = LinkStep::Answer { generation, sdp };
                 self.acts.push_back(Act::Step(at, answer));
@@ -213,8 +225,12 @@ impl Flows {
             }
             LinkSignal::Disturbed { generation } => {
                 if opened_here && generation == further.generation {
-                    self.disturbed(now, at);
-                    self.ask(at);
+                    match further.stand {
+                        Stand::Opening { .. } => {}
+                        // Where nothing is amiss here, no news would say that it is mended.
+                        Stand::Open => self.restart(at),
+                        Stand::Disturbed { .. } => self.ask_again(at),
+                    }
                 }
             }
             LinkSignal::Offer { .. } | LinkSignal::Again { .. } => {}
@@ -288,7 +304,14 @@ impl Flows {
                 further.stand = Stand::Open;
                 self.count_usable();
             }
-            LinkEvent::Disturbed { .. } => self.disturbed(now, at),
+            LinkEvent::Disturbed { generation } => {
+                let was_mended = generation == current;
+                if matches!(further.stand, Stand::Disturbed { is_asked: true, .. }) && was_mended {
+                    self.ask_again(at);
+                } else {
+                    self.disturbed(now, at);
+                }
+            }
             LinkEvent::Down { .. } => self.end(at),
             LinkEvent::Description { .. } | LinkEvent::Candidate { .. } => {}
         }
@@ -318,11 +341,7 @@ impl Flows {
             return;
         }
         if further.name.opened_here {
-            let generation = further.generation + 1;
-            further.renew(generation);
-            further.is_described = false;
-            self.acts
-                .push_back(Act::Step(at, LinkStep::Restart { generation }));
+            self.restart(at);
         } else {
             let generation = further.generation;
             let signal = LinkSignal::Disturbed { generation };
@@ -330,10 +349,35 @@ impl Flows {
         }
     }
 
-    /// Nothing more comes of it. What was on its way by it is lost, if it ever carried something.
+    /// What was asked for came to nothing.
+    fn ask_again(&mut self, at: u8) {
+        if let Some(Further {
+            stand: Stand::Disturbed { is_asked, .. },
+            ..
+        }) = self.further.get_mut(&at)
+        {
+            *is_asked = false;
+            self.ask(at);
+        }
+    }
+
+    /// Begins a restart of what this end has opened.
+    fn restart(&mut self, at: u8) {
+        if let Some(further) = self.further.get_mut(&at) {
+            let generation = further.generation + 1;
+            further.renew(generation);
+            further.is_described = false;
+            let restart = LinkStep::Restart { generation };
+            self.acts.push_back(Act::Step(at, restart));
+        }
+    }
+
+    /// Nothing more comes of it.
     fn end(&mut self, at: u8) {
         if let Some(further) = self.further.remove(&at) {
-            self.is_lost |= !matches!(further.stand, Stand::Opening { .. });
+            if !matches!(further.stand, Stand::Opening { .. }) {
+                self.ended.push(at);
+            }
             self.acts.push_back(Act::Step(at, LinkStep::Close));
             self.count_usable();
         }
@@ -342,7 +386,9 @@ impl Flows {
     /// The link is closed, or opened anew.
     pub(super) fn close(&mut self) {
         let all = std::mem::take(&mut self.further);
-        self.acts.clear();
+        // What is over is not to stay open in the transport.
+        let is_close = |act: &Act| matches!(act, Act::Step(_, LinkStep::Close));
+        self.acts.retain(is_close);
         let close = all.into_keys().map(|at| Act::Step(at, LinkStep::Close));
         self.acts.extend(close);
         self.count_usable();

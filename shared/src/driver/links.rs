@@ -13,11 +13,8 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
             step,
             LinkStep::Offer { .. } | LinkStep::Answer { .. } | LinkStep::Close
         );
-        if let Some(outbox) = self.outboxes.get_mut(&to).filter(|_| ends) {
+        if ends && let Some(mut outbox) = self.outboxes.remove(&to) {
             outbox.close(to, &mut self.transport);
-        }
-        if step == LinkStep::Close {
-            self.outboxes.remove(&to);
         }
         self.transport.link(Flow::first(to), step);
     }
@@ -55,6 +52,11 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                     let outbox = Outbox::new(self.sent.clone(), bounds, generation);
                     self.outboxes.insert(other, outbox);
                 }
+                if let LinkEvent::Open { relayed, .. } | LinkEvent::Resumed { relayed, .. } = event
+                    && let Some(outbox) = self.outboxes.get_mut(&other)
+                {
+                    outbox.set_relayed(relayed);
+                }
                 peer.handle_link_event(now, other, event);
             }
             NetEvent::Link { flow, event } => {
@@ -78,14 +80,15 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                 let joined = outbox.join(number, channel, bytes);
                 // It is told of what has arrived.
                 outbox.flush(now, other, &mut self.transport);
+                if number == 0 {
+                    // What comes by another one says nothing of the first one's path.
+                    peer.handle_heard(now, other);
+                }
                 match joined {
                     Ok(Some(Frame {
                         header: Header::Arrived { bytes, asks },
                         ..
-                    })) => {
-                        self.arrived(now, flow, bytes, asks);
-                        peer.handle_heard(now, other);
-                    }
+                    })) => self.arrived(now, flow, bytes, asks),
                     Ok(Some(_)) if number > 0 && channel == Channel::Control => {
                         let reason = "a frame on a `control` that is not the link's";
                         peer.handle_malformed(now, other, reason);
@@ -93,15 +96,12 @@ impl<T: Transport, H: Host, C> Loop<T, H, C> {
                     Ok(Some(Frame {
                         header: Header::Flow(name),
                         payload,
-                    })) => {
-                        self.flow(peer, now, other, name, &payload);
-                        peer.handle_heard(now, other);
-                    }
+                    })) => self.flow(peer, now, other, name, &payload),
                     Ok(Some(frame)) => {
                         self.tracer.receives(now, other, &frame);
-                        peer.handle_frame(now, other, frame);
+                        peer.handle_frame_aside(now, other, frame);
                     }
-                    Ok(None) => peer.handle_heard(now, other),
+                    Ok(None) => {}
                     Err(error) => peer.handle_malformed(now, other, &error.to_string()),
                 }
             }

@@ -147,9 +147,9 @@ impl Outbox {
         let waits = !waits.into_iter().all(Lane::is_empty);
         let told_bytes = self.ways.values().map(Way::told_bytes).sum();
         self.flows.look(now, waits, told_bytes);
-        if !self.bounds && self.flows.wants_words() {
+        if !self.bounds && self.flows.has_waited() {
             self.bounds = true;
-            self.ways.values_mut().for_each(Way::bound);
+            self.ways.values_mut().for_each(|way| way.bound(now));
         }
         self.tell_arrived(now, to, transport, |way| {
             way.is_to_ask() || way.is_late(now)
@@ -198,8 +198,14 @@ impl Outbox {
     /// That messages are missing which nothing brings back: to the link as if its first connection had broken.
     pub(super) fn lost(&self) -> Option<LinkEvent> {
         let generation = self.generation;
-        let is_lost = self.flows.is_lost();
+        let is_missing = |number| self.ways.get(number).is_some_and(Way::is_something_missing);
+        let is_lost = self.flows.ended().iter().any(is_missing);
         is_lost.then_some(LinkEvent::Down { generation })
+    }
+
+    /// Whether the link's first connection goes through a relay.
+    pub(super) fn set_relayed(&mut self, relayed: bool) {
+        self.flows.set_relayed(relayed);
     }
 
     /// When to call [`Outbox::handle_timeout`].
@@ -230,7 +236,7 @@ impl Outbox {
                     let number = usable[self.turn];
                     let way = self.ways.entry(number).or_default();
                     if self.bounds && !way.is_bound() {
-                        way.bound();
+                        way.bound(now);
                     }
                     let flow = Flow { peer: to, number };
                     way.send(now, flow, transport, message)

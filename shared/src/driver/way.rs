@@ -38,8 +38,15 @@ pub(super) struct Way {
 
 impl Way {
     /// Bounds what is under way from now on.
-    pub(super) fn bound(&mut self) {
-        self.window = Some(Window::new(self.sent_bytes));
+    pub(super) fn bound(&mut self, now: Time) {
+        let mut window = Window::new(self.sent_bytes);
+        window.arrived(now, self.told_bytes);
+        self.window = Some(window);
+    }
+
+    /// Whether what was sent has not all arrived, as far as is known.
+    pub(super) fn is_something_missing(&self) -> bool {
+        self.sent_bytes > self.told_bytes
     }
 
     pub(super) fn is_bound(&self) -> bool {
@@ -79,6 +86,7 @@ impl Way {
     pub(super) fn told(&mut self, now: Time, bytes: u64, asks: bool) {
         self.tells = true;
         self.is_due |= asks;
+        let bytes = bytes.min(self.sent_bytes);
         if bytes > self.told_bytes {
             self.told_bytes = bytes;
             self.moved = now;
@@ -160,7 +168,7 @@ mod tests {
             ..Way::default()
         };
         assert_eq!(way.late_at(), None, "nothing is told of it");
-        way.bound();
+        way.bound(Time::ZERO);
         let mut sent = Vec::new();
         for millis in 0..2_000 {
             if way.is_late(at(millis)) {

@@ -95,10 +95,16 @@ impl Peer {
 
     /// A frame arrived from `peer`.
     pub fn handle_frame(&mut self, now: Time, peer: PeerId, frame: Frame) {
+        self.handle_heard(now, peer);
+        self.handle_frame_aside(now, peer, frame);
+    }
+
+    /// A frame of which nobody says here by which of the link's connections it came: the first one's path is what is heard of
+    /// by [`Peer::handle_heard`].
+    pub fn handle_frame_aside(&mut self, now: Time, peer: PeerId, frame: Frame) {
         let Some(link) = self.links.get_mut(&peer) else {
             return;
         };
-        link.heard(now);
         self.tally.frame(peer, &frame, false, self.config.as_ref());
         if let Header::Hello { signature, .. } = &frame.header {
             link.handle_hello(now, signature);

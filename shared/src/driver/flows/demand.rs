@@ -10,22 +10,24 @@ use crate::units::{Span, Time};
 const ASK_AFTER: Span = Span::from_secs(1);
 /// What new connections take to find their rate.
 const SETTLE: Span = Span::from_secs(1);
-/// Waiting, in all, from which a rate is told.
-const LOOK: Span = Span::from_secs(2);
+/// Waiting, in all, from which a rate is told: several losses fall into it, where there are any.
+const LOOK: Span = Span::from_secs(4);
+/// From which a time without any arrival is a broken line's, or SCTP's after a loss that it did not notice: no rate.
+const STILL: Span = Span::from_secs(1);
 /// How much faster it must be with twice as many.
 const WORTH: f64 = 1.25;
 
 /// How far the trying is. `before` is the rate of half as many, in bytes a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stage {
-    /// The other end tells nothing yet.
+    /// Bulk has not waited for long, or the other end tells nothing yet.
     Unasked,
     /// More are being opened.
     Opening { before: f64 },
     /// They find their rate.
     Settling { before: Option<f64> },
-    /// It is measured.
-    Looking { before: Option<f64> },
+    /// It is measured, or again: one sample may have had more than its share of losses.
+    Looking { before: Option<f64>, again: bool },
     /// There are enough.
     Over,
 }
@@ -34,7 +36,10 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Demand {
     stage: Stage,
-    /// When this was looked at last with something waiting, and how many bytes had arrived then.
+    /// Whether bulk has waited for long, and whether the other end tells.
+    has_waited: bool,
+    is_told: bool,
+    /// When something arrived last while something waited, and how many bytes had by then.
     since: Option<(Time, u64)>,
     /// How long something waited in this stage, and how much arrived meanwhile.
     waited: Span,
@@ -45,6 +50,8 @@ impl Default for Demand {
     fn default() -> Self {
         Self {
             stage: Stage::Unasked,
+            has_waited: false,
+            is_told: false,
             since: None,
             waited: Span::default(),
             carried_bytes: 0,
@@ -55,40 +62,46 @@ impl Default for Demand {
 impl Demand {
     /// Whether bulk waits now; so many bytes have arrived in all, as far as the other end tells.
     pub(super) fn look(&mut self, now: Time, waits: bool, arrived_bytes: u64) {
-        if let Some((since, bytes)) = self.since.take() {
-            self.waited += now.since(since);
-            self.carried_bytes += arrived_bytes.saturating_sub(bytes);
+        if let Some((since, bytes)) = self.since {
+            let took = now.since(since);
+            if self.stage == Stage::Unasked {
+                self.waited += took;
+                self.has_waited |= self.waited >= ASK_AFTER;
+            } else if waits && arrived_bytes == bytes {
+                return;
+            } else if took < STILL {
+                self.waited += took;
+                self.carried_bytes += arrived_bytes.saturating_sub(bytes);
+            }
         }
         self.since = waits.then_some((now, arrived_bytes));
     }
 
-    /// Whether the other end is to be asked what arrives.
-    pub(super) fn wants_words(&self) -> bool {
-        self.stage == Stage::Unasked && self.waited >= ASK_AFTER
+    /// Whether the other end is to be asked what arrives, and what is under way to be bounded by it.
+    pub(super) fn has_waited(&self) -> bool {
+        self.has_waited
     }
 
     /// The other end tells.
     pub(super) fn told(&mut self) {
-        if self.stage == Stage::Unasked {
-            self.enter(Stage::Settling { before: None });
-        }
+        self.is_told = true;
     }
 
     /// How many connections to open, of a link that has so many, and some of them still opening.
     pub(super) fn wants(&mut self, open: u8, is_opening: bool) -> u8 {
         match self.stage {
+            Stage::Unasked if self.has_waited && self.is_told => {
+                self.enter(Stage::Settling { before: None });
+            }
             Stage::Opening { before } if !is_opening => {
                 let before = Some(before);
                 self.enter(Stage::Settling { before });
             }
             Stage::Settling { before } if self.waited >= SETTLE => {
-                self.enter(Stage::Looking { before });
+                let again = false;
+                self.enter(Stage::Looking { before, again });
             }
-            // A line that is broken for now has no rate.
-            Stage::Looking { before } if self.waited >= LOOK && self.carried_bytes == 0 => {
-                self.enter(Stage::Looking { before });
-            }
-            Stage::Looking { before } if self.waited >= LOOK => {
+            Stage::Looking { before, again } if self.waited >= LOOK => {
                 let rate = self.carried_bytes as f64 * 1e6 / self.waited.as_micros() as f64;
                 let more = open.min(FLOWS_MAX.saturating_sub(open));
                 let was_worth_it = before.is_none_or(|before| rate >= WORTH * before);
@@ -96,7 +109,12 @@ impl Demand {
                     self.enter(Stage::Opening { before: rate });
                     return more;
                 }
-                self.enter(Stage::Over);
+                self.enter(if more > 0 && !again {
+                    let again = true;
+                    Stage::Looking { before, again }
+                } else {
+                    Stage::Over
+                });
             }
             Stage::Unasked
             | Stage::Opening { .. }
@@ -130,7 +148,7 @@ mod tests {
             if waits {
                 arrived += (one * f64::from(open)).min(line) / 100.0;
             }
-            is_asked |= demand.wants_words();
+            is_asked |= demand.has_waited();
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
@@ -168,17 +186,34 @@ mod tests {
     }
 
     #[test]
-    fn a_line_on_which_nothing_arrives_has_no_rate_to_compare_with() {
+    fn a_line_on_which_nothing_arrives_has_no_rate() {
         let mut demand = Demand::default();
         demand.told();
         for second in 0..60 {
             demand.look(Time::from_micros(second * 1_000_000), true, 7);
             assert_eq!(demand.wants(1, false), 0);
         }
-        for second in 60..64 {
-            let arrived = (second - 59) * 1_000_000;
-            demand.look(Time::from_micros(second * 1_000_000), true, arrived);
+        let mut wanted = 0;
+        for tenth in 600..700 {
+            let at = Time::from_micros(tenth * 100_000);
+            demand.look(at, true, tenth * 1_000_000);
+            wanted += demand.wants(1, false);
         }
-        assert_eq!(demand.wants(1, false), 1);
+        assert_eq!(wanted, 1);
+    }
+
+    #[test]
+    fn one_sample_with_more_than_its_share_of_losses_ends_nothing() {
+        let mut demand = Demand::default();
+        let (mut open, mut arrived) = (1_u64, 0_u64);
+        for tick in 0..6_000_u64 {
+            // For five seconds after the first are opened they carry no more than one does.
+            let is_bad = (700..1_200).contains(&tick);
+            arrived += if is_bad { 9_000 } else { 9_000 * open };
+            demand.look(Time::from_micros(tick * 10_000), true, arrived);
+            demand.told();
+            open += u64::from(demand.wants(u8::try_from(open).expect("few"), false));
+        }
+        assert_eq!(open, 8);
     }
 }

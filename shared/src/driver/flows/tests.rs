@@ -126,11 +126,11 @@ fn one_that_does_not_open_is_forgotten_and_one_that_breaks_takes_the_link_with_i
     two.ends[0].handle_timeout(due);
     two.settle(due);
     assert_eq!(two.names(0).last().map(String::as_str), Some("1 close"));
-    assert!(!two.ends[0].is_lost());
+    assert!(two.ends[0].ended().is_empty());
     // The other end has it open by then: what it sends by it arrives nowhere.
     two.ends[1].handle_event(due, 2, open(1));
     two.ends[1].handle_event(due, 2, LinkEvent::Down { generation: 1 });
-    assert!(two.ends[1].is_lost());
+    assert_eq!(two.ends[1].ended(), [2]);
 }
 
 #[test]
@@ -171,6 +171,31 @@ fn a_broken_path_is_left_alone_until_a_restart_finds_another() {
 }
 
 #[test]
+fn a_restart_that_comes_to_nothing_is_tried_again_and_one_that_is_asked_of_an_open_end_closes_nothing()
+ {
+    let mut two = two();
+    two.tell(NOW, [1, 2], &open(1));
+    // Only the end that did not open it notices.
+    two.ends[1].handle_event(at(1), 2, LinkEvent::Disturbed { generation: 1 });
+    two.ends[1].handle_timeout(at(1) + RESTART_GRACE);
+    two.settle(at(2));
+    assert_eq!(two.ends[0].usable(), [0, 1], "nothing is amiss there");
+    assert_eq!(two.ends[0].poll_timeout(), None);
+    let restarts = |two: &Two| two.names(0).iter().filter(|it| *it == "1 restart").count();
+    assert_eq!(restarts(&two), 1);
+    // ICE gives up at that end once more.
+    two.ends[1].handle_event(at(6), 2, LinkEvent::Disturbed { generation: 2 });
+    two.settle(at(6));
+    assert_eq!(restarts(&two), 2);
+    let resumed = LinkEvent::Resumed {
+        generation: 3,
+        relayed: false,
+    };
+    two.tell(at(7), [1, 2], &resumed);
+    assert_eq!(two.ends[1].usable(), [0, 2]);
+}
+
+#[test]
 fn a_path_that_does_not_come_back_takes_the_link_with_it() {
     let mut two = two();
     two.tell(NOW, [1, 2], &open(1));
@@ -181,7 +206,11 @@ fn a_path_that_does_not_come_back_takes_the_link_with_it() {
         last = due;
     }
     assert_eq!(last, at(1) + FLOW_RESTART_MAX);
-    assert!(two.ends[0].is_lost());
+    assert_eq!(two.ends[0].ended(), [1]);
+    // Though nothing more is carried out until the link is closed, it does not stay open.
+    two.ends[0].close();
+    two.settle(last);
+    assert_eq!(two.names(0).last().map(String::as_str), Some("1 close"));
 }
 
 /// What this end opens, and what the other one does, as that calls them.
@@ -223,7 +252,7 @@ fn nonsense_opens_nothing() {
     assert_eq!(flows.poll(), None);
     flows.handle_signal(NOW, THEIRS, offer.clone());
     assert!(flows.poll().is_some());
-    flows.handle_signal(NOW, THEIRS, offer);
+    flows.handle_signal(NOW, THEIRS, offer.clone());
     assert_eq!(flows.poll(), None, "once");
     for _ in 0..2 * CANDIDATES_EARLY_MAX {
         let early = LinkSignal::Candidate {
@@ -233,6 +262,10 @@ fn nonsense_opens_nothing() {
         flows.handle_signal(NOW, THEIRS, early);
     }
     assert_eq!(flows.further[&2].early.len(), CANDIDATES_EARLY_MAX);
+    flows.handle_event(NOW, 2, LinkEvent::Down { generation: 1 });
+    while flows.poll().is_some() {}
+    flows.handle_signal(NOW, THEIRS, offer);
+    assert_eq!(flows.poll(), None, "not even when it is over");
 }
 
 #[test]
