@@ -99,8 +99,8 @@ impl Peer {
         self.handle_frame_aside(now, peer, frame);
     }
 
-    /// A frame of which nobody says here by which of the link's connections it came: the first one's path is what is heard of
-    /// by [`Peer::handle_heard`].
+    /// A frame that may have come by any of the link's connections. That the first one's path works is not concluded from it:
+    /// [`Peer::handle_heard`] says so.
     pub fn handle_frame_aside(&mut self, now: Time, peer: PeerId, frame: Frame) {
         let Some(link) = self.links.get_mut(&peer) else {
             return;
