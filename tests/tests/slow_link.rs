@@ -94,7 +94,7 @@ struct Homes {
 }
 
 impl Homes {
-    fn start(access: Access, config: &str) -> Self {
+    fn start(access: Access) -> Self {
         let link = Link::gather(&[access, access, Access::OPEN], 1).expect("namespaces");
         link.door(2).enter().expect("the host's end");
         let text = tempfile::tempdir().expect("a folder");
@@ -105,7 +105,7 @@ impl Homes {
             .display()
             .to_string();
         let options = HostOptions {
-            config: config.to_owned(),
+            config: CONFIG.to_owned(),
             data: text.path().to_owned(),
             port: 0,
             arguments: ["--host", "0.0.0.0", "--www", &www]
@@ -141,7 +141,11 @@ fn two_tabs_do_not_overflow_the_slow_line_between_them() {
     if !geteuid().is_root() {
         return;
     }
-    let Homes { link, mut host, .. } = Homes::start(access, CONFIG);
+    let Homes {
+        link,
+        mut host,
+        _text,
+    } = Homes::start(access);
     let address = format!("http://{}:{}", link.address(2), port(&host));
     let open = |end: usize| {
         let url = format!("{address}/");
@@ -189,7 +193,11 @@ fn a_line_that_loses_packets_is_filled_by_several_connections() {
     if !geteuid().is_root() {
         return;
     }
-    let Homes { link, mut host, .. } = Homes::start(access, CONFIG);
+    let Homes {
+        link,
+        mut host,
+        _text,
+    } = Homes::start(access);
     let _volunteers = ["herring", "sardine"].map(|name| {
         let end = usize::from(name == "sardine");
         let mut wrapper = link.wrapper(end);

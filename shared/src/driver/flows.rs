@@ -3,8 +3,9 @@
 //! SCTP takes a lost packet for congestion. At a loss of `p` a connection carries about `MSS / RTT * sqrt(3 / 2p)` (Mathis and
 //! others, "The macroscopic behavior of the TCP congestion avoidance algorithm", 1997), which is 7 Mbit/s at 50 ms and 0.1 %
 //! whatever the line; several carry several times that. [`demand`] says when to open more. They carry `tensors`, whose messages
-//! come in any order, each as much as its own [window](super::window) admits (and words of what arrived, on their `control`), and are opened over the link's own `control`: both ends have signed for that, so the certificate in a
-//! description is the other end's own, and the host has no part in it.
+//! come in any order, each as much as its own [window](super::window) admits, and on their `control` words of what arrived.
+//! They are opened over the link's own `control`: both ends have signed for that, so the certificate in a description is the
+//! other end's own, and the host has no part in it.
 //!
 //! One that is open is not closed before its link is, so that nothing on its way by it is lost. One whose path breaks is
 //! restarted, as the link itself; one that does not come back takes the link with it if something was on its way.
@@ -62,12 +63,10 @@ struct Further {
 }
 
 /// All connections of one link but the first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Flows {
     /// By their numbers here.
     further: BTreeMap<u8, Further>,
-    /// Numbers of those that can be sent by, the first one among them.
-    usable: Vec<u8>,
     /// How many this end has opened, ever.
     opened: u8,
     /// What the other end has offered, ever.
@@ -78,21 +77,6 @@ pub(super) struct Flows {
     acts: VecDeque<Act>,
     /// Whether the link's first connection goes through a relay: a direct path was tried and broke, or there is none.
     relayed: bool,
-}
-
-impl Default for Flows {
-    fn default() -> Self {
-        Self {
-            further: BTreeMap::new(),
-            usable: vec![0],
-            opened: 0,
-            offered: BTreeSet::new(),
-            ended: Vec::new(),
-            demand: Demand::default(),
-            acts: VecDeque::new(),
-            relayed: false,
-        }
-    }
 }
 
 /// Its number here: the other end may have opened one of the same number.
@@ -109,9 +93,11 @@ const fn seen_from_there(name: FlowName) -> FlowName {
 }
 
 impl Flows {
-    /// Numbers of the connections that messages can go by.
-    pub(super) fn usable(&self) -> &[u8] {
-        &self.usable
+    /// Numbers of the connections that messages can go by, the first one among them.
+    pub(super) fn usable(&self) -> Vec<u8> {
+        let further = self.further.iter();
+        let open = further.filter(|(_, it)| it.stand == Stand::Open);
+        std::iter::once(0).chain(open.map(|(at, _)| *at)).collect()
     }
 
     /// Numbers of connections that were open and are over: what was on its way by them is lost.
@@ -229,7 +215,8 @@ impl Flows {
                         Stand::Opening { .. } => {}
                         // Where nothing is amiss here, no news would say that it is mended.
                         Stand::Open => self.restart(at),
-                        Stand::Disturbed { .. } => self.ask_again(at),
+                        // What was begun came to nothing.
+                        Stand::Disturbed { .. } => self.ask(at),
                     }
                 }
             }
@@ -302,43 +289,30 @@ impl Flows {
             }
             LinkEvent::Open { .. } | LinkEvent::Resumed { .. } => {
                 further.stand = Stand::Open;
-                self.count_usable();
             }
-            LinkEvent::Disturbed { generation } => {
-                let was_mended = generation == current;
-                if matches!(further.stand, Stand::Disturbed { is_asked: true, .. }) && was_mended {
-                    self.ask_again(at);
-                } else {
-                    self.disturbed(now, at);
+            LinkEvent::Disturbed { generation } => match &further.stand {
+                Stand::Open => {
+                    further.stand = Stand::Disturbed {
+                        since: now,
+                        is_asked: false,
+                    };
                 }
-            }
+                // The restart came to nothing.
+                Stand::Disturbed { is_asked: true, .. } if generation == current => self.ask(at),
+                Stand::Opening { .. } | Stand::Disturbed { .. } => {}
+            },
             LinkEvent::Down { .. } => self.end(at),
             LinkEvent::Description { .. } | LinkEvent::Candidate { .. } => {}
         }
     }
 
-    fn disturbed(&mut self, now: Time, at: u8) {
-        if let Some(further) = self.further.get_mut(&at)
-            && further.stand == Stand::Open
-        {
-            further.stand = Stand::Disturbed {
-                since: now,
-                is_asked: false,
-            };
-            self.count_usable();
-        }
-    }
-
-    /// Begins a restart, or asks for one, unless that was done.
+    /// Begins a restart of what is disturbed, or asks for one.
     fn ask(&mut self, at: u8) {
         let Some(further) = self.further.get_mut(&at) else {
             return;
         };
-        let Stand::Disturbed { is_asked, .. } = &mut further.stand else {
-            return;
-        };
-        if std::mem::replace(is_asked, true) {
-            return;
+        if let Stand::Disturbed { is_asked, .. } = &mut further.stand {
+            *is_asked = true;
         }
         if further.name.opened_here {
             self.restart(at);
@@ -346,18 +320,6 @@ impl Flows {
             let generation = further.generation;
             let signal = LinkSignal::Disturbed { generation };
             self.acts.push_back(Act::Signal(further.name, signal));
-        }
-    }
-
-    /// What was asked for came to nothing.
-    fn ask_again(&mut self, at: u8) {
-        if let Some(Further {
-            stand: Stand::Disturbed { is_asked, .. },
-            ..
-        }) = self.further.get_mut(&at)
-        {
-            *is_asked = false;
-            self.ask(at);
         }
     }
 
@@ -379,7 +341,6 @@ impl Flows {
                 self.ended.push(at);
             }
             self.acts.push_back(Act::Step(at, LinkStep::Close));
-            self.count_usable();
         }
     }
 
@@ -391,15 +352,6 @@ impl Flows {
         self.acts.retain(is_close);
         let close = all.into_keys().map(|at| Act::Step(at, LinkStep::Close));
         self.acts.extend(close);
-        self.count_usable();
-    }
-
-    fn count_usable(&mut self) {
-        let open = self
-            .further
-            .iter()
-            .filter(|(_, it)| it.stand == Stand::Open);
-        self.usable = std::iter::once(0).chain(open.map(|(at, _)| *at)).collect();
     }
 
     /// What to do next; `None` when there is nothing more.

@@ -84,8 +84,8 @@ pub(super) struct Outbox {
     tensor_chunks: (Chunker, Joiner),
     /// What went and came by each of the link's connections, by number.
     ways: BTreeMap<u8, Way>,
-    /// Whether what is under way is bounded here: where the transport does not, and where bulk waits.
-    bounds: bool,
+    /// Whether the transport bounds what is under way by a connection. Where bulk waits, it is bounded here all the same.
+    transport_bounds: bool,
     flows: Flows,
     /// The connection that was used last.
     turn: usize,
@@ -100,7 +100,7 @@ impl Outbox {
         Self {
             sent,
             generation,
-            bounds: !transport_bounds,
+            transport_bounds,
             ..Self::default()
         }
     }
@@ -147,10 +147,6 @@ impl Outbox {
         let waits = !waits.into_iter().all(Lane::is_empty);
         let told_bytes = self.ways.values().map(Way::told_bytes).sum();
         self.flows.look(now, waits, told_bytes);
-        if !self.bounds && self.flows.has_waited() {
-            self.bounds = true;
-            self.ways.values_mut().for_each(|way| way.bound(now));
-        }
         self.tell_arrived(now, to, transport, |way| {
             way.is_to_ask() || way.is_late(now)
         });
@@ -228,6 +224,7 @@ impl Outbox {
     fn flush_tensors<T: Transport>(&mut self, now: Time, to: PeerId, transport: &mut T) {
         let chunker = &mut self.tensor_chunks.0;
         let usable = self.flows.usable();
+        let bounds = !self.transport_bounds || self.flows.has_waited();
         for lane in [&mut self.microbatches, &mut self.merges, &mut self.state] {
             while let Some(message) = lane.front(chunker, &self.sent) {
                 // By the next connection that has room.
@@ -235,7 +232,7 @@ impl Outbox {
                     self.turn = (self.turn + 1) % usable.len();
                     let number = usable[self.turn];
                     let way = self.ways.entry(number).or_default();
-                    if self.bounds && !way.is_bound() {
+                    if bounds {
                         way.bound(now);
                     }
                     let flow = Flow { peer: to, number };

@@ -37,20 +37,18 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// Bounds what is under way from now on.
+    /// Bounds what is under way from now on, if nothing did.
     pub(super) fn bound(&mut self, now: Time) {
-        let mut window = Window::new(self.sent_bytes);
-        window.arrived(now, self.told_bytes);
-        self.window = Some(window);
+        self.window.get_or_insert_with(|| {
+            let mut window = Window::new(self.sent_bytes);
+            window.arrived(now, self.told_bytes);
+            window
+        });
     }
 
     /// Whether what was sent has not all arrived, as far as is known.
     pub(super) fn is_something_missing(&self) -> bool {
         self.sent_bytes > self.told_bytes
-    }
-
-    pub(super) fn is_bound(&self) -> bool {
-        self.window.is_some()
     }
 
     /// Sends a message if there is room; whether there was.

@@ -18,9 +18,10 @@ const STILL: Span = Span::from_secs(1);
 const WORTH: f64 = 1.25;
 
 /// How far the trying is. `before` is the rate of half as many, in bytes a second.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Stage {
     /// Bulk has not waited for long, or the other end tells nothing yet.
+    #[default]
     Unasked,
     /// More are being opened.
     Opening { before: f64 },
@@ -33,7 +34,7 @@ enum Stage {
 }
 
 /// What one link wants.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Demand {
     stage: Stage,
     /// Whether bulk has waited for long, and whether the other end tells.
@@ -44,19 +45,6 @@ pub(super) struct Demand {
     /// How long something waited in this stage, and how much arrived meanwhile.
     waited: Span,
     carried_bytes: u64,
-}
-
-impl Default for Demand {
-    fn default() -> Self {
-        Self {
-            stage: Stage::Unasked,
-            has_waited: false,
-            is_told: false,
-            since: None,
-            waited: Span::default(),
-            carried_bytes: 0,
-        }
-    }
 }
 
 impl Demand {
