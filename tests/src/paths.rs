@@ -4,18 +4,26 @@
 //! into cargo's target folder, wherever that is. Nothing is built here; `cargo xtask` does that.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, bail};
 
-/// The repository's root.
+/// The repository's root: the one that cargo runs, and without cargo the one that this was built from. They differ
+/// where a checkout was moved, or shares its target folder with another.
 ///
 /// # Panics
-/// Never: the package lies one level below the root.
+/// Never: each package lies one level below the root.
 #[must_use]
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the package lies in a folder of the repository")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let built = env!("CARGO_MANIFEST_DIR");
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| built.into());
+        Path::new(&package)
+            .parent()
+            .expect("the package lies in a folder of the repository")
+            .to_owned()
+    })
 }
 
 /// The folder into which cargo puts the programs of the profile that this one was built with.
