@@ -14,7 +14,7 @@ use client_native::rtc::{RtcConfig, RtcTransport};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shared::limits::CHUNK_BYTES_MAX;
-use shared::transport::{Channel, Flow, LinkStep, NetEvent, Transport as _};
+use shared::transport::{Channel, Flow, IceServer, LinkStep, NetEvent, Transport as _};
 use shared::units::PeerId;
 use shared::wire::chunk::CHUNK_HEADER_BYTES;
 use tokio::sync::mpsc;
@@ -31,14 +31,22 @@ const TIMED_BYTES: usize = 10_000;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
-    /// First of all: at most so many bytes a second are sent, if there is a bound, over so many connections.
-    Begin { upload_max: Option<u64>, ways: u8 },
+    /// First of all.
+    Begin(Begin),
     /// One step of opening the link.
     Step { way: u8, step: LinkStep },
     /// Sends bulk from now on, or stops.
     Bulk(bool),
     /// Sends a frame and times it.
     Time,
+}
+
+/// At most so many bytes a second are sent, if there is a bound, over so many connections, and through a relay if one is named.
+#[derive(Debug, Deserialize)]
+struct Begin {
+    upload_max: Option<u64>,
+    ways: u8,
+    relay: Option<IceServer>,
 }
 
 /// The end at work.
@@ -70,9 +78,7 @@ async fn main() -> anyhow::Result<()> {
                 let Some(line) = line else { return Ok(()) };
                 let order: Order = serde_json::from_str(&line)?;
                 match (order, &mut end) {
-                    (Order::Begin { upload_max, ways }, _) => {
-                        end = Some(End::new(upload_max, ways));
-                    }
+                    (Order::Begin(begin), _) => end = Some(End::new(begin)),
                     (order, Some(end)) => end.obey(order),
                     (order, None) => anyhow::bail!("{order:?} comes before the beginning"),
                 }
@@ -96,8 +102,15 @@ fn lines() -> mpsc::UnboundedReceiver<String> {
 }
 
 impl End {
-    fn new(upload_max: Option<u64>, ways: u8) -> Self {
+    fn new(begin: Begin) -> Self {
+        let Begin {
+            upload_max,
+            ways,
+            relay,
+        } = begin;
         let config = RtcConfig {
+            relay_only: relay.is_some(),
+            ice_servers: relay.into_iter().collect(),
             pacer: upload_max.map(|rate| Pacer::new(rate).into()),
             ..RtcConfig::default()
         };
@@ -116,7 +129,7 @@ impl End {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Begin { .. } => unreachable!("it makes the end"),
+            Order::Begin(_) => unreachable!("it makes the end"),
             Order::Step { way, step } => self.transport.link(flow(way), step),
             Order::Bulk(bulk) => self.bulk = bulk,
             Order::Time => {

@@ -1,9 +1,9 @@
 //! A real TURN server on this machine: coturn, for one test, gone with its value.
 //!
-//! It listens on loopback only, on a port that the system chose, relays to loopback, and knows users by the
-//! shared secret that a host is given, too.
+//! It listens on one address, loopback usually, on a port that the system chose, relays from there, and knows users by the
+//! shared secret that a host is given, too, or by a password.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -32,6 +32,15 @@ pub struct TurnServer {
     _folder: TempDir,
 }
 
+/// How it knows users.
+#[derive(Clone, Copy, Debug)]
+pub enum Login<'a> {
+    /// By a secret that who names them knows, too.
+    Secret(&'a str),
+    /// One user, by name and password.
+    Password(&'a str, &'a str),
+}
+
 /// Where coturn lies, if it is installed.
 #[must_use]
 pub fn coturn() -> Option<PathBuf> {
@@ -44,12 +53,20 @@ impl TurnServer {
     /// # Errors
     /// It is not installed, ended, or does not answer; the message holds what it said.
     pub fn start(secret: &str) -> anyhow::Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), Login::Secret(secret))
+    }
+
+    /// Starts a server at an address of this machine, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`TurnServer::start`].
+    pub fn start_at(ip: IpAddr, login: Login) -> anyhow::Result<Self> {
         let path = coturn().context("coturn is not installed: cargo xtask setup")?;
         let folder = tempfile::Builder::new().prefix("shoal-turn-").tempdir()?;
-        let address = free_address()?;
+        let address = free_address(ip)?;
         let program = Program::start(
             "turnserver",
-            &mut command(&path, folder.path(), address, secret),
+            &mut command(&path, folder.path(), address, login),
         )?;
         let mut server = Self {
             address,
@@ -77,7 +94,7 @@ impl TurnServer {
         // Type, length 0, the magic cookie, and a transaction of any 12 bytes (RFC 8489, section 5).
         let mut request = [0x00, 0x01, 0, 0, 0x21, 0x12, 0xa4, 0x42].to_vec();
         request.extend_from_slice(b"shoal's test");
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let socket = UdpSocket::bind((self.address.ip(), 0))?;
         socket.set_read_timeout(Some(ASK))?;
         let deadline = Instant::now() + ANSWER_WAIT_MAX;
         let mut answer = [0; 512];
@@ -99,14 +116,14 @@ impl TurnServer {
 }
 
 /// An address on which nobody listens, over UDP and TCP.
-fn free_address() -> anyhow::Result<SocketAddr> {
-    let tcp = TcpListener::bind("127.0.0.1:0")?;
+fn free_address(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+    let tcp = TcpListener::bind((ip, 0))?;
     let address = tcp.local_addr()?;
     UdpSocket::bind(address).with_context(|| format!("{address} is in use over UDP"))?;
     Ok(address)
 }
 
-fn command(path: &Path, folder: &Path, address: SocketAddr, secret: &str) -> Command {
+fn command(path: &Path, folder: &Path, address: SocketAddr, login: Login) -> Command {
     let mut command = Command::new(path);
     let ip = address.ip().to_string();
     command
@@ -114,8 +131,7 @@ fn command(path: &Path, folder: &Path, address: SocketAddr, secret: &str) -> Com
         .arg("-n")
         .args(["--listening-ip", &ip, "--relay-ip", &ip])
         .args(["--listening-port", &address.port().to_string()])
-        .args(["--realm", "shoal", "--use-auth-secret"])
-        .args(["--static-auth-secret", secret])
+        .args(["--realm", "shoal"])
         .args([
             "--no-cli",
             "--no-tls",
@@ -127,5 +143,13 @@ fn command(path: &Path, folder: &Path, address: SocketAddr, secret: &str) -> Com
         .arg(folder.join("turnserver.pid"))
         .arg("--userdb")
         .arg(folder.join("turndb"));
+    match login {
+        Login::Secret(secret) => {
+            command.args(["--use-auth-secret", "--static-auth-secret", secret])
+        }
+        Login::Password(user, password) => {
+            command.args(["--lt-cred-mech", "--user", &format!("{user}:{password}")])
+        }
+    };
     command
 }

@@ -110,10 +110,10 @@ globalThis.end = (() => {
     candidate: (way, { candidate }) => connections[way].addIceCandidate(JSON.parse(candidate)),
   };
   const orders = {
-    begin({ upload_max, ways, window_bytes }) {
+    begin({ upload_max, ways, window_bytes, relay }) {
       reports = Boolean(window_bytes);
       for (let way = 0; way < ways; way++) {
-        const connection = new RTCPeerConnection();
+        const connection = new RTCPeerConnection(relay ? { iceServers: [relay], iceTransportPolicy: 'relay' } : {});
         connections.push(connection);
         connection.onicecandidate = ({ candidate }) => {
           if (!candidate?.candidate) return;

@@ -1,4 +1,4 @@
-//! The yardstick: one plain TCP stream over the same link, with whatever the system controls congestion with.
+//! The yardstick: one plain TCP stream over the same link.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -6,11 +6,32 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use socket2::SockRef;
 
 use crate::link::Link;
 
 /// For anything to arrive.
 const WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// What controls how much a stream has under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// What the system uses: [`Congestion::of_system`].
+    System,
+    /// Reno, which takes a lost packet for congestion as SCTP does (RFC 9260, section 7.2).
+    Reno,
+}
+
+impl Congestion {
+    /// What the system calls its own, such as `cubic`.
+    ///
+    /// # Errors
+    /// It does not tell.
+    pub fn of_system() -> anyhow::Result<String> {
+        let told = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?;
+        Ok(told.trim().to_owned())
+    }
+}
 
 /// Bytes a second that a TCP stream from end 0 to end 1 carries in `length` after `warm` has passed.
 ///
@@ -19,7 +40,12 @@ const WAIT_MAX: Duration = Duration::from_secs(20);
 ///
 /// # Panics
 /// A thread of it does.
-pub fn tcp(link: &Link, warm: Duration, length: Duration) -> anyhow::Result<f64> {
+pub fn tcp(
+    link: &Link,
+    congestion: Congestion,
+    warm: Duration,
+    length: Duration,
+) -> anyhow::Result<f64> {
     let address = link.address(1);
     let (told, bound) = mpsc::channel();
     let receiver = link.door(1).spawn(move || {
@@ -50,6 +76,9 @@ pub fn tcp(link: &Link, warm: Duration, length: Duration) -> anyhow::Result<f64>
     let sender = link.door(0).spawn(move || {
         let mut stream = TcpStream::connect_timeout(&to, WAIT_MAX)?;
         stream.set_write_timeout(Some(WAIT_MAX))?;
+        if congestion == Congestion::Reno {
+            SockRef::from(&stream).set_tcp_congestion(b"reno")?;
+        }
         let piece = vec![0x5a; 64 << 10];
         // Until the receiver has seen enough and closes.
         while stream.write_all(&piece).is_ok() {}

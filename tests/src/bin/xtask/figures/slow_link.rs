@@ -3,7 +3,8 @@
 //! Over the link of [`tests::link`], at its standard: 80 Mbit/s, 25 ms each way, a queue of 1.25 MB. The native end is
 //! the product's transport; a browser's is a page that has its channels as the product has them ([`tests::bulk`]). All
 //! that takes part goes before the machine's other work. Cases take turns, each on a link of its own; what a bound on
-//! the bytes under way and what more connections bring is measured where it matters. Relays are not measured yet.
+//! the bytes under way, what more connections bring and what a relay (coturn, on an end that nothing slows) leaves is measured where
+//! it matters.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tests::bulk::{Kind, Pair, Way, tcp};
-use tests::link::{Link, Path};
+use tests::bulk::{Congestion, Kind, Pair, Relay, Way, tcp};
+use tests::link::{Access, Link, Path};
 
 use super::cost::median;
 use super::{Figures, load};
@@ -30,11 +31,12 @@ struct Case {
     loss: f64,
     connections: usize,
     window_bytes: Option<u64>,
+    is_relayed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    Tcp,
+    Tcp(Congestion),
     Bulk(Kind, Kind),
     /// Of small frames between bulk that is capped.
     Frames(Kind, Kind),
@@ -48,12 +50,14 @@ impl Case {
             loss: 0.0,
             connections: 1,
             window_bytes: None,
+            is_relayed: false,
         }
     }
 
     fn name(&self) -> String {
         let mut name = match self.what {
-            What::Tcp => "TCP".to_owned(),
+            What::Tcp(Congestion::System) => "TCP".to_owned(),
+            What::Tcp(Congestion::Reno) => "TCP, Reno".to_owned(),
             What::Bulk(from, to) => format!("{} to {}", from.name(), to.name()),
             What::Frames(from, to) => format!("10 KB, {} to {}", from.name(), to.name()),
         };
@@ -68,6 +72,9 @@ impl Case {
         }
         if let Some(bytes) = self.window_bytes {
             name += &format!(", at most {bytes} bytes under way");
+        }
+        if self.is_relayed {
+            name += ", relayed";
         }
         name
     }
@@ -85,7 +92,7 @@ impl Case {
     }
 }
 
-fn cases() -> Vec<Case> {
+fn cases(quick: bool) -> Vec<Case> {
     use Kind::{Chromium, Native};
     let directions = [
         (Native, Native),
@@ -95,19 +102,27 @@ fn cases() -> Vec<Case> {
     ];
     let mut cases = vec![];
     for loss in [0.0, 0.001] {
+        let tcp = [Congestion::System, Congestion::Reno].map(What::Tcp);
         let bulk = directions.map(|(from, to)| What::Bulk(from, to));
-        for what in [What::Tcp].into_iter().chain(bulk) {
+        for what in tcp.into_iter().chain(bulk) {
             cases.push(Case {
                 loss,
                 ..Case::of(what)
             });
         }
     }
-    cases.push(Case {
-        loss: 0.001,
-        connections: 8,
-        ..Case::of(What::Bulk(Native, Native))
-    });
+    for (from, to) in directions {
+        let bulk = Case::of(What::Bulk(from, to));
+        cases.push(Case {
+            loss: 0.001,
+            connections: 8,
+            ..bulk
+        });
+        cases.push(Case {
+            is_relayed: true,
+            ..bulk
+        });
+    }
     // Two browsers and the link are more than two cores carry at 80 Mbit/s.
     for window_bytes in [None, Some(320_000)] {
         cases.push(Case {
@@ -118,6 +133,11 @@ fn cases() -> Vec<Case> {
     }
     cases.push(Case::of(What::Frames(Native, Native)));
     cases.push(Case::of(What::Frames(Native, Chromium)));
+    if quick {
+        cases.retain(|case| case.loss == 0.0 && case.line_mbit == 80);
+        let is_native = |case: &Case| matches!(case.what, What::Bulk(Native, Native));
+        cases.retain(|case| !case.is_relayed || is_native(case));
+    }
     cases
 }
 
@@ -125,7 +145,7 @@ fn cases() -> Vec<Case> {
 pub(super) fn slow_link(asked: &Figures) -> anyhow::Result<()> {
     let mut runs: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for repeat in 0..asked.repeats() {
-        for case in cases() {
+        for case in cases(asked.quick) {
             let name = case.name();
             let run = measure(&case, repeat as u64 + 1, asked.quick);
             let run = run.with_context(|| name.clone())?;
@@ -137,6 +157,7 @@ pub(super) fn slow_link(asked: &Figures) -> anyhow::Result<()> {
         runs.iter().map(|(name, runs)| (name, sum(runs))).collect();
     let figures = json!({
         "line": "80 Mbit/s, 25 ms each way, a queue of 1.25 MB",
+        "tcp": Congestion::of_system()?,
         "repeats": asked.repeats(),
         "bulk_is_capped_at_percent": CAP_PERCENT,
         "cases": summary,
@@ -149,16 +170,19 @@ fn measure(case: &Case, seed: u64, quick: bool) -> anyhow::Result<Value> {
     let seconds = |usual, quickly| Duration::from_secs(if quick { quickly } else { usual });
     let (warm, length) = (seconds(3, 2), seconds(8, 2));
     let access = case.path()?.access();
-    let link = Link::gather(&[access, access], seed)?;
+    let link = Link::gather(&[access, access, Access::OPEN], seed)?;
+    let relay = case.is_relayed.then(|| Relay::start(&link, 2));
+    let relay = relay.transpose()?;
     let line_bytes = case.line_mbit as f64 * 125_000.0;
     let way = Way {
         connections: case.connections,
         window_bytes: case.window_bytes,
+        relay: relay.as_ref().map(Relay::ice_server),
         ..Way::default()
     };
     match case.what {
-        What::Tcp => Ok(json!({
-            "of_line": tcp(&link, warm, length)? / line_bytes, "load": load(),
+        What::Tcp(congestion) => Ok(json!({
+            "of_line": tcp(&link, congestion, warm, length)? / line_bytes, "load": load(),
         })),
         What::Bulk(from, to) => {
             let found = Pair::open(&link, [from, to], &way)?.goodput(warm, length)?;
