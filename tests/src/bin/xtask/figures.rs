@@ -65,7 +65,7 @@ pub(crate) struct Figures {
     /// How often each run or fault is repeated, interleaved with the others (3; `recovery`: 20)
     #[arg(long, value_name = "TIMES")]
     repeats: Option<usize>,
-    /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`)
+    /// Keep the runs that an interrupted command has measured already (`wire`, `frontier`, `time_to_loss`)
     #[arg(long)]
     resume: bool,
     /// Few steps or seconds, to see that it works; nothing is written (`scaling`, `overlap`, `frontier`, `slow_link`,

@@ -15,7 +15,7 @@ use tests::paths;
 use crate::build::{cargo, run};
 
 /// The target that browsers run.
-const TARGET: &str = "wasm32-unknown-unknown";
+pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 /// Most bytes of the page's files as brotli: what a person waits for.
 const PAGE_BYTES_MAX: u64 = 500_000;
 /// Most bytes of both modules' files as brotli: what a person waits for after a click.
@@ -32,7 +32,7 @@ pub(crate) enum For {
 
 impl For {
     /// Cargo's profile.
-    const fn profile(self) -> &'static str {
+    pub(crate) const fn profile(self) -> &'static str {
         match self {
             Self::Tests => "web",
             Self::People => "web-release",
@@ -40,7 +40,7 @@ impl For {
     }
 
     /// Where cargo puts the modules.
-    fn folder(self, target: &Path) -> PathBuf {
+    pub(crate) fn folder(self, target: &Path) -> PathBuf {
         target.join(TARGET).join(self.profile())
     }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Figures, load, mean, save, save_tokens};
-pub(super) use contest::{Contestant, contest};
+pub(super) use contest::{Contest, Contestant, contest};
 use plan::{Phase, Plan};
 use point::Point;
 

@@ -8,7 +8,8 @@
 //! as the host proposes for the default: devices that wait need no time for a microbatch besides its size, so the same is best for
 //! every codec.
 //!
-//! An unshaped link is this machine's loopback: where processors cannot carry what a link could, the file shows it in
+//! Each step time is written down as soon as it is measured, and `--resume` goes on from there; times to the loss follow anew from
+//! the frontier as it is then. An unshaped link is this machine's loopback: where processors cannot carry what a link could, the file shows it in
 //! `cpu_share`, the part of all cores that the volunteers took.
 
 use std::collections::BTreeMap;
@@ -17,11 +18,12 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use ::tests::link::{Access, Path};
+use ::tests::paths;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::Figures;
-use super::frontier::{Contestant, contest};
+use super::frontier::{Contest, Contestant, contest};
 use super::pipe::{self, Pipe, SEATS};
 
 /// `base`: its width, context and blocks.
@@ -133,7 +135,7 @@ fn pipe_of(
     }
 }
 
-/// Measures each codec, speed and line; the file is written at the end.
+/// Measures each codec, speed and line, and writes the file after each.
 pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<()> {
     let contest = contest()?;
     ensure!(
@@ -143,19 +145,34 @@ pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<(
     let extent = if asked.quick { QUICK } else { WHOLE };
     let batch = extent.batch;
     let cores = std::thread::available_parallelism()?.get() as f64;
-    let mut rows = Vec::new();
+    let mut rows = if asked.resume { kept()? } else { vec![] };
+    let default = contest.default();
     for &line in extent.lines {
         let link = pipe::lay(line.access()?)?;
         for &teraflops in extent.speeds {
-            let default = contest.default();
-            let asked_for = pipe_of(default, (batch, batch / SEQUENCES), teraflops, line);
-            let microbatches = asked_for.proposed(&link, data)?;
-            for (index, codec) in contest.all.iter().enumerate() {
-                // Others on an unshaped line tell how much this machine can carry, nothing else.
-                let is_wanted = index < extent.codecs && line != Line::Unshaped;
-                if !(is_wanted || codec.name == default.name) {
-                    continue;
-                }
+            let is_here =
+                |row: &&Value| row["line"] == line.name() && row["teraflops"] == teraflops;
+            let measured: Vec<Value> = rows.iter().filter(is_here).cloned().collect();
+            let is_missing = |name: &str| measured.iter().all(|row| row["codec"] != name);
+            // Others on an unshaped line tell how much this machine can carry, nothing else.
+            let compared = match line {
+                Line::Unshaped => 0,
+                Line::Mbit(_) => extent.codecs.min(contest.all.len()),
+            };
+            let mut missing: Vec<&Contestant> = contest.all[..compared].iter().collect();
+            if missing.iter().all(|codec| codec.name != default.name) {
+                missing.push(default);
+            }
+            missing.retain(|codec| is_missing(&codec.name));
+            if missing.is_empty() {
+                continue;
+            }
+            let microbatches = match measured.first() {
+                Some(row) => row["microbatches"].as_u64().context("a number")?,
+                None => pipe_of(default, (batch, batch / SEQUENCES), teraflops, line)
+                    .proposed(&link, data)?,
+            };
+            for codec in missing {
                 let pipe = pipe_of(codec, (batch, microbatches), teraflops, line);
                 let seen = pipe.measure(&link, extent.steps, data);
                 let seen = seen.with_context(|| format!("{} over {}", codec.name, line.name()))?;
@@ -168,8 +185,6 @@ pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<(
                     "microbatches": microbatches,
                     "microbatch_us": pipe.microbatch_us,
                     "step_seconds": step_seconds,
-                    "steps_to_loss": codec.steps,
-                    "seconds_to_loss": step_seconds * codec.steps,
                     "step_ms": seen.step_ms,
                     "cpu_share": seen.cpu_share / cores,
                     "seats": seen.seats,
@@ -183,33 +198,57 @@ pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<(
                     contest.loss
                 );
                 rows.push(row);
+                let figures = json!({
+                    "loss": contest.loss,
+                    "default": default.name,
+                    "seats": SEATS,
+                    "batch": batch,
+                    "context": CONTEXT,
+                    "d_model": D_MODEL,
+                    "steps_to_loss": steps(&contest),
+                    "seconds_to_loss": seconds_to_loss(&contest, &rows),
+                    "rows": rows,
+                });
+                asked.keep("time_to_loss", &figures)?;
             }
         }
     }
-    let figures = json!({
-        "loss": contest.loss,
-        "default": contest.default().name,
-        "seats": SEATS,
-        "batch": batch,
-        "context": CONTEXT,
-        "d_model": D_MODEL,
-        "summary": summary(&rows),
-        "rows": rows,
-    });
-    asked.keep("time_to_loss", &figures)
+    Ok(())
 }
 
-/// By line and speed: each codec's time to the loss in the default's.
-fn summary(rows: &[Value]) -> Value {
-    let mut by_place: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+/// What was measured before.
+fn kept() -> anyhow::Result<Vec<Value>> {
+    let file = paths::repository().join("tests/figures/time_to_loss.json");
+    if !file.exists() {
+        return Ok(vec![]);
+    }
+    let written = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let document: Value = serde_json::from_str(&written)?;
+    let rows = document["figures"]["rows"].as_array();
+    Ok(rows.context("rows")?.clone())
+}
+
+/// Each codec's.
+fn steps(contest: &Contest) -> BTreeMap<&str, f64> {
+    let steps = contest.all.iter().map(|it| (it.name.as_str(), it.steps));
+    steps.collect()
+}
+
+/// By line and speed, of each codec that is compared.
+fn seconds_to_loss(contest: &Contest, rows: &[Value]) -> Value {
+    let steps = steps(contest);
+    let mut by_place: BTreeMap<String, BTreeMap<&str, f64>> = BTreeMap::new();
     for row in rows {
         let place = format!(
             "{}, {} TFLOP/s",
             row["line"].as_str().unwrap_or_default(),
             row["teraflops"]
         );
-        let codec = row["codec"].as_str().unwrap_or_default().to_owned();
-        let seconds = row["seconds_to_loss"].as_f64().unwrap_or(f64::NAN);
+        let codec = row["codec"].as_str().unwrap_or_default();
+        let (Some(steps), Some(seconds)) = (steps.get(codec), row["step_seconds"].as_f64()) else {
+            continue;
+        };
+        let seconds = seconds * steps;
         by_place.entry(place).or_default().insert(codec, seconds);
     }
     json!(by_place)
