@@ -107,8 +107,7 @@ fn sequence_us(teraflops: u64) -> u64 {
 fn pipe_of(
     codec: &Contestant,
     (batch, microbatches): (u64, u64),
-    teraflops: u64,
-    line: Line,
+    Place { line, teraflops }: Place,
 ) -> Pipe {
     let sequences = batch / microbatches;
     let microbatch_us = sequence_us(teraflops) * sequences;
@@ -135,6 +134,34 @@ fn pipe_of(
     }
 }
 
+/// Where a codec's steps are timed.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    line: Line,
+    teraflops: u64,
+}
+
+impl Extent {
+    fn places(self) -> impl Iterator<Item = Place> {
+        let speeds = move |&line: &Line| {
+            let speeds = self.speeds.iter();
+            speeds.map(move |&teraflops| Place { line, teraflops })
+        };
+        self.lines.iter().flat_map(speeds)
+    }
+
+    /// The default everywhere, then the others where a line slows them: on an unshaped one they tell how much this machine can
+    /// carry, nothing else.
+    fn cases(self, contest: &Contest) -> impl Iterator<Item = (Place, &Contestant)> {
+        let default = contest.default();
+        let others = contest.all.iter().filter(|it| it.name != default.name);
+        let others = others.take(self.codecs);
+        let slow = self.places().filter(|it| it.line != Line::Unshaped);
+        let first = self.places().map(move |place| (place, default));
+        first.chain(slow.flat_map(move |place| others.clone().map(move |codec| (place, codec))))
+    }
+}
+
 /// Measures each codec, speed and line, and writes the file after each.
 pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<()> {
     let contest = contest()?;
@@ -143,75 +170,59 @@ pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<(
         "the frontier has nothing to compare yet"
     );
     let extent = if asked.quick { QUICK } else { WHOLE };
-    let batch = extent.batch;
-    let cores = std::thread::available_parallelism()?.get() as f64;
     let mut rows = if asked.resume { kept()? } else { vec![] };
-    let default = contest.default();
-    for &line in extent.lines {
-        let link = pipe::lay(line.access()?)?;
-        for &teraflops in extent.speeds {
-            let is_here =
-                |row: &&Value| row["line"] == line.name() && row["teraflops"] == teraflops;
-            let measured: Vec<Value> = rows.iter().filter(is_here).cloned().collect();
-            let is_missing = |name: &str| measured.iter().all(|row| row["codec"] != name);
-            // Others on an unshaped line tell how much this machine can carry, nothing else.
-            let compared = match line {
-                Line::Unshaped => 0,
-                Line::Mbit(_) => extent.codecs.min(contest.all.len()),
-            };
-            let mut missing: Vec<&Contestant> = contest.all[..compared].iter().collect();
-            if missing.iter().all(|codec| codec.name != default.name) {
-                missing.push(default);
-            }
-            missing.retain(|codec| is_missing(&codec.name));
-            if missing.is_empty() {
-                continue;
-            }
-            let microbatches = match measured.first() {
-                Some(row) => row["microbatches"].as_u64().context("a number")?,
-                None => pipe_of(default, (batch, batch / SEQUENCES), teraflops, line)
-                    .proposed(&link, data)?,
-            };
-            for codec in missing {
-                let pipe = pipe_of(codec, (batch, microbatches), teraflops, line);
-                let seen = pipe.measure(&link, extent.steps, data);
-                let seen = seen.with_context(|| format!("{} over {}", codec.name, line.name()))?;
-                let step_seconds = seen.step_us() / 1e6;
-                let row = json!({
-                    "line": line.name(),
-                    "teraflops": teraflops,
-                    "codec": codec.name,
-                    "bytes_a_token": codec.bytes_a_token(D_MODEL),
-                    "microbatches": microbatches,
-                    "microbatch_us": pipe.microbatch_us,
-                    "step_seconds": step_seconds,
-                    "step_ms": seen.step_ms,
-                    "cpu_share": seen.cpu_share / cores,
-                    "seats": seen.seats,
-                    "load_before": seen.load_before,
-                });
-                println!(
-                    "{}, {teraflops} TFLOP/s, {}: {step_seconds:.2} s a step, {:.0} steps to {:.3}",
-                    line.name(),
-                    codec.name,
-                    codec.steps,
-                    contest.loss
-                );
-                rows.push(row);
-                let figures = json!({
-                    "loss": contest.loss,
-                    "default": default.name,
-                    "seats": SEATS,
-                    "batch": batch,
-                    "context": CONTEXT,
-                    "d_model": D_MODEL,
-                    "steps_to_loss": steps(&contest),
-                    "seconds_to_loss": seconds_to_loss(&contest, &rows),
-                    "rows": rows,
-                });
-                asked.keep("time_to_loss", &figures)?;
-            }
+    for (place, codec) in extent.cases(&contest) {
+        let Place { line, teraflops } = place;
+        let is_here = |row: &&Value| row["line"] == line.name() && row["teraflops"] == teraflops;
+        let mut measured = rows.iter().filter(is_here);
+        let microbatches = measured.clone().next().map(|row| &row["microbatches"]);
+        if measured.any(|row| row["codec"] == codec.name) {
+            continue;
         }
+        let link = pipe::lay(line.access()?)?;
+        let microbatches = match microbatches {
+            Some(found) => found.as_u64().context("a number")?,
+            None => {
+                let asked_for = (extent.batch, extent.batch / SEQUENCES);
+                pipe_of(codec, asked_for, place).proposed(&link, data)?
+            }
+        };
+        let pipe = pipe_of(codec, (extent.batch, microbatches), place);
+        let seen = pipe.measure(&link, extent.steps, data);
+        let seen = seen.with_context(|| format!("{} over {}", codec.name, line.name()))?;
+        let step_seconds = seen.step_us() / 1e6;
+        println!(
+            "{}, {teraflops} TFLOP/s, {}: {step_seconds:.2} s a step, {:.0} steps to {:.3}",
+            line.name(),
+            codec.name,
+            codec.steps,
+            contest.loss
+        );
+        rows.push(json!({
+            "line": line.name(),
+            "teraflops": teraflops,
+            "codec": codec.name,
+            "bytes_a_token": codec.bytes_a_token(D_MODEL),
+            "microbatches": microbatches,
+            "microbatch_us": pipe.microbatch_us,
+            "step_seconds": step_seconds,
+            "step_ms": seen.step_ms,
+            "cpu_share": seen.cpu_share / std::thread::available_parallelism()?.get() as f64,
+            "seats": seen.seats,
+            "load_before": seen.load_before,
+        }));
+        let figures = json!({
+            "loss": contest.loss,
+            "default": contest.default().name,
+            "seats": SEATS,
+            "batch": extent.batch,
+            "context": CONTEXT,
+            "d_model": D_MODEL,
+            "steps_to_loss": steps(&contest),
+            "seconds_to_loss": seconds_to_loss(&contest, &rows),
+            "rows": rows,
+        });
+        asked.keep("time_to_loss", &figures)?;
     }
     Ok(())
 }
