@@ -77,3 +77,31 @@ fn rotate<T: Copy + Default + Add<Output = T> + Sub<Output = T>>(tile: &mut [T; 
         *tile = next;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tile_is_rotated_by_sylvesters_matrix() {
+        // Its entry is negative where row and column share an odd number of bits.
+        let is_negative = |row: usize, column: usize| (row & column).count_ones() % 2 == 1;
+        for column in 0..INT4_TILE {
+            let mut tile = [0_i16; INT4_TILE];
+            tile[column] = 1;
+            rotate(&mut tile);
+            let expected: [i16; INT4_TILE] =
+                std::array::from_fn(|row| if is_negative(row, column) { -1 } else { 1 });
+            assert_eq!(tile, expected, "column {column}");
+        }
+    }
+
+    #[test]
+    fn sums_begin_with_what_is_farthest_apart() {
+        // 2^24 takes up a 1 only together with another one.
+        let mut tile = [0.0_f32; INT4_TILE];
+        (tile[0], tile[1], tile[1 + HALF]) = (16_777_216.0, 1.0, 1.0);
+        rotate(&mut tile);
+        assert_eq!(tile[0], 16_777_218.0);
+    }
+}
