@@ -195,10 +195,26 @@ pub(crate) fn figures(asked: &Figures) -> anyhow::Result<()> {
     }
 }
 
-/// Writes `tests/figures/NAME.json`.
-pub(crate) fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
+/// `tests/figures/NAME.json`.
+fn file(name: &str) -> PathBuf {
     let folder = paths::repository().join("tests").join("figures");
-    let file = folder.join(format!("{name}.json"));
+    folder.join(format!("{name}.json"))
+}
+
+/// What was written there before, if anything.
+fn saved(name: &str) -> anyhow::Result<Option<Value>> {
+    let file = file(name);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let written = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let mut document: Value = serde_json::from_str(&written)?;
+    Ok(Some(document["figures"].take()))
+}
+
+/// Writes it.
+pub(crate) fn save(name: &str, figures: &Value) -> anyhow::Result<()> {
+    let file = file(name);
     std::fs::create_dir_all(file.parent().context("the file lies in a folder")?)?;
     let document = json!({ "made_by": made_by()?, "figures": figures });
     std::fs::write(&file, format!("{document:#}\n"))?;

@@ -21,7 +21,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Figures, load, mean, save, save_tokens};
+use super::{Figures, load, mean, save, save_tokens, saved};
 pub(super) use contest::{Contest, Contestant, contest};
 use plan::{Phase, Plan};
 use point::Point;
@@ -153,34 +153,21 @@ impl Bench {
 
 /// What was measured before, on the same text.
 fn kept(text: &Value) -> anyhow::Result<Vec<Row>> {
-    let file = file();
-    if !file.exists() {
+    let Some(mut figures) = saved("frontier")? else {
         return Ok(vec![]);
-    }
-    let figures = figures_of(&file)?;
+    };
     ensure!(
         figures["text"] == *text,
-        "{} was measured on another text: leave out --resume to begin anew",
-        file.display()
+        "what is in tests/figures was measured on another text: leave out --resume to begin anew"
     );
-    Ok(serde_json::from_value(figures["runs"].clone())?)
+    Ok(serde_json::from_value(figures["runs"].take())?)
 }
 
 /// All that was measured.
 fn written() -> anyhow::Result<Vec<Row>> {
-    Ok(serde_json::from_value(
-        figures_of(&file())?["runs"].clone(),
-    )?)
-}
-
-fn file() -> PathBuf {
-    paths::repository().join("tests/figures/frontier.json")
-}
-
-fn figures_of(file: &Path) -> anyhow::Result<Value> {
-    let written = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let mut document: Value = serde_json::from_str(&written)?;
-    Ok(document["figures"].take())
+    let figures = saved("frontier")?;
+    let mut figures = figures.context("cargo xtask figures frontier comes first")?;
+    Ok(serde_json::from_value(figures["runs"].take())?)
 }
 
 fn train(point: &Point, eval_microbatches: u64, folder: &Path) -> anyhow::Result<Row> {

@@ -18,13 +18,12 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use ::tests::link::{Access, Path};
-use ::tests::paths;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::Figures;
 use super::frontier::{Contest, Contestant, contest};
 use super::pipe::{self, Pipe, SEATS};
+use super::{Figures, saved};
 
 /// `base`: its width, context and blocks.
 const D_MODEL: u64 = 768;
@@ -170,7 +169,26 @@ pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<(
         "the frontier has nothing to compare yet"
     );
     let extent = if asked.quick { QUICK } else { WHOLE };
-    let mut rows = if asked.resume { kept()? } else { vec![] };
+    let default = contest.default().name.as_str();
+    let write = |rows: &[Value]| {
+        let figures = json!({
+            "loss": contest.loss,
+            "default": default,
+            "seats": SEATS,
+            "batch": extent.batch,
+            "context": CONTEXT,
+            "d_model": D_MODEL,
+            "steps_to_loss": steps(&contest),
+            "seconds_to_loss": seconds_to_loss(&contest, rows),
+            "rows": rows,
+        });
+        asked.keep("time_to_loss", &figures)
+    };
+    let mut rows = if asked.resume {
+        kept(default, extent.batch)?
+    } else {
+        vec![]
+    };
     for (place, codec) in extent.cases(&contest) {
         let Place { line, teraflops } = place;
         let is_here = |row: &&Value| row["line"] == line.name() && row["teraflops"] == teraflops;
@@ -211,32 +229,22 @@ pub(super) fn time_to_loss(asked: &Figures, data: &FilePath) -> anyhow::Result<(
             "seats": seen.seats,
             "load_before": seen.load_before,
         }));
-        let figures = json!({
-            "loss": contest.loss,
-            "default": contest.default().name,
-            "seats": SEATS,
-            "batch": extent.batch,
-            "context": CONTEXT,
-            "d_model": D_MODEL,
-            "steps_to_loss": steps(&contest),
-            "seconds_to_loss": seconds_to_loss(&contest, &rows),
-            "rows": rows,
-        });
-        asked.keep("time_to_loss", &figures)?;
+        write(&rows)?;
     }
-    Ok(())
+    // What was measured before is compared anew.
+    write(&rows)
 }
 
-/// What was measured before.
-fn kept() -> anyhow::Result<Vec<Value>> {
-    let file = paths::repository().join("tests/figures/time_to_loss.json");
-    if !file.exists() {
+/// What was measured before, with the same cut of the same step.
+fn kept(default: &str, batch: u64) -> anyhow::Result<Vec<Value>> {
+    let Some(mut figures) = saved("time_to_loss")? else {
         return Ok(vec![]);
-    }
-    let written = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let document: Value = serde_json::from_str(&written)?;
-    let rows = document["figures"]["rows"].as_array();
-    Ok(rows.context("rows")?.clone())
+    };
+    ensure!(
+        figures["default"] == default && figures["batch"] == batch,
+        "what is in tests/figures was measured with another default or batch: leave out --resume to begin anew"
+    );
+    Ok(serde_json::from_value(figures["rows"].take())?)
 }
 
 /// Each codec's.
